@@ -1,0 +1,87 @@
+"""Condition types and reasons: every one that the operator may write, in one place."""
+
+from enum import StrEnum
+
+
+class ConditionType(StrEnum):
+    """Types of conditions on a GptOssDeployment."""
+
+    READY = "Ready"
+    RECONCILING = "Reconciling"
+    STALLED = "Stalled"
+    WEIGHTS_VERIFIED = "WeightsVerified"
+    ENGINE_READY = "EngineReady"
+    SCALED_TO_ZERO = "ScaledToZero"
+    DEGRADED = "Degraded"
+    NAME_CONFLICT = "NameConflict"
+
+
+class Reason(StrEnum):
+    """Reasons of conditions. Trust failures carry the reason of the failed check instead (see ``TrustReason``)."""
+
+    # Ready, Reconciling
+    PROGRESSING = "Progressing"
+    SERVING = "Serving"
+    IDLE = "Idle"
+    DRAINING = "Draining"
+    WAKING = "Waking"
+    SUSPENDED = "Suspended"
+    RECONCILED = "Reconciled"
+    WAITING_FOR_START = "WaitingForStart"
+    PAUSED = "Paused"
+    # Stalled
+    NOT_STALLED = "NotStalled"
+    INVALID_SPEC = "InvalidSpec"
+    UNKNOWN_CLUSTER = "UnknownCluster"
+    NAMESPACE_NOT_ALLOWED = "NamespaceNotAllowed"
+    ROUTE_CONFLICT = "RouteConflict"
+    START_TIMEOUT = "StartTimeout"
+    ENGINE_FAILED = "EngineFailed"
+    SERVING_VERSION_MISMATCH = "ServingVersionMismatch"
+    UNTRUSTED_WEIGHTS = "UntrustedWeights"
+    # EngineReady
+    ANSWERING = "Answering"
+    NOT_ANSWERING = "NotAnswering"
+    STARTING = "Starting"
+    STOPPED = "Stopped"
+    NOT_PROVED = "NotProved"
+    # WeightsVerified
+    VERIFIED = "Verified"
+    SIGNATURE_VERIFIED = "SignatureVerified"
+    NOT_CHECKED = "NotChecked"
+    # Degraded
+    HEALTHY = "Healthy"
+    CLUSTER_UNREACHABLE = "ClusterUnreachable"
+    FOREIGN_CONFIGURATION_REDACTED = "ForeignConfigurationRedacted"
+    # NameConflict
+    NAME_TAKEN = "NameTaken"
+    NAME_UNIQUE = "NameUnique"
+
+
+class TrustReason(StrEnum):
+    """Why weights are not trusted or could not be fetched; reasons of WeightsVerified=False."""
+
+    NO_POLICY = "NoPolicy"
+    AMBIGUOUS_POLICY = "AmbiguousPolicy"
+    POLICY_NOT_FOUND = "PolicyNotFound"
+    INVALID_POLICY = "InvalidPolicy"
+    SOURCE_NOT_ALLOWED = "SourceNotAllowed"
+    UNSIGNED = "Unsigned"
+    MALFORMED_SIGNATURE = "MalformedSignature"
+    MALFORMED_MANIFEST = "MalformedManifest"
+    UNTRUSTED_SIGNER = "UntrustedSigner"
+    SUBJECT_MISMATCH = "SubjectMismatch"
+    DENIED_DIGEST = "DeniedDigest"
+    MANIFEST_CHANGED = "ManifestChanged"
+    DIGEST_MISMATCH = "DigestMismatch"
+    FORBIDDEN_CONTENT = "ForbiddenContent"
+    MISSING_FILE = "MissingFile"
+    SOURCE_UNAVAILABLE = "SourceUnavailable"
+    ACCESS_DENIED = "AccessDenied"
+    NO_SPACE = "NoSpace"
+    STORAGE_FAILED = "StorageFailed"
+    STALLED_TRANSFER = "StalledTransfer"
+
+
+MAX_MESSAGE_LENGTH = 1024
+"""Longest message of a condition, in characters."""

@@ -1,0 +1,266 @@
+"""GptOssDeployment: the specification that users write, its defaults, bounds and rules.
+
+The rules stand here once: the CRD's schema, its CEL expressions and the API reference are
+generated from these models (see ``crd.py``).
+"""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import ConfigDict, Field
+
+from gptoss_api.engine_arguments import EXTRA_ARGUMENTS_SCHEMA, ExtraArguments
+from gptoss_api.model import INT32, ApiModel, Digest, Name, cel, rules
+from gptoss_api.names import MAX_NAME_LENGTH
+
+
+class Model(ApiModel):
+    """Which weights to serve."""
+
+    model_config = ConfigDict(
+        json_schema_extra=cel(
+            "!has(self.revision)",
+            "spec.model.revision pins a commit of an hf:// source; remove it for s3:// and file:// "
+            "(pin the weights with spec.verification.manifestDigest instead)",
+            fieldPath=".revision",
+        )
+    )
+
+    name: Literal["gpt-oss-20b", "gpt-oss-120b", "custom"] = Field(
+        description="Selects the profile of engine settings. It must equal the subject that the weights "
+        "are signed for, unless verification.subject says otherwise.",
+    )
+    uri: Annotated[str, Field(min_length=6, max_length=1024)] = Field(
+        description="Where the weights lie: s3://bucket/prefix or file:///folder. The bundle model.sig lies beside "
+        "them. Which prefixes are allowed is for the WeightTrustPolicy to say.",
+        json_schema_extra=cel(
+            "self.matches('^s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[^/?#@]+)*/?$') || "
+            "self.matches('^file://(/[^/?#@]+)+/?$')",
+            "spec.model.uri must be s3://bucket/prefix or file:///folder, without credentials, query, "
+            "fragment or empty path segments",
+        ),
+    )
+    revision: Annotated[str, Field(max_length=64)] | None = Field(
+        default=None, description="Reserved for the commit id of an hf:// source; refused with every other."
+    )
+    served_name: (
+        Annotated[str, Field(min_length=1, max_length=63, pattern=r"^[A-Za-z0-9]([-A-Za-z0-9._]*[A-Za-z0-9])?$")] | None
+    ) = Field(
+        default=None,
+        description="Name that clients ask for, by default the object's name. namespace/name always works too.",
+    )
+
+
+class PolicyRef(ApiModel):
+    """Names a WeightTrustPolicy."""
+
+    name: Name = Field(description="Name of a policy whose namespaceSelector selects this namespace.")
+
+
+class Verification(ApiModel):
+    """Narrows what the WeightTrustPolicy allows. It never widens it."""
+
+    policy_ref: PolicyRef | None = Field(
+        default=None,
+        description="Policy to use instead of the one default policy that selects the namespace.",
+    )
+    manifest_digest: Digest | None = Field(
+        default=None,
+        description="Only weights whose signed manifest has this digest may run, "
+        "as `gptoss weights inspect` prints it.",
+    )
+    subject: (
+        Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9]([-A-Za-z0-9._/]*[A-Za-z0-9])?$")]
+        | None
+    ) = Field(default=None, description="Subject that the weights must be signed for, by default model.name.")
+
+
+class Parallelism(ApiModel):
+    """How one replica is spread over accelerators. More replicas are data parallelism."""
+
+    tensor: Annotated[int, Field(ge=1, le=8)] = Field(
+        default=1,
+        description="Accelerators of one node that share each layer: 1, 2, 4 or 8.",
+        json_schema_extra=rules(INT32, cel("self in [1, 2, 4, 8]", "spec.parallelism.tensor must be 1, 2, 4 or 8")),
+    )
+
+
+class Engine(ApiModel):
+    """Overrides of the profile's engine settings."""
+
+    max_model_len: Annotated[int, Field(ge=256, le=131072)] | None = Field(
+        default=None,
+        description="Longest context in tokens, prompt and answer together; by default the profile's.",
+        json_schema_extra=INT32,
+    )
+    max_num_seqs: Annotated[int, Field(ge=1, le=4096)] | None = Field(
+        default=None,
+        description="Sequences that one replica works on at once; by default the profile's.",
+        json_schema_extra=INT32,
+    )
+    extra_args: ExtraArguments = Field(
+        default_factory=dict,
+        description="Further vLLM engine arguments by exact name. Numbers are written as such, booleans as "
+        '"true" or "false". Nothing that names a path, module, plugin, template or endpoint is permitted.',
+        json_schema_extra=EXTRA_ARGUMENTS_SCHEMA,
+    )
+
+
+class Scaling(ApiModel):
+    """Bounds for replicas, and how the deployment sleeps and wakes."""
+
+    model_config = ConfigDict(
+        json_schema_extra=cel(
+            "self.minReplicas <= self.maxReplicas",
+            "spec.scaling.minReplicas must not exceed spec.scaling.maxReplicas: lower the one or raise the other",
+            fieldPath=".minReplicas",
+        )
+    )
+
+    min_replicas: Annotated[int, Field(ge=0, le=256)] = Field(
+        default=0,
+        description="Replicas that stay up without requests. 0 lets the model sleep.",
+        json_schema_extra=INT32,
+    )
+    max_replicas: Annotated[int, Field(ge=1, le=256)] = Field(
+        default=1, description="Most replicas under load.", json_schema_extra=INT32
+    )
+    target_ongoing_requests: Annotated[int, Field(ge=1, le=4096)] | None = Field(
+        default=None,
+        description="Requests per replica above which another is started; by default three quarters of the "
+        "engine's maxNumSeqs.",
+        json_schema_extra=INT32,
+    )
+    idle_seconds: Annotated[int, Field(ge=5, le=604800)] = Field(
+        default=900,
+        description="Seconds without a request after which the model goes to sleep.",
+        json_schema_extra=INT32,
+    )
+    wake_timeout_seconds: Annotated[int, Field(ge=1, le=3600)] = Field(
+        default=600,
+        description="Longest wait of one request for a waking model, in seconds.",
+        json_schema_extra=INT32,
+    )
+    start_timeout_seconds: Annotated[int, Field(ge=30, le=86400)] = Field(
+        default=3600,
+        description="Seconds after which a start that does not answer is given up as failed.",
+        json_schema_extra=INT32,
+    )
+    max_held_requests: Annotated[int, Field(ge=0, le=10000)] = Field(
+        default=100,
+        description="Requests each gateway holds for this model while it wakes; more are refused with 429.",
+        json_schema_extra=INT32,
+    )
+    initial: Literal["Prove", "Idle"] = Field(
+        default="Prove",
+        description="Prove starts a new deployment once, so that Ready means it has answered. Idle leaves it "
+        "asleep until the first request, its signature checked.",
+    )
+
+
+class RolloutStrategy(ApiModel):
+    """How a change replaces running replicas."""
+
+    type: Literal["BlueGreen", "Recreate"] = Field(
+        default="BlueGreen",
+        description="BlueGreen starts the new replica before the old one stops and needs room for both. "
+        "Recreate stops first, where accelerators are scarce.",
+    )
+
+
+class RayServeSubstrate(ApiModel):
+    """Replicas on an existing Ray cluster."""
+
+    cluster_name: Name = Field(description="Name of an administrator's entry for a Ray cluster.")
+
+
+class Substrate(ApiModel):
+    """Where replicas run."""
+
+    ray_serve: RayServeSubstrate | None = Field(default=None, description="On an existing Ray cluster.")
+
+
+class GptOssDeploymentSpec(ApiModel):
+    """What to serve, and how."""
+
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            cel(
+                "self.model.name != 'custom' || (has(self.verification) && has(self.verification.subject))",
+                "spec.verification.subject is required with spec.model.name custom: "
+                "name the subject that the weights are signed for",
+                fieldPath=".verification",
+            ),
+            cel(
+                "has(self.substrate) == has(oldSelf.substrate) && "
+                "(!has(self.substrate) || self.substrate == oldSelf.substrate)",
+                "spec.substrate is immutable: create another deployment and delete this one",
+                fieldPath=".substrate",
+            ),
+        )
+    )
+
+    model: Model = Field(description="The model to serve.")
+    verification: Verification = Field(
+        default_factory=Verification, description="Narrows which signed weights may run."
+    )
+    parallelism: Parallelism = Field(default_factory=Parallelism, description="Accelerators per replica.")
+    engine: Engine = Field(default_factory=Engine, description="Engine settings that differ from the profile.")
+    scaling: Scaling = Field(default_factory=Scaling, description="Replicas, sleep and wake.")
+    rollout_strategy: RolloutStrategy = Field(
+        default_factory=RolloutStrategy, description="How changes are rolled out."
+    )
+    substrate: Substrate | None = Field(
+        default=None, description="Where replicas run; by default what the operator's settings say."
+    )
+    suspend: bool = Field(default=False, description="Puts the model to sleep at once and refuses requests.")
+
+    @property
+    def subject(self) -> str:
+        """The subject name that the weights must be signed for."""
+        return self.verification.subject or self.model.name
+
+
+class GptOssDeployment(ApiModel):
+    """One deployment as read from the API server: identity, annotations and specification."""
+
+    namespace: str
+    name: str
+    uid: str
+    generation: int
+    resource_version: str = ""
+    annotations: Mapping[str, str] = Field(default_factory=dict)
+    deleting: bool = False
+    spec: GptOssDeploymentSpec
+
+    @classmethod
+    def parse(cls, raw: Mapping[str, Any]) -> Self:
+        """Read a raw object of the API server; pydantic's ValidationError says what is wrong with it."""
+        metadata = raw["metadata"]
+        return cls(
+            namespace=metadata["namespace"],
+            name=metadata["name"],
+            uid=metadata["uid"],
+            generation=metadata.get("generation", 0),
+            resource_version=metadata.get("resourceVersion", ""),
+            annotations=metadata.get("annotations") or {},
+            deleting="deletionTimestamp" in metadata,
+            spec=GptOssDeploymentSpec.model_validate(raw["spec"]),
+        )
+
+    @property
+    def served_name(self) -> str:
+        """The bare name that clients may ask for."""
+        return self.spec.model.served_name or self.name
+
+    @property
+    def qualified_name(self) -> str:
+        """``namespace/name``, which always works."""
+        return f"{self.namespace}/{self.name}"
+
+
+NAME_RULE = cel(
+    f"self.metadata.name.size() <= {MAX_NAME_LENGTH} && self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')",
+    f"metadata.name must be a DNS-1035 label (a-z, 0-9, '-', starting with a letter) of at most {MAX_NAME_LENGTH} "
+    "characters: choose a shorter or simpler name",
+)

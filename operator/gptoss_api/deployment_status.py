@@ -1,0 +1,105 @@
+"""GptOssDeployment's status: what the operator tells people, gateways and GitOps tools."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from gptoss_api.conditions import MAX_MESSAGE_LENGTH
+from gptoss_api.model import DATE_TIME, INT32, INT64, ApiModel
+
+_Text = Annotated[str, Field(max_length=MAX_MESSAGE_LENGTH)]
+_Time = Annotated[str, Field(max_length=64)]
+
+
+class Condition(ApiModel):
+    """One observed aspect, in Kubernetes' usual form."""
+
+    type: Annotated[str, Field(max_length=64)] = Field(description="Aspect that is observed.")
+    status: Annotated[str, Field(max_length=7)] = Field(description="True, False or Unknown.")
+    reason: Annotated[str, Field(max_length=128)] = Field(description="One word for programs.")
+    message: _Text = Field(default="", description="A sentence for people that says what to change.")
+    last_transition_time: _Time = Field(description="When status last changed.", json_schema_extra=DATE_TIME)
+    observed_generation: int | None = Field(
+        default=None,
+        description="Generation of the object this was observed for.",
+        json_schema_extra=INT64,
+    )
+
+
+class Replicas(ApiModel):
+    """Counts of replicas."""
+
+    ready: int = Field(default=0, description="Replicas that run.", json_schema_extra=INT32)
+    desired: int = Field(default=0, description="Replicas that are wanted now.", json_schema_extra=INT32)
+
+
+class Endpoint(ApiModel):
+    """Where clients go."""
+
+    url: Annotated[str, Field(max_length=1024)] = Field(description="Base URL of the gateway's OpenAI API.")
+    model: Annotated[str, Field(max_length=128)] = Field(description="Name to ask for; namespace/name works too.")
+
+
+class EngineStatus(ApiModel):
+    """What the engine was started with."""
+
+    line: Annotated[str, Field(max_length=4096)] = Field(description="Resolved engine arguments, as vLLM's flags.")
+    profile_version: Annotated[str, Field(max_length=64)] = Field(description="Profile and its version.")
+
+
+class WeightsStatus(ApiModel):
+    """Which weights run, and who signed them."""
+
+    manifest_digest: Annotated[str, Field(max_length=71)] = Field(description="Digest of the signed manifest.")
+    signer: Annotated[str, Field(max_length=128)] = Field(description="Fingerprint of the key that signed.")
+    authority: Annotated[str, Field(max_length=63)] = Field(description="Authority of the policy that matched.")
+    policy: Annotated[str, Field(max_length=253)] = Field(description="WeightTrustPolicy that allowed it.")
+    verified_at: _Time = Field(description="When signature and policy were checked.", json_schema_extra=DATE_TIME)
+
+
+class Wake(ApiModel):
+    """The last or the running wake."""
+
+    started_at: _Time | None = Field(default=None, description="When demand was seen.", json_schema_extra=DATE_TIME)
+    stage: Annotated[str, Field(max_length=63)] | None = Field(
+        default=None, description="Stage of a running wake; absent when none runs."
+    )
+    last_seconds: float | None = Field(
+        default=None, description="Seconds the last finished wake took, from demand to an answering engine."
+    )
+
+
+class GptOssDeploymentStatus(ApiModel):
+    """What is. Written by the operator only."""
+
+    observed_generation: int | None = Field(
+        default=None,
+        description="Generation that this status describes.",
+        json_schema_extra=INT64,
+    )
+    state: Annotated[str, Field(max_length=63)] | None = Field(
+        default=None, description="One word for people, derived from the conditions; programs read those."
+    )
+    replicas: Replicas | None = Field(default=None, description="Counts of replicas.")
+    endpoint: Endpoint | None = Field(default=None, description="Where clients go.")
+    engine: EngineStatus | None = Field(default=None, description="What the engine was started with.")
+    weights: WeightsStatus | None = Field(default=None, description="Verified weights.")
+    wake: Wake | None = Field(default=None, description="The last or the running wake.")
+    drain_epoch: int | None = Field(
+        default=None,
+        description="Counts drains. Gateways hold new requests while a drain runs and acknowledge its number.",
+        json_schema_extra=INT64,
+    )
+    proved_generation: int | None = Field(
+        default=None,
+        description="Last generation of the engine's settings that has answered.",
+        json_schema_extra=INT64,
+    )
+    last_retry: Annotated[str, Field(max_length=256)] | None = Field(
+        default=None, description="Last value of the retry annotation that was acted on."
+    )
+    conditions: Annotated[tuple[Condition, ...], Field(max_length=16)] = Field(
+        default=(),
+        description="Observed aspects.",
+        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
+    )

@@ -1,0 +1,82 @@
+"""Specification + profile → engine settings. Pure, and byte-stable: equal input gives equal output.
+
+Three layers, the later one wins: what every gpt-oss needs, the profile for the tensor parallel
+size, the manifest's own fields.
+"""
+
+from dataclasses import dataclass
+
+from gptoss_api.application import EngineArgument, ServingArguments, WeightsArguments
+from gptoss_api.deployment import GptOssDeployment, GptOssDeploymentSpec
+from gptoss_api.engine_arguments import typed
+from gptoss_api.names import engine_model_id
+from gptoss_api.profiles import Profile
+
+_EVERY_GPT_OSS: dict[str, EngineArgument] = {
+    # gpt-oss speaks harmony; its tool calls come back as such only with this parser.
+    "enable_auto_tool_choice": True,
+    "tool_call_parser": "openai",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineConfig:
+    """What one replica's engine is started with.
+
+    Attributes:
+        arguments: vLLM's keyword arguments, sorted by name.
+        max_num_seqs: sequences the engine works on at once.
+        profile: profile and version they come from.
+    """
+
+    arguments: dict[str, EngineArgument]
+    max_num_seqs: int
+    profile: str
+
+    @property
+    def line(self) -> str:
+        """The arguments as vLLM's command line would have them."""
+        return " ".join(_flag(name, value) for name, value in self.arguments.items())
+
+
+def resolve(spec: GptOssDeploymentSpec, profile: Profile) -> EngineConfig:
+    """Resolve a specification against a profile.
+
+    Raises:
+        ValueError: an engine argument that is not permitted or mistyped.
+    """
+    max_num_seqs = spec.engine.max_num_seqs or profile.max_num_seqs
+    max_model_len = spec.engine.max_model_len or profile.max_model_len
+    arguments: dict[str, EngineArgument] = dict(_EVERY_GPT_OSS)
+    arguments |= profile.by_tensor.get(spec.parallelism.tensor, {})
+    arguments |= {"max_num_seqs": max_num_seqs, "tensor_parallel_size": spec.parallelism.tensor}
+    if max_model_len is not None:
+        arguments["max_model_len"] = max_model_len
+    arguments |= typed(spec.engine.extra_args)
+    return EngineConfig(arguments=dict(sorted(arguments.items())), max_num_seqs=max_num_seqs, profile=profile.label)
+
+
+def serving_arguments(
+    deployment: GptOssDeployment, engine: EngineConfig, *, installation: str, manifest_digest: str
+) -> ServingArguments:
+    """Return the Serve application's arguments for verified weights (``manifest_digest``: ``sha256:…``)."""
+    return ServingArguments(
+        installation=installation,
+        namespace=deployment.namespace,
+        name=deployment.name,
+        model_id=engine_model_id(deployment.namespace, deployment.name, deployment.uid),
+        weights=WeightsArguments(
+            uri=deployment.spec.model.uri, manifest_digest=manifest_digest, subject=deployment.spec.subject
+        ),
+        tensor=deployment.spec.parallelism.tensor,
+        engine=engine.arguments,
+    )
+
+
+def _flag(name: str, value: EngineArgument) -> str:
+    flag = "--" + name.replace("_", "-")
+    if value is True:
+        return flag
+    if value is False:
+        return "--no-" + name.replace("_", "-")
+    return f"{flag} {value}"

@@ -1,0 +1,101 @@
+"""WeightTrustPolicy: whose signatures an administrator accepts, for which models, from which sources."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from gptoss_api.model import ApiModel, Digest, Name, cel
+
+
+class LabelRequirement(ApiModel):
+    """One requirement of a label selector."""
+
+    key: Annotated[str, Field(min_length=1, max_length=317)] = Field(description="Label's key.")
+    operator: Literal["In", "NotIn", "Exists", "DoesNotExist"] = Field(description="How values are compared.")
+    values: Annotated[tuple[Annotated[str, Field(max_length=63)], ...], Field(max_length=32)] = Field(
+        default=(), description="Values for In and NotIn."
+    )
+
+
+class LabelSelector(ApiModel):
+    """Selects namespaces by their labels. An empty selector selects all."""
+
+    match_labels: dict[str, Annotated[str, Field(max_length=63)]] = Field(
+        default_factory=dict,
+        description="Labels that must have exactly these values.",
+        json_schema_extra={"maxProperties": 32},
+    )
+    match_expressions: Annotated[tuple[LabelRequirement, ...], Field(max_length=32)] = Field(
+        default=(), description="Further requirements; all must hold."
+    )
+
+
+class Source(ApiModel):
+    """Where weights may come from."""
+
+    prefix: Annotated[str, Field(min_length=6, max_length=1024)] = Field(
+        description="URIs that start here are allowed, on path segment boundaries, such as s3://models.",
+        json_schema_extra=cel(
+            "self.matches('^(s3|file)://[^?#@]+$')",
+            "sources[].prefix must start with s3:// or file:// and hold no credentials, query or fragment",
+        ),
+    )
+
+
+class PublicKey(ApiModel):
+    """An elliptic-curve public key (P-256, P-384 or P-521)."""
+
+    public_key: Annotated[str, Field(min_length=64, max_length=4096)] = Field(
+        alias="publicKeyPEM",
+        description="PEM text of the SubjectPublicKeyInfo, as `gptoss weights keygen` writes it.",
+        json_schema_extra=cel(
+            "self.startsWith('-----BEGIN PUBLIC KEY-----')",
+            "publicKeyPEM must be a PEM public key (BEGIN PUBLIC KEY), not a private key or certificate",
+        ),
+    )
+
+
+class Authority(ApiModel):
+    """A signer that is trusted for some models."""
+
+    name: Name = Field(description="Shown in status and metrics as the authority that matched.")
+    models: Annotated[
+        tuple[Annotated[str, Field(min_length=1, max_length=128)], ...], Field(min_length=1, max_length=64)
+    ] = Field(description="Globs over the signed subject name, such as gpt-oss-*.")
+    key: PublicKey = Field(description="The key that signs.")
+
+
+class Denied(ApiModel):
+    """What is refused whoever signed it."""
+
+    manifest_digests: Annotated[tuple[Digest, ...], Field(max_length=1024)] = Field(
+        default=(), description="Digests of manifests that must not be started any more."
+    )
+
+
+class WeightTrustPolicySpec(ApiModel):
+    """Whose weights may run in which namespaces. Cluster-scoped and owned by administrators."""
+
+    namespace_selector: LabelSelector | None = Field(
+        default=None, description="Namespaces this policy is for; absent selects every namespace."
+    )
+    default: bool = Field(
+        default=False,
+        description="Applies to deployments of the selected namespaces that name no policy. "
+        "Exactly one default may select a namespace.",
+    )
+    sources: Annotated[tuple[Source, ...], Field(min_length=1, max_length=64)] = Field(
+        description="Where weights may come from."
+    )
+    authorities: Annotated[tuple[Authority, ...], Field(min_length=1, max_length=64)] = Field(
+        description="Who may sign what.",
+        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
+    )
+    denied: Denied = Field(default_factory=Denied, description="Deny-lists; they beat every authority.")
+
+
+class WeightTrustPolicy(ApiModel):
+    """A policy with its name, as read from the API server."""
+
+    name: str
+    spec: WeightTrustPolicySpec
