@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from pydantic import Field
 
+from gptoss_api import reference
 from gptoss_api.crd import crds, rendered, structural_schema
 from gptoss_api.deployment import GptOssDeploymentSpec
 from gptoss_api.model import ApiModel
@@ -61,3 +62,7 @@ def test_a_union_that_no_structural_schema_can_express_is_refused() -> None:
 
     with pytest.raises(ValueError, match=r"Either\.value"):
         structural_schema(Either)
+
+
+def test_the_api_reference_is_current() -> None:
+    assert (CRDS.parent / "docs" / "api.md").read_text() == reference.rendered()
