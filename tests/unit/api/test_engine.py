@@ -57,7 +57,7 @@ def test_the_line_reads_like_vllms_flags() -> None:
     ],
 )
 def test_a_forbidden_or_mistyped_argument_is_named(arguments, names) -> None:
-    with pytest.raises(ValueError) as failure:
+    with pytest.raises(ValueError, match=names[0]) as failure:
         typed(arguments)
     for part in names:
         assert part in str(failure.value)
