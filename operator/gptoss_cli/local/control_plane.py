@@ -215,9 +215,7 @@ class ControlPlane:
                 "apiVersion": "v1",
                 "kind": "Config",
                 "current-context": "local",
-                "clusters": [
-                    {"name": "local", "cluster": {"server": self.url, "certificate-authority": str(authority)}}
-                ],
+                "clusters": [{"name": "local", "cluster": cluster}],
                 "users": [{"name": user, "user": {"token": (self.folder / f"{user}.token").read_text()}}],
                 "contexts": [{"name": "local", "context": {"cluster": "local", "user": user, "namespace": "default"}}],
             }
