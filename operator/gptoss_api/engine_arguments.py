@@ -41,10 +41,10 @@ EXTRA_ARGUMENTS_SCHEMA: Schema = rules(
         "spec.engine.extraArgs may only hold " + ", ".join(PERMITTED) + ": remove the others",
     ),
     cel(
-        f"self.all(k, !(k in {_keys('integer')}) || type(self[k]) == int || string(self[k]).matches('^[0-9]{{1,9}}$'))",
+        f"self.all(k, !(k in {_keys('integer')}) || type(self[k]) == int)",
         "spec.engine.extraArgs: "
         + ", ".join(n for n, k in PERMITTED.items() if k == "integer")
-        + " take whole numbers",
+        + " take whole numbers, without quotes",
     ),
     cel(
         f"self.all(k, !(k in {_keys('boolean')}) || (type(self[k]) == string && self[k] in ['true', 'false']))",
@@ -70,6 +70,6 @@ def _typed(name: str, value: int | str) -> int | bool:
         raise ValueError(f"spec.engine.extraArgs.{name} is not permitted: use one of {', '.join(PERMITTED)}")
     if kind == "boolean" and value in ("true", "false"):
         return value == "true"
-    if kind == "integer" and str(value).isdigit():
-        return int(value)
+    if kind == "integer" and isinstance(value, int) and not isinstance(value, bool):
+        return value
     raise ValueError(f"spec.engine.extraArgs.{name}: {value!r} is no {kind}")
