@@ -1,0 +1,242 @@
+"""Who may go to an engine now, who waits, and who is let go when the engine answers.
+
+A model takes requests when its status says so, or when its engine was just seen to answer. It takes
+none while it drains, and none while this gateway can't report (a model that may sleep could be put
+to sleep under it). Everything between "may it go?" and "it is in flight" happens in one step of the
+event loop: a drain that becomes known is acknowledged with true counts.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from functools import partial
+
+import aiohttp
+
+from gptoss_gateway import prober
+from gptoss_gateway.catalogue import Catalogue, ServedModel
+from gptoss_gateway.demand import Claim, Ledger
+from gptoss_gateway.errors import ModelRefusedError, NotFoundError, RequestError, WakeTimedOutError
+from gptoss_gateway.hold import Ticket, WaitingRoom
+from gptoss_gateway.metering import Metering
+from gptoss_gateway.upstream import Upstream, Upstreams
+
+FIRST_HEARTBEAT_SECONDS = 1.0
+"""A stream that waits longer gets its headers; what fails sooner still has its own status code."""
+HEARTBEAT_SECONDS = 5.0
+ANSWER_TRUSTED_SECONDS = 1.0
+"""How long an engine's own answer counts while the status lags behind."""
+RAMP_SECONDS = 0.1
+"""Between two groups of released requests; a group is as large as the engine takes at once."""
+DEFAULT_RETRY_AFTER_SECONDS = 30.0
+"""Told to clients of a model whose wakes were never measured."""
+_FENCE_POLL_SECONDS = 0.25
+
+
+@dataclass(frozen=True, kw_only=True)
+class Visit:
+    """One request at the door."""
+
+    uid: str
+    claim: Claim
+    size: int
+    arrived: float
+    heartbeat: Callable[[str], Awaitable[None]]
+
+
+class Admission:
+    """The door to every engine. ``may_report`` is false while this gateway's reports do not get through."""
+
+    def __init__(
+        self,
+        *,
+        catalogue: Catalogue,
+        ledger: Ledger,
+        room: WaitingRoom,
+        upstreams: Upstreams,
+        session: aiohttp.ClientSession,
+        metering: Metering,
+        may_report: Callable[[], bool],
+    ) -> None:
+        self._catalogue = catalogue
+        self._ledger = ledger
+        self._room = room
+        self._upstreams = upstreams
+        self._session = session
+        self._metering = metering
+        self._may_report = may_report
+        self._answered: dict[str, float] = {}
+        self._doubted: set[str] = set()
+        self._wakers: dict[str, asyncio.Task[None]] = {}
+        self._changes: dict[str, asyncio.Event] = {}
+        catalogue.listen(self._on_change)
+        for model in catalogue.all():
+            self._on_change(model.uid)
+
+    async def admit(self, visit: Visit, *, returning: bool = False) -> Upstream:
+        """Wait until the request may go; it is in flight when this returns.
+
+        Raises:
+            RequestError: it may not, or not in time.
+        """
+        model = self._require(visit.uid)
+        upstream = self._upstreams.locate(model)
+        if not returning and self._is_open(model):
+            visit.claim.fly()
+            return upstream
+        while True:
+            ticket = self._room.enter(model, size=visit.size, retry_after=retry_after(model), returning=returning)
+            visit.claim.wait()
+            self._watch(visit.uid)
+            try:
+                await self._wait(ticket, visit, model)
+            finally:
+                self._room.leave(ticket)
+            model = self._require(visit.uid)
+            if self._may_pass(model):
+                upstream = self._upstreams.locate(model)
+                visit.claim.fly()
+                return upstream
+            returning = True  # called, but a drain was faster: back to the head of the queue
+
+    def doubt(self, uid: str) -> None:
+        """Note that an engine failed a request: nobody goes there before it was seen to answer."""
+        self._answered.pop(uid, None)
+        if self._catalogue.get(uid) is not None:
+            self._doubted.add(uid)
+
+    async def close(self) -> None:
+        """End every probe."""
+        wakers = tuple(self._wakers.values())
+        for waker in wakers:
+            waker.cancel()
+        await asyncio.gather(*wakers, return_exceptions=True)
+
+    def _require(self, uid: str) -> ServedModel:
+        model = self._catalogue.get(uid)
+        if model is None:
+            raise _gone()
+        if model.refusal is not None:
+            raise _refused(model)
+        return model
+
+    def _may_pass(self, model: ServedModel) -> bool:
+        return model.draining_epoch is None and (self._may_report() or not model.may_sleep)
+
+    def _is_open(self, model: ServedModel) -> bool:
+        if not self._may_pass(model) or model.uid in self._doubted or self._room.waiting(model.uid):
+            return False
+        return model.engine_ready or self._now() < self._answered.get(model.uid, 0.0)
+
+    async def _wait(self, ticket: Ticket, visit: Visit, model: ServedModel) -> None:
+        deadline = visit.arrived + model.wake_timeout_seconds
+        beat = max(self._now(), visit.arrived + FIRST_HEARTBEAT_SECONDS)
+        began = self._now()
+        try:
+            while not ticket.called.done():
+                await asyncio.wait({ticket.called}, timeout=max(0.0, min(deadline, beat) - self._now()))
+                if ticket.called.done():
+                    break
+                if self._now() >= deadline:
+                    raise WakeTimedOutError(
+                        f"{model.qualified_name!r} did not answer within {model.wake_timeout_seconds:g} s "
+                        "(its spec.scaling.wakeTimeoutSeconds). It may still be starting: try again.",
+                        retry_after=retry_after(self._catalogue.get(visit.uid) or model),
+                    )
+                if self._now() >= beat:
+                    beat = self._now() + HEARTBEAT_SECONDS
+                    await visit.heartbeat(self._comment(visit))
+        finally:
+            self._metering.held(model, self._now() - began)
+        if (error := ticket.called.result()) is not None:
+            raise error
+
+    def _comment(self, visit: Visit) -> str:
+        model = self._catalogue.get(visit.uid)
+        parts = [f"waking {model.qualified_name}" if model else "waking"]
+        parts.append(f"waited {self._now() - visit.arrived:.0f} s")
+        if model is not None and model.wake_stage:
+            parts.append(f"stage {model.wake_stage}")
+        if model is not None and model.last_wake_seconds:
+            parts.append(f"the last wake took {model.last_wake_seconds:.0f} s")
+        return ", ".join(parts)
+
+    def _watch(self, uid: str) -> None:
+        waker = self._wakers.get(uid)
+        if waker is None or waker.done():
+            self._wakers[uid] = asyncio.create_task(self._wake(uid), name=f"wake {uid}")
+
+    async def _wake(self, uid: str) -> None:
+        """Release the requests that wait for one model, for as long as any do."""
+        try:
+            while self._room.waiting(uid):
+                model = self._catalogue.get(uid)
+                if model is None:
+                    self._room.refuse(uid, _gone)
+                elif model.refusal is not None:
+                    self._room.refuse(uid, partial(_refused, model))
+                elif not self._may_pass(model):
+                    await self._until_change(uid)
+                elif await prober.until_answer(self._session, lambda: self._probe_target(uid)):
+                    self._doubted.discard(uid)
+                    self._answered[uid] = self._now() + ANSWER_TRUSTED_SECONDS
+                    if self._room.call(uid, model.ramp):
+                        await asyncio.sleep(RAMP_SECONDS)
+        finally:
+            if self._wakers.get(uid) is asyncio.current_task():
+                del self._wakers[uid]
+
+    def _probe_target(self, uid: str) -> tuple[Upstream, str] | None:
+        model = self._catalogue.get(uid)
+        if model is None or model.refusal or not self._may_pass(model) or not self._room.waiting(uid):
+            return None
+        try:
+            return self._upstreams.locate(model), model.engine_id
+        except ModelRefusedError as error:
+            self._room.refuse(uid, partial(ModelRefusedError, error.message, code=error.error_code))
+            return None
+
+    async def _until_change(self, uid: str) -> None:
+        change = self._changes.setdefault(uid, asyncio.Event())
+        change.clear()
+        try:
+            await asyncio.wait_for(change.wait(), _FENCE_POLL_SECONDS)
+        except TimeoutError:
+            return  # the fence lifts without an event
+        finally:
+            self._changes.pop(uid, None)
+
+    def _on_change(self, uid: str) -> None:
+        model = self._catalogue.get(uid)
+        self._ledger.follow(uid, model)
+        if model is None:
+            self._answered.pop(uid, None)
+            self._doubted.discard(uid)
+            self._metering.forget(uid)
+        else:
+            self._metering.meet(model)
+            if model.draining_epoch is not None:
+                self._answered.pop(uid, None)
+        if (change := self._changes.get(uid)) is not None:
+            change.set()
+
+    @staticmethod
+    def _now() -> float:
+        return asyncio.get_running_loop().time()
+
+
+def retry_after(model: ServedModel) -> float:
+    """Return how many seconds a client should stay away, from the measured wake."""
+    return model.last_wake_seconds or DEFAULT_RETRY_AFTER_SECONDS
+
+
+def _gone() -> RequestError:
+    return NotFoundError("The model was deleted.", code="model_not_found", param="model")
+
+
+def _refused(model: ServedModel) -> RequestError:
+    assert model.refusal is not None  # noqa: S101 - callers looked
+    return ModelRefusedError(
+        f"{model.qualified_name!r} is not available: {model.refusal.reason}: {model.refusal.message}",
+        code=model.refusal.reason,
+    )

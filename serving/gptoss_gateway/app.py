@@ -1,0 +1,330 @@
+"""One request from the door to its end: route, key, body, model, admission, attempts, account.
+
+Everything a gateway process holds is put together here (``Gateway``), so two of them can live in one
+test. Files, signals and the Kubernetes client are ``server``'s affair.
+"""
+
+import asyncio
+import contextlib
+import json
+import logging
+import re
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import aiohttp
+from aiohttp import web
+
+from gptoss_api.names import MAX_REQUEST_SECONDS
+from gptoss_api.report import DeploymentDemand
+from gptoss_gateway.admission import Admission, Visit
+from gptoss_gateway.body import parse_body
+from gptoss_gateway.catalogue import Catalogue, ServedModel
+from gptoss_gateway.demand import Ledger
+from gptoss_gateway.errors import (
+    BadRequestError,
+    ClientLeftError,
+    Dialect,
+    ModelRefusedError,
+    NotFoundError,
+    RequestError,
+    ShuttingDownError,
+    TooLargeError,
+    TooSlowError,
+    UpstreamFailedError,
+    UpstreamUnavailableError,
+)
+from gptoss_gateway.exchange import Exchange
+from gptoss_gateway.hold import WaitingRoom
+from gptoss_gateway.keys import Authenticator, Caller
+from gptoss_gateway.metering import Metering
+from gptoss_gateway.proxy import Outcome, relay
+from gptoss_gateway.report import Reporter, ReportStore
+from gptoss_gateway.settings import GatewaySettings
+from gptoss_gateway.upstream import Upstreams
+
+_log = logging.getLogger(__name__)
+
+MAX_ATTEMPTS_REACHING_ENGINE = 5
+"""Attempts that may have cost an engine work, per request: one that kills engines must not kill many."""
+_BACKOFF_SECONDS = (0.0, 0.25, 0.5, 1.0, 2.0)
+_TRACEPARENT = re.compile(r"^[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$")
+_MODELS = "/v1/models"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Route:
+    """A path that engines are asked at."""
+
+    path: str
+    dialect: Dialect
+
+
+ROUTES = {
+    route.path: route
+    for route in (
+        Route(path="/v1/chat/completions", dialect=Dialect.OPENAI),
+        Route(path="/v1/completions", dialect=Dialect.OPENAI),
+        Route(path="/v1/responses", dialect=Dialect.RESPONSES),
+        Route(path="/v1/messages", dialect=Dialect.ANTHROPIC),
+    )
+}
+
+
+class Gateway:
+    """A gateway process' parts, from keys to report. Feed ``catalogue`` with GptOssDeployments."""
+
+    def __init__(self, settings: GatewaySettings, *, identity: str, keys: Authenticator, store: ReportStore) -> None:
+        self.settings = settings
+        self.catalogue = Catalogue()
+        self.metering = Metering()
+        self.closing = False
+        self.upstreams = Upstreams(settings.ray_clusters, default=settings.default_ray_cluster)
+        self.reporter = Reporter(identity=identity, store=store, demands=self._demands, timestamp=_timestamp)
+        self.ledger = Ledger(
+            monotonic=lambda: asyncio.get_running_loop().time(),
+            timestamp=_timestamp,
+            changed=self.reporter.notify,
+        )
+        self.max_request_seconds: float = MAX_REQUEST_SECONDS
+        self._keys = keys
+        self._room = WaitingRoom(max_requests=settings.limits.max_held_total, max_bytes=settings.limits.max_held_bytes)
+        self._open: set[asyncio.Task[object]] = set()
+        self._none_open = asyncio.Event()
+        self._none_open.set()
+        self._session: aiohttp.ClientSession | None = None
+        self._admission: Admission | None = None
+        self.metering.watch_places(self._places)
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether clients should be sent here."""
+        return self.catalogue.synced and not self.closing
+
+    async def start(self) -> None:
+        """Open the way to the engines and begin to report."""
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=4.0),
+            auto_decompress=False,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            skip_auto_headers=("User-Agent",),
+            trust_env=False,
+        )
+        self._admission = Admission(
+            catalogue=self.catalogue,
+            ledger=self.ledger,
+            room=self._room,
+            upstreams=self.upstreams,
+            session=self._session,
+            metering=self.metering,
+            may_report=lambda: self.reporter.may_report,
+        )
+        self.reporter.start()
+
+    async def finish_open_requests(self, grace_seconds: float) -> None:
+        """Let open requests end; those that do not within the grace get an error."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._none_open.wait(), grace_seconds)
+        for task in tuple(self._open):
+            task.cancel()
+        if self._open:
+            await asyncio.wait(self._open, timeout=5.0)
+
+    async def stop(self) -> None:
+        """End everything; the report is deleted last."""
+        if self._admission is not None:
+            await self._admission.close()
+        if self._session is not None:
+            await self._session.close()
+        await self.reporter.stop()
+
+    def refresh(self) -> None:
+        """Take over changed keys and tokens; called once a second."""
+        self._keys.refresh()
+        self.upstreams.refresh()
+
+    async def handle(self, request: web.Request) -> web.StreamResponse:
+        """Answer one request; the handler of the listener for clients."""
+        route = ROUTES.get(request.rel_url.raw_path) if request.method == "POST" else None
+        exchange = Exchange(
+            request,
+            request_id=uuid.uuid4().hex,
+            dialect=route.dialect if route else Dialect.OPENAI,
+            closing=self.closing,
+        )
+        with self._counted():
+            try:
+                if route is not None:
+                    await self._infer(request, route, exchange)
+                else:
+                    await self._read_catalogue(request, exchange)
+            except ClientLeftError:
+                pass
+            except RequestError as error:
+                self.metering.request_refused(error.status)
+                await _fail(exchange, error)
+            except Exception:  # noqa: BLE001 - a client is answered whatever broke
+                _log.exception("request failed inside the gateway")
+                self.metering.request_refused(500)
+                await _fail(exchange, RequestError("The gateway failed on this request; its log says why."))
+        return exchange.response or web.Response(status=499)
+
+    async def _read_catalogue(self, request: web.Request, exchange: Exchange) -> None:
+        path = request.rel_url.path
+        if request.method == "GET" and path == _MODELS:
+            caller = self._keys.authenticate(request.headers)
+            entries = [_entry(name, model) for name, model in self.catalogue.visible(caller)]
+            await exchange.answer(200, json.dumps({"object": "list", "data": entries}).encode())
+        elif request.method == "GET" and path.startswith(_MODELS + "/"):
+            caller = self._keys.authenticate(request.headers)
+            name = path.removeprefix(_MODELS + "/")
+            model = self.catalogue.resolve(caller, name)
+            await exchange.answer(200, json.dumps(_entry(name, model)).encode())
+        elif path.startswith("/v1/responses/"):
+            raise NotFoundError("Responses are not stored here: send the conversation with each request.")
+        else:
+            raise NotFoundError(
+                f"There is no {request.method} {path[:200]}: this gateway answers GET {_MODELS} and POST "
+                f"{', '.join(ROUTES)}."
+            )
+
+    async def _infer(self, request: web.Request, route: Route, exchange: Exchange) -> None:
+        arrived = asyncio.get_running_loop().time()
+        caller = self._keys.authenticate(request.headers)
+        body = parse_body(await self._read_body(request))
+        exchange.stream = body.stream
+        model = self.catalogue.resolve(caller, body.model)
+        addressed = body.addressed_to(model.engine_id)
+        del body  # what is held for long is held once
+        claim = self.ledger.open(model)
+        visit = Visit(uid=model.uid, claim=claim, size=len(addressed), arrived=arrived, heartbeat=exchange.heartbeat)
+        keep = True
+        status: int | None = None
+        try:
+            outcome = await self._serve(route, visit, model, addressed, exchange, _engine_headers(request, exchange))
+            status = exchange.status
+            self._account(model, caller, outcome)
+        except RequestError as error:
+            keep = not isinstance(error, ModelRefusedError | NotFoundError)
+            status = error.status
+            await _fail(exchange, error)
+        except asyncio.CancelledError:
+            if self.closing:
+                stopping = ShuttingDownError("This gateway is stopping: send the request again.", retry_after=1)
+                status = stopping.status
+                await _fail(exchange, stopping)
+            raise
+        finally:
+            claim.close(keep=keep)
+            self.metering.request_ended(model, route=route.path, status=status)
+
+    async def _serve(
+        self, route: Route, visit: Visit, model: ServedModel, body: bytes, exchange: Exchange, headers: dict[str, str]
+    ) -> Outcome:
+        assert self._admission is not None  # noqa: S101 - started
+        assert self._session is not None  # noqa: S101 - started
+        failures = 0
+        costly = 0
+        while True:
+            upstream = await self._admission.admit(visit, returning=failures > 0)
+            try:
+                return await relay(
+                    self._session,
+                    upstream,
+                    route.path,
+                    body=body,
+                    headers=headers,
+                    exchange=exchange,
+                    max_seconds=self.max_request_seconds,
+                )
+            except UpstreamUnavailableError as error:
+                self._admission.doubt(visit.uid)
+                visit.claim.wait()
+                costly += error.reached_engine
+                if costly >= MAX_ATTEMPTS_REACHING_ENGINE:
+                    if error.answer is not None:
+                        await exchange.answer(error.answer.status, error.answer.body)
+                        return Outcome()
+                    raise UpstreamFailedError(
+                        f"The engine failed on this request {costly} times. Ask again later."
+                    ) from error
+                self.metering.retried(model)
+                _log.info(
+                    "attempt failed, the request waits for the engine",
+                    extra={"deployment": model.qualified_name, "error": str(error)},
+                )
+                await asyncio.sleep(_BACKOFF_SECONDS[min(failures, len(_BACKOFF_SECONDS) - 1)])
+                failures += 1
+
+    def _account(self, model: ServedModel, caller: Caller, outcome: Outcome) -> None:
+        if outcome.usage is not None:
+            self.metering.tokens(model, caller.tenant, outcome.usage)
+        if outcome.broken:
+            self.metering.broke(model)
+            _log.warning("the engine's answer was cut short", extra={"deployment": model.qualified_name})
+
+    async def _read_body(self, request: web.Request) -> bytes:
+        limit = self.settings.limits.max_body_bytes
+        if request.headers.get("Content-Encoding", "identity").lower() != "identity":
+            raise BadRequestError("Compressed bodies are not taken: send it without Content-Encoding.")
+        if request.content_type != "application/json":
+            raise BadRequestError("The body must be JSON: send it with Content-Type: application/json.")
+        too_large = TooLargeError(f"The body is larger than {limit} bytes, the most that is taken.")
+        if (request.content_length or 0) > limit:
+            raise too_large
+        parts = bytearray()
+        try:
+            async with asyncio.timeout(self.settings.limits.body_seconds):
+                async for chunk in request.content.iter_any():
+                    parts += chunk
+                    if len(parts) > limit:
+                        raise too_large
+        except TimeoutError as error:
+            raise TooSlowError(f"The body did not arrive within {self.settings.limits.body_seconds:g} s.") from error
+        except (ConnectionError, aiohttp.ClientError) as error:
+            raise ClientLeftError from error
+        return bytes(parts)
+
+    @contextlib.contextmanager
+    def _counted(self) -> Iterator[None]:
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101 - a handler runs in a task
+        self._open.add(task)
+        self._none_open.clear()
+        try:
+            yield
+        finally:
+            self._open.discard(task)
+            if not self._open:
+                self._none_open.set()
+
+    def _demands(self) -> tuple[DeploymentDemand, ...]:
+        return self.ledger.demands()
+
+    def _places(self) -> list[tuple[ServedModel, int, int]]:
+        return [(model, *self.ledger.counts(model.uid)) for model in self.catalogue.all()]
+
+
+async def _fail(exchange: Exchange, error: RequestError) -> None:
+    with contextlib.suppress(ClientLeftError):
+        await exchange.fail(error)
+
+
+def _engine_headers(request: web.Request, exchange: Exchange) -> dict[str, str]:
+    """Return what an engine is told of a request's headers; Ray Serve obeys too many others (RAY.md §5)."""
+    headers = {"Content-Type": "application/json", "x-request-id": exchange.request_id}
+    accept = request.headers.get("Accept", "")
+    headers["Accept"] = accept if len(accept) <= 256 and accept.isascii() and accept else "*/*"
+    if _TRACEPARENT.match(trace := request.headers.get("traceparent", "")):
+        headers["traceparent"] = trace
+    return headers
+
+
+def _entry(name: str, model: ServedModel) -> dict[str, object]:
+    return {"id": name, "object": "model", "created": model.created, "owned_by": model.namespace}
+
+
+def _timestamp() -> str:
+    return datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")

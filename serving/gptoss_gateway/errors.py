@@ -1,0 +1,218 @@
+"""Everything that can go wrong in the gateway, and how clients are told.
+
+GatewayError
+├── SettingsError             the settings file or a file it names is wrong: the process does not start
+├── UpstreamUnavailableError  an attempt failed before a byte of the answer: worth another attempt
+├── ClientLeftError           the client closed its connection: nobody is left to tell
+└── RequestError              ends one request, in the shape its client library understands
+    ├── BadRequestError 400 · UnauthorizedError 401 · NotFoundError 404 · TooSlowError 408 · TooLargeError 413
+    ├── TooManyHeldError 429
+    ├── ModelRefusedError 503    suspended, or can't start: no use in waiting
+    ├── WakeTimedOutError 503    waited as long as the deployment allows
+    ├── ShuttingDownError 503    this process ends
+    ├── UpstreamFailedError 502  the engine's side broke
+    └── RequestTooLongError 504
+"""
+
+import json
+import math
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, ClassVar
+
+
+class Dialect(Enum):
+    """Which client library reads the answer."""
+
+    OPENAI = "openai"
+    RESPONSES = "responses"
+    ANTHROPIC = "anthropic"
+
+
+class GatewayError(Exception):
+    """Root of the gateway's errors."""
+
+
+class SettingsError(GatewayError):
+    """Settings, or a file that they name, can't be used; the message names file and field."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineAnswer:
+    """A complete answer of the engine that is not a success."""
+
+    status: int
+    body: bytes
+
+
+class UpstreamUnavailableError(GatewayError):
+    """An attempt ended before a byte of the answer reached the client.
+
+    ``reached_engine`` is true when the engine may have begun to work on it; ``answer`` is what the
+    engine said, if it said something a client can read.
+    """
+
+    def __init__(self, message: str, *, reached_engine: bool, answer: EngineAnswer | None = None) -> None:
+        super().__init__(message)
+        self.reached_engine = reached_engine
+        self.answer = answer
+
+
+class ClientLeftError(GatewayError):
+    """The client closed its connection while it was read from or written to."""
+
+
+class RequestError(GatewayError):
+    """Ends one request. ``retry_after`` is in seconds; ``should_retry`` is told to OpenAI's clients."""
+
+    status: ClassVar[int] = 500
+    type: ClassVar[str] = "server_error"
+    code: ClassVar[str] = "internal_error"
+    default_should_retry: ClassVar[bool | None] = None
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        code: str | None = None,
+        param: str | None = None,
+        retry_after: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.error_code = code or self.code
+        self.param = param
+        self.retry_after = None if retry_after is None else max(1, math.ceil(retry_after))
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Response headers that belong to this error."""
+        headers: dict[str, str] = {}
+        if self.retry_after is not None:
+            headers["Retry-After"] = str(self.retry_after)
+        if self.default_should_retry is not None:
+            headers["x-should-retry"] = "true" if self.default_should_retry else "false"
+        return headers
+
+    def body(self, dialect: Dialect) -> dict[str, Any]:
+        """Return the error as a JSON document of the client's dialect."""
+        error = {
+            "message": self.message,
+            "type": _ANTHROPIC_TYPES.get(self.status, "api_error") if dialect is Dialect.ANTHROPIC else self.type,
+            "param": self.param,
+            "code": self.error_code,
+        }
+        return {"type": "error", "error": error} if dialect is Dialect.ANTHROPIC else {"error": error}
+
+    def event(self, dialect: Dialect) -> bytes:
+        """Return the error as a server-sent event, for a stream whose headers are already sent."""
+        document = self.body(dialect)
+        if dialect is Dialect.OPENAI:
+            return b"data: " + _dump(document) + b"\n\n"
+        if dialect is Dialect.RESPONSES:
+            flat = {"type": "error", "code": self.error_code, "message": self.message, "param": self.param}
+            document = {**flat, "sequence_number": 0, **document}
+        return b"event: error\ndata: " + _dump(document) + b"\n\n"
+
+
+class BadRequestError(RequestError):
+    """The request itself is wrong."""
+
+    status = 400
+    type = "invalid_request_error"
+    code = "invalid_request"
+
+
+class UnauthorizedError(RequestError):
+    """No key, or one that nobody holds."""
+
+    status = 401
+    type = "authentication_error"
+    code = "invalid_api_key"
+
+
+class NotFoundError(RequestError):
+    """No such route, or no such model for this key."""
+
+    status = 404
+    type = "invalid_request_error"
+    code = "not_found"
+
+
+class TooSlowError(RequestError):
+    """The client took too long to send its body."""
+
+    status = 408
+    type = "invalid_request_error"
+    code = "request_timeout"
+
+
+class TooLargeError(RequestError):
+    """The body is larger than the gateway takes."""
+
+    status = 413
+    type = "invalid_request_error"
+    code = "request_too_large"
+
+
+class TooManyHeldError(RequestError):
+    """As many requests are held as may be."""
+
+    status = 429
+    type = "rate_limit_error"
+    code = "too_many_held_requests"
+
+
+class ModelRefusedError(RequestError):
+    """The model is suspended or can't start; waiting would not help."""
+
+    status = 503
+    type = "service_unavailable_error"
+    code = "model_unavailable"
+    default_should_retry = False
+
+
+class WakeTimedOutError(RequestError):
+    """The model did not answer within the time that its deployment lets a client wait."""
+
+    status = 503
+    type = "service_unavailable_error"
+    code = "model_waking"
+
+
+class ShuttingDownError(RequestError):
+    """This gateway process ends; another one answers."""
+
+    status = 503
+    type = "service_unavailable_error"
+    code = "gateway_stopping"
+
+
+class UpstreamFailedError(RequestError):
+    """The engine's side broke."""
+
+    status = 502
+    type = "server_error"
+    code = "upstream_failed"
+
+
+class RequestTooLongError(RequestError):
+    """The answer took longer than any request may."""
+
+    status = 504
+    type = "server_error"
+    code = "request_too_long"
+
+
+_ANTHROPIC_TYPES = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+}
+
+
+def _dump(document: dict[str, Any]) -> bytes:
+    return json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode()

@@ -1,0 +1,103 @@
+"""The client's side of one request: headers, heartbeats, bytes and errors, in the order they may come.
+
+Three states. *Silent*: nothing was sent, an error has its own status code. *Held open*: a stream's
+headers and comments were sent, no byte of an answer; another attempt is still possible, but an error
+must be an event. *Answered*: bytes of the engine were sent; what breaks now can't be repaired.
+"""
+
+import json
+
+from aiohttp import web
+
+from gptoss_gateway.errors import ClientLeftError, Dialect, RequestError
+
+_EVENT_STREAM = "text/event-stream; charset=utf-8"
+
+
+class Exchange:
+    """Answers one request, once."""
+
+    def __init__(self, request: web.Request, *, request_id: str, dialect: Dialect, closing: bool) -> None:
+        self.dialect = dialect
+        self.request_id = request_id
+        self.stream = False
+        self.answered = False
+        self.status: int | None = None
+        self.response: web.StreamResponse | None = None
+        self._request = request
+        self._headers = {"x-request-id": request_id}
+        if closing:
+            self._headers["Connection"] = "close"
+
+    async def heartbeat(self, comment: str) -> None:
+        """Show a waiting stream that it is alive; requests without a stream wait silently."""
+        if self.stream and not self.answered:
+            await self._open_stream()
+            await self._write(b": " + comment.encode() + b"\n\n")
+
+    async def write(self, data: bytes) -> None:
+        """Pass on bytes of the engine's stream."""
+        await self._open_stream()
+        self.answered = True
+        await self._write(data)
+
+    async def answer(self, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:
+        """Send a whole JSON document; on a stream held open it becomes an error event."""
+        if self.response is not None:
+            await self._write(_as_event(body, self.dialect))
+            await self._end()
+            return
+        self.status = status
+        self.response = web.Response(
+            status=status, body=body, headers={**self._headers, **(headers or {})}, content_type="application/json"
+        )
+        try:
+            await self.response.prepare(self._request)
+            await self._end()
+        except ConnectionError as error:
+            raise ClientLeftError from error
+
+    async def fail(self, error: RequestError) -> None:
+        """Tell the client what went wrong, in the way that its state still allows."""
+        if self.response is None:
+            body = json.dumps(error.body(self.dialect), ensure_ascii=False).encode()
+            await self.answer(error.status, body, error.headers)
+        else:
+            await self._write(error.event(self.dialect))
+            await self._end()
+
+    async def finish(self) -> None:
+        """End a stream."""
+        await self._open_stream()
+        await self._end()
+
+    async def _open_stream(self) -> None:
+        if self.response is not None:
+            return
+        self.status = 200
+        self.response = web.StreamResponse(
+            status=200, headers={**self._headers, "Content-Type": _EVENT_STREAM, "Cache-Control": "no-store"}
+        )
+        try:
+            await self.response.prepare(self._request)
+        except ConnectionError as error:
+            raise ClientLeftError from error
+
+    async def _write(self, data: bytes) -> None:
+        assert self.response is not None  # noqa: S101 - opened by every caller
+        try:
+            await self.response.write(data)
+        except ConnectionError as error:
+            raise ClientLeftError from error
+
+    async def _end(self) -> None:
+        assert self.response is not None  # noqa: S101 - opened by every caller
+        try:
+            await self.response.write_eof()
+        except ConnectionError as error:
+            raise ClientLeftError from error
+
+
+def _as_event(body: bytes, dialect: Dialect) -> bytes:
+    compact = json.dumps(json.loads(body), ensure_ascii=False, separators=(",", ":")).encode()
+    return (b"" if dialect is Dialect.OPENAI else b"event: error\n") + b"data: " + compact + b"\n\n"

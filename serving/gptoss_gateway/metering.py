@@ -1,0 +1,129 @@
+"""What the gateway counts. Series carry a deployment's namespace and name, and go when it goes."""
+
+from collections.abc import Callable, Iterable
+
+from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.exposition import generate_latest
+from prometheus_client.registry import Collector
+
+from gptoss_gateway.catalogue import ServedModel
+from gptoss_gateway.sse import Usage
+
+_MODEL = ("namespace", "model")
+_SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1200, 3600)
+
+
+class Metering:
+    """The process' metrics. Nothing is counted for a deployment that is gone."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self._known: dict[str, tuple[str, str]] = {}
+        self._requests = Counter(
+            "gptoss_gateway_requests",
+            "Requests that ended, by the status a client saw; code 000 means that it left before one.",
+            (*_MODEL, "route", "code"),
+            registry=self.registry,
+        )
+        self._refused = Counter(
+            "gptoss_gateway_refused_requests",
+            "Requests refused before a model was found, by status.",
+            ("code",),
+            registry=self.registry,
+        )
+        self._hold_seconds = Histogram(
+            "gptoss_gateway_hold_seconds",
+            "Time that requests were held for an engine.",
+            _MODEL,
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
+        self._tokens = Counter(
+            "gptoss_gateway_tokens",
+            "Tokens as the engine reported them; streams count where the client asked for usage.",
+            (*_MODEL, "tenant", "kind"),
+            registry=self.registry,
+        )
+        self._breaks = Counter(
+            "gptoss_gateway_upstream_breaks",
+            "Answers that the engine's side cut short after bytes had reached the client.",
+            _MODEL,
+            registry=self.registry,
+        )
+        self._retries = Counter(
+            "gptoss_gateway_upstream_retries",
+            "Attempts that failed before a byte had reached the client and were made again.",
+            _MODEL,
+            registry=self.registry,
+        )
+
+    def watch_places(self, places: Callable[[], Iterable[tuple[ServedModel, int, int]]]) -> None:
+        """Show the gauges of waiting and in-flight requests, read when somebody looks."""
+        self.registry.register(_Places(places))
+
+    def meet(self, model: ServedModel) -> None:
+        """Start to count for a deployment."""
+        self._known[model.uid] = (model.namespace, model.name)
+
+    def forget(self, uid: str) -> None:
+        """Remove every series of a deployment that is gone."""
+        labels = self._known.pop(uid, None)
+        if labels is None or labels in self._known.values():
+            return
+        series = dict(zip(_MODEL, labels, strict=True))
+        for metric in (self._requests, self._hold_seconds, self._tokens, self._breaks, self._retries):
+            metric.remove_by_labels(series)
+
+    def request_ended(self, model: ServedModel, *, route: str, status: int | None) -> None:
+        """Count one request of a known model."""
+        if model.uid in self._known:
+            code = "000" if status is None else str(status)
+            self._requests.labels(model.namespace, model.name, route, code).inc()
+
+    def request_refused(self, status: int) -> None:
+        """Count one request that never came as far as a model."""
+        self._refused.labels(str(status)).inc()
+
+    def held(self, model: ServedModel, seconds: float) -> None:
+        """Count the end of one wait."""
+        if model.uid in self._known:
+            self._hold_seconds.labels(model.namespace, model.name).observe(seconds)
+
+    def tokens(self, model: ServedModel, tenant: str, usage: Usage) -> None:
+        """Count the tokens of one answer."""
+        if model.uid not in self._known:
+            return
+        for kind in ("input", "cached", "output", "reasoning"):
+            if count := getattr(usage, kind):
+                self._tokens.labels(model.namespace, model.name, tenant, kind).inc(count)
+
+    def broke(self, model: ServedModel) -> None:
+        """Count one answer that was cut short."""
+        if model.uid in self._known:
+            self._breaks.labels(model.namespace, model.name).inc()
+
+    def retried(self, model: ServedModel) -> None:
+        """Count one attempt that is made again."""
+        if model.uid in self._known:
+            self._retries.labels(model.namespace, model.name).inc()
+
+    def expose(self) -> bytes:
+        """Return the metrics in Prometheus' text format."""
+        return generate_latest(self.registry)
+
+
+class _Places(Collector):
+    def __init__(self, places: Callable[[], Iterable[tuple[ServedModel, int, int]]]) -> None:
+        self._places = places
+
+    def collect(self) -> Iterable[GaugeMetricFamily]:
+        held = GaugeMetricFamily("gptoss_gateway_held_requests", "Requests held for an engine now.", labels=_MODEL)
+        flying = GaugeMetricFamily(
+            "gptoss_gateway_in_flight_requests", "Requests that an engine is answering now.", labels=_MODEL
+        )
+        for model, waiting, in_flight in self._places():
+            held.add_metric((model.namespace, model.name), waiting)
+            flying.add_metric((model.namespace, model.name), in_flight)
+        yield held
+        yield flying

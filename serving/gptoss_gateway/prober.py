@@ -1,0 +1,64 @@
+"""Asks a waking engine whether it answers, often enough that a held request is released at once.
+
+An application that is being deployed makes requests hang in Ray's fallback proxy (RAY.md §7), so
+each probe is short, and a new one starts every interval whether or not earlier ones came back.
+"""
+
+import asyncio
+import json
+from collections.abc import Callable
+
+import aiohttp
+
+from gptoss_gateway.upstream import Upstream
+
+PROBE_INTERVAL_SECONDS = 0.1
+PROBE_TIMEOUT_SECONDS = 1.0
+
+
+async def until_answer(
+    session: aiohttp.ClientSession,
+    locate: Callable[[], tuple[Upstream, str] | None],
+) -> bool:
+    """Probe until the engine of a model answers.
+
+    ``locate`` says where to probe and for which model id; it is asked before every probe. True as
+    soon as an engine lists that id; False once ``locate`` returns None.
+    """
+    probes: set[asyncio.Task[bool]] = set()
+    loop = asyncio.get_running_loop()
+    next_probe = loop.time()
+    try:
+        while (target := locate()) is not None:
+            if loop.time() >= next_probe:
+                next_probe = loop.time() + PROBE_INTERVAL_SECONDS
+                probes.add(asyncio.create_task(_answers(session, *target)))
+            pause = max(0.0, next_probe - loop.time())
+            if not probes:
+                await asyncio.sleep(pause)
+                continue
+            done, probes = await asyncio.wait(probes, timeout=pause, return_when=asyncio.FIRST_COMPLETED)
+            if any(probe.result() for probe in done):
+                return locate() is not None
+        return False
+    finally:
+        for probe in probes:
+            probe.cancel()
+        await asyncio.gather(*probes, return_exceptions=True)
+
+
+async def _answers(session: aiohttp.ClientSession, upstream: Upstream, model_id: str) -> bool:
+    try:
+        async with session.get(
+            f"{upstream.url}/v1/models",
+            headers=upstream.headers,
+            allow_redirects=False,
+            timeout=aiohttp.ClientTimeout(total=PROBE_TIMEOUT_SECONDS),
+        ) as response:
+            if response.status != 200:
+                return False
+            document = json.loads(await response.read())
+    except (aiohttp.ClientError, TimeoutError, OSError, ValueError):
+        return False
+    models = document.get("data") if isinstance(document, dict) else None
+    return isinstance(models, list) and any(isinstance(model, dict) and model.get("id") == model_id for model in models)

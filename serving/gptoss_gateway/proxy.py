@@ -1,0 +1,188 @@
+"""One request to an engine and its answer back: bytes as they are, failures as what they are.
+
+An attempt that fails before a byte of the answer was sent raises UpstreamUnavailableError and may be made
+again. HAProxy and Ray Serve speak plain text where an engine speaks JSON (RAY.md §7), which tells
+their errors from the engine's; no such text ever reaches a client.
+"""
+
+import asyncio
+import json
+from dataclasses import dataclass
+
+import aiohttp
+
+from gptoss_api.names import MAX_REQUEST_SECONDS
+from gptoss_gateway.errors import (
+    EngineAnswer,
+    RequestTooLongError,
+    UpstreamFailedError,
+    UpstreamUnavailableError,
+)
+from gptoss_gateway.exchange import Exchange
+from gptoss_gateway.sse import EventStream, Usage, usage_of
+from gptoss_gateway.upstream import Upstream
+
+CONNECT_SECONDS = 5.0
+MAX_ANSWER_BYTES = 64 * 1024 * 1024
+"""Largest answer that is not a stream. It is read whole before it is sent, so a cut can be mended."""
+MAX_ERROR_BYTES = 1024 * 1024
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """How an answer ended: with which usage, if the engine told, and whether it broke."""
+
+    usage: Usage | None = None
+    broken: bool = False
+
+
+async def relay(
+    session: aiohttp.ClientSession,
+    upstream: Upstream,
+    path: str,
+    *,
+    body: bytes,
+    headers: dict[str, str],
+    exchange: Exchange,
+    max_seconds: float = MAX_REQUEST_SECONDS,
+) -> Outcome:
+    """Make one attempt, and answer the client unless nothing of an answer came.
+
+    Raises:
+        UpstreamUnavailableError: no byte of an answer reached the client; another attempt may be made.
+        UpstreamFailedError, RequestTooLongError: it failed for good before a byte was sent.
+        ClientLeftError: the client went away; the engine's connection is closed with it.
+    """
+    try:
+        async with asyncio.timeout(max_seconds):
+            return await _attempt(session, upstream, path, body=body, headers=headers, exchange=exchange)
+    except TimeoutError as error:
+        too_long = RequestTooLongError(f"The answer took longer than {max_seconds:g} s, the most that any may take.")
+        if not exchange.answered:
+            raise too_long from error
+        await exchange.fail(too_long)
+        return Outcome(broken=True)
+
+
+async def _attempt(
+    session: aiohttp.ClientSession,
+    upstream: Upstream,
+    path: str,
+    *,
+    body: bytes,
+    headers: dict[str, str],
+    exchange: Exchange,
+) -> Outcome:
+    try:
+        response = await session.post(
+            upstream.url + path,
+            data=body,
+            headers={**headers, **upstream.headers},
+            allow_redirects=False,
+            timeout=aiohttp.ClientTimeout(total=None, connect=CONNECT_SECONDS),
+        )
+    except aiohttp.ClientConnectorError as error:
+        raise UpstreamUnavailableError(f"no connection: {error}", reached_engine=False) from error
+    except aiohttp.ConnectionTimeoutError as error:
+        raise UpstreamUnavailableError("no connection in time", reached_engine=False) from error
+    except (aiohttp.ClientError, OSError) as error:
+        raise UpstreamUnavailableError(f"connection lost: {error!r}", reached_engine=True) from error
+    try:
+        if response.status != 200:
+            return await _pass_failure(response, exchange)
+        if response.content_type == "text/event-stream":
+            return await _pass_stream(response, exchange)
+        return await _pass_document(response, exchange)
+    finally:
+        response.close()  # a connection is kept only where the answer was read to its end
+
+
+async def _pass_stream(response: aiohttp.ClientResponse, exchange: Exchange) -> Outcome:
+    events = EventStream(exchange.dialect)
+    reason = "the engine's stream ended without its last event"
+    try:
+        async for chunk in response.content.iter_any():
+            if lines := events.feed(chunk):
+                await exchange.write(lines)
+    except (aiohttp.ClientError, OSError) as error:
+        reason = f"the engine's stream broke: {type(error).__name__}"
+    if rest := events.finish():
+        await exchange.write(rest)
+    if events.complete:
+        await exchange.finish()
+        return Outcome(usage=events.usage)
+    if not exchange.answered:
+        raise UpstreamUnavailableError(reason, reached_engine=True)
+    await exchange.fail(
+        UpstreamFailedError(
+            "The answer was cut short: the engine's stream ended before its last event. Ask again.",
+            code="upstream_stream_broken",
+        )
+    )
+    return Outcome(usage=events.usage, broken=True)
+
+
+async def _pass_document(response: aiohttp.ClientResponse, exchange: Exchange) -> Outcome:
+    body = await _read(response, MAX_ANSWER_BYTES)
+    document = _json_object(body)
+    if document is None:
+        raise UpstreamUnavailableError("the engine's answer is not a whole JSON object", reached_engine=True)
+    await exchange.answer(200, body)
+    return Outcome(usage=usage_of(document))
+
+
+async def _pass_failure(response: aiohttp.ClientResponse, exchange: Exchange) -> Outcome:
+    status = response.status
+    body = await _read(response, MAX_ERROR_BYTES)
+    document = _json_object(body)
+    if status in (401, 403):
+        raise UpstreamFailedError(
+            "The engine does not accept this gateway's token: an administrator compares gatewayTokenFile "
+            "with the nodes' GPTOSS_GATEWAY_TOKENS_FILE.",
+            code="upstream_refused_gateway",
+        )
+    if document is not None and not isinstance(document.get("error"), dict):
+        document = {
+            "error": {
+                "message": str(document.get("message") or document.get("detail") or f"status {status}"),
+                "type": "invalid_request_error" if status < 500 else "server_error",
+                "param": None,
+                "code": status,
+            }
+        }
+        body = json.dumps(document).encode()
+    if status >= 500 or (document is None and status == 404):
+        raise UpstreamUnavailableError(
+            f"the engine's side answered {status} {'JSON' if document else 'text'}",
+            # What never found an engine: HAProxy knows no such application (404), Ray Serve has no replica (503).
+            reached_engine=document is not None or status not in (404, 503),
+            answer=None if document is None else EngineAnswer(status=status, body=body),
+        )
+    if document is None or status < 400:
+        raise UpstreamFailedError(f"The engine's side answered {status} in a form that is not the API's.")
+    await exchange.answer(status, body)
+    return Outcome()
+
+
+async def _read(response: aiohttp.ClientResponse, limit: int) -> bytes:
+    parts: list[bytes] = []
+    size = 0
+    try:
+        async for chunk in response.content.iter_any():
+            parts.append(chunk)
+            size += len(chunk)
+            if size > limit:
+                raise UpstreamFailedError(f"The engine's answer is larger than {limit} bytes.")
+    except (aiohttp.ClientError, OSError) as error:
+        raise UpstreamUnavailableError(
+            f"the engine's answer broke: {type(error).__name__}", reached_engine=True
+        ) from error
+    return b"".join(parts)
+
+
+def _json_object(body: bytes) -> dict[str, object] | None:
+    try:
+        document = json.loads(body)
+    except ValueError:
+        return None
+    return document if isinstance(document, dict) else None

@@ -1,0 +1,107 @@
+"""The two listeners of a gateway process, and how it ends without losing a request."""
+
+import asyncio
+import contextlib
+import logging
+
+from aiohttp import web
+
+from gptoss_gateway.app import Gateway
+from gptoss_gateway.settings import Listener
+
+_log = logging.getLogger(__name__)
+
+_REFRESH_SECONDS = 1.0
+_KEEPALIVE_SECONDS = 75.0
+_MAX_HEADER_BYTES = 16 * 1024
+
+
+class Server:
+    """A gateway on its sockets."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self.gateway = gateway
+        self.url = ""
+        self.admin_url = ""
+        self._clients = _runner(_application(gateway.handle), cancel_handlers=True)
+        self._admin = _runner(_admin_application(gateway), cancel_handlers=False)
+        self._site: web.TCPSite | None = None
+        self._refreshing: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Start the gateway's parts and listen; raises OSError where an address can't be bound."""
+        settings = self.gateway.settings
+        await self.gateway.start()
+        self._refreshing = asyncio.create_task(self._refresh(), name="refresh")
+        _, self.admin_url = await _listen(self._admin, settings.admin)
+        self._site, self.url = await _listen(self._clients, settings.listen)
+        _log.info("listening", extra={"url": self.url, "admin": self.admin_url})
+
+    async def stop(self) -> None:
+        """End: not ready any more, then no new connections, then the open requests, then the report."""
+        shutdown = self.gateway.settings.shutdown
+        self.gateway.closing = True
+        if self._site is not None:
+            await asyncio.sleep(shutdown.delay_seconds)
+            await self._site.stop()
+            await self.gateway.finish_open_requests(shutdown.grace_seconds)
+        if self._refreshing is not None:
+            self._refreshing.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._refreshing
+        await self._clients.cleanup()
+        await self.gateway.stop()
+        await self._admin.cleanup()
+        _log.info("stopped")
+
+    async def _refresh(self) -> None:
+        while True:
+            await asyncio.sleep(_REFRESH_SECONDS)
+            self.gateway.refresh()
+
+
+def _application(handle: web.RequestHandler | object) -> web.Application:
+    application = web.Application()
+    application.router.add_route("*", "/{path:.*}", handle)  # type: ignore[arg-type]
+    return application
+
+
+def _admin_application(gateway: Gateway) -> web.Application:
+    async def metrics(_: web.Request) -> web.Response:
+        return web.Response(
+            body=gateway.metering.expose(), headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"}
+        )
+
+    async def healthy(_: web.Request) -> web.Response:
+        return web.Response(text="ok\n")
+
+    async def ready(_: web.Request) -> web.Response:
+        if gateway.is_ready:
+            return web.Response(text="ok\n")
+        why = "stopping" if gateway.closing else "the catalogue is not complete yet"
+        return web.Response(status=503, text=f"not ready: {why}\n")
+
+    application = web.Application()
+    application.add_routes([web.get("/metrics", metrics), web.get("/healthz", healthy), web.get("/readyz", ready)])
+    return application
+
+
+def _runner(application: web.Application, *, cancel_handlers: bool) -> web.AppRunner:
+    return web.AppRunner(
+        application,
+        access_log=None,
+        handler_cancellation=cancel_handlers,  # a client that leaves ends its request at once
+        auto_decompress=False,
+        keepalive_timeout=_KEEPALIVE_SECONDS,
+        max_line_size=_MAX_HEADER_BYTES,
+        max_field_size=_MAX_HEADER_BYTES,
+        shutdown_timeout=1.0,
+    )
+
+
+async def _listen(runner: web.AppRunner, listener: Listener) -> tuple[web.TCPSite, str]:
+    await runner.setup()
+    site = web.TCPSite(runner, listener.host, listener.port)
+    await site.start()
+    host, port = runner.addresses[0][:2]
+    return site, f"http://{f'[{host}]' if ':' in host else host}:{port}"

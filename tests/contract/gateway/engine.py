@@ -1,0 +1,163 @@
+"""A Ray Serve proxy with engines behind it, as a client of HAProxy sees them, with faults on demand."""
+
+import asyncio
+import json
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Any
+
+from aiohttp import web
+
+from gptoss_api.names import GATEWAY_TOKEN_HEADER
+
+TOKEN = "gateway-token"
+TEXT_404 = "Path '%s' not found. Ping http://127.0.0.1:8000/-/routes for available routes."
+
+
+@dataclass
+class Application:
+    """One deployed application. ``faults`` are taken by POSTs, one each, before it answers well."""
+
+    model_id: str
+    faults: deque[str] = field(default_factory=deque)
+    words: list[str] = field(default_factory=lambda: ["Hello", " world"])
+    deploying: bool = False
+    paused: asyncio.Event = field(default_factory=asyncio.Event)  # set: streams go on
+    posts: list[tuple[str, dict[str, str], bytes]] = field(default_factory=list)
+    streaming: asyncio.Event = field(default_factory=asyncio.Event)  # set once a stream's first event is out
+    aborted: asyncio.Event = field(default_factory=asyncio.Event)  # set when a client left
+
+    def __post_init__(self) -> None:
+        self.paused.set()
+
+
+class Engines:
+    """The proxy on a port of its own."""
+
+    def __init__(self) -> None:
+        self.applications: dict[str, Application] = {}
+        self.requests: list[str] = []
+        self._runner: web.AppRunner | None = None
+        self.port = 0
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    async def start(self) -> None:
+        application = web.Application(client_max_size=2**26)
+        application.router.add_route("*", "/{path:.*}", self._handle)
+        self._runner = web.AppRunner(application, access_log=None, handler_cancellation=True, shutdown_timeout=0.1)
+        await self._runner.setup()
+        site = web.TCPSite(self._runner, "127.0.0.1", self.port)
+        await site.start()
+        self.port = self._runner.addresses[0][1]
+
+    async def stop(self) -> None:
+        if self._runner is not None:
+            await self._runner.cleanup()
+            self._runner = None
+
+    async def _handle(self, request: web.Request) -> web.StreamResponse:
+        self.requests.append(f"{request.method} {request.path}")
+        prefix, _, rest = request.path.partition("/v1/")
+        app = self.applications.get(prefix)
+        if app is None:
+            return web.Response(status=404, text=TEXT_404 % request.path)
+        if app.deploying:
+            await asyncio.sleep(3600)
+        if request.headers.get(GATEWAY_TOKEN_HEADER) != TOKEN:
+            return web.json_response({"error": {"message": "gateway token"}}, status=401)
+        if request.method == "GET":
+            return web.json_response({"object": "list", "data": [{"id": app.model_id, "object": "model"}]})
+        app.posts.append((rest, dict(request.headers), await request.read()))
+        fault = app.faults.popleft() if app.faults else ""
+        if fault == "reset":
+            request.transport.abort()
+            return web.Response()
+        if fault == "text-500":
+            return web.Response(status=500, text="Internal Server Error")
+        if fault == "text-503":
+            return web.Response(status=503, text="no replica", headers={"X-Serve-Reason": "no replica"})
+        if fault == "text-404":
+            return web.Response(status=404, text=TEXT_404 % request.path)
+        if fault == "json-500":
+            return web.json_response({"error": {"message": "EngineCore died", "type": "x", "code": 500}}, status=500)
+        if fault == "json-400":
+            return web.json_response(
+                {"error": {"message": "max_tokens too large", "type": "BadRequestError", "param": None, "code": 400}},
+                status=400,
+            )
+        if fault == "detail-404":
+            return web.json_response({"detail": "Not Found"}, status=404)
+        if fault == "half-json":
+            return web.Response(body=b'{"id": "x", "choices": [', content_type="application/json")
+        body = json.loads(app.posts[-1][2])
+        try:
+            if body.get("stream"):
+                return await self._stream(request, app, rest, body, fault)
+            await app.paused.wait()
+        except asyncio.CancelledError:
+            app.aborted.set()
+            raise
+        return web.json_response(_answer(app, rest))
+
+    async def _stream(
+        self, request: web.Request, app: Application, kind: str, body: dict[str, Any], fault: str
+    ) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream; charset=utf-8"})
+        await response.prepare(request)
+        events = _events(app, kind, usage=bool((body.get("stream_options") or {}).get("include_usage")))
+        if fault == "cut-before-first":
+            return response
+        for index, event in enumerate(events):
+            if fault == "cut-clean" and index == 1:
+                return response
+            if fault == "cut-inside" and index == 1:
+                await response.write(event[: len(event) // 2])
+                request.transport.abort()
+                return response
+            await response.write(event)
+            app.streaming.set()
+            await app.paused.wait()
+        return response
+
+
+def _answer(app: Application, kind: str) -> dict[str, Any]:
+    text = "".join(app.words)
+    usage = {"prompt_tokens": 7, "completion_tokens": 2, "total_tokens": 9}
+    if kind == "responses":
+        return {
+            "id": "resp_1", "object": "response", "model": app.model_id, "status": "completed",
+            "output": [{"type": "message", "id": "m", "role": "assistant", "status": "completed",
+                        "content": [{"type": "output_text", "text": text, "annotations": []}]}],
+            "usage": {"input_tokens": 7, "input_tokens_details": {"cached_tokens": 3}, "output_tokens": 2,
+                      "output_tokens_details": {"reasoning_tokens": 1}, "total_tokens": 9},
+        }  # fmt: skip
+    return {
+        "id": "chatcmpl-1", "object": "chat.completion", "created": 1, "model": app.model_id,
+        "choices": [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text}}],
+        "usage": usage,
+    }  # fmt: skip
+
+
+def _events(app: Application, kind: str, *, usage: bool) -> list[bytes]:
+    if kind == "responses":
+        deltas = [
+            ("response.output_text.delta",
+             {"type": "response.output_text.delta", "delta": word, "sequence_number": n, "item_id": "m",
+              "output_index": 0, "content_index": 0, "logprobs": []})
+            for n, word in enumerate(app.words)
+        ]  # fmt: skip
+        last = {"type": "response.completed", "sequence_number": 9, "response": _answer(app, kind)}
+        return [
+            f"event: {name}\ndata: {json.dumps(data)}\n\n".encode() for name, data in [*deltas, (last["type"], last)]
+        ]
+    chunks: list[dict[str, Any]] = [
+        {"id": "c", "object": "chat.completion.chunk", "created": 1, "model": app.model_id,
+         "choices": [{"index": 0, "delta": {"content": word}}]}
+        for word in app.words
+    ]  # fmt: skip
+    if usage:
+        chunks.append({**chunks[0], "choices": [], "usage": _answer(app, "chat")["usage"]})
+    return [f"data: {json.dumps(chunk)}\n\n".encode() for chunk in chunks] + [b"data: [DONE]\n\n"]
