@@ -98,6 +98,13 @@ class GptOssDeploymentStatus(ApiModel):
     last_retry: Annotated[str, Field(max_length=256)] | None = Field(
         default=None, description="Last value of the retry annotation that was acted on."
     )
+    last_wake: Annotated[str, Field(max_length=256)] | None = Field(
+        default=None, description="Last value of the wake annotation that was acted on."
+    )
+    failed_source: Annotated[str, Field(max_length=128)] | None = Field(
+        default=None,
+        description="Fingerprint of the source whose bytes a node refused; another start waits until it changes.",
+    )
     conditions: Annotated[tuple[Condition, ...], Field(max_length=16)] = Field(
         default=(),
         description="Observed aspects.",

@@ -1,0 +1,1 @@
+"""The operator: watch → cache → queue of keys → observe → plan → execute → status."""

@@ -1,0 +1,101 @@
+"""Which arguments an engine is to have: those it runs with, unless the specification wants others."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from gptoss_api.application import EngineArgument
+from gptoss_api.engine import EngineConfig, resolve, serving_arguments
+from gptoss_api.profiles import profile_for
+from gptoss_operator.plan.applications import application_config
+from gptoss_operator.plan.observation import Observation, Presence, Site, Trusted
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """The application that a deployment should have.
+
+    Attributes:
+        config: Ray's configuration of it.
+        line: the engine's arguments for people.
+        profile: profile and version they come from.
+        manifest_digest: what replicas are pinned to.
+    """
+
+    config: Mapping[str, Any]
+    line: str
+    profile: str
+    manifest_digest: str
+
+
+def wanted_application(observed: Observation, site: Site) -> Wanted | None:
+    """Return the application that is wanted, or None while its weights may not be started.
+
+    What runs stays byte for byte as it is while the specification asks for nothing else: neither
+    weights that were signed anew nor an operator with other profiles restart a serving engine.
+
+    Raises:
+        ValueError: the specification can't be resolved.
+    """
+    deployment = observed.deployment
+    profile = profile_for(deployment.spec.model.name)
+    engine = resolve(deployment.spec, profile)
+    deployed = _deployed_arguments(observed)
+    if deployed is not None:
+        digest = str((deployed.get("weights") or {}).get("manifestDigest"))
+        pinned = deployment.spec.verification.manifest_digest
+        if pinned is None or pinned == digest:
+            same = _arguments(observed, engine, digest, site)
+            if same == deployed:
+                return _wanted(observed, engine, same, digest, site)
+            if _still_as_proved(observed, same, deployed):
+                kept = EngineConfig(
+                    arguments=dict(deployed["engine"]),
+                    max_num_seqs=int(deployed["engine"].get("max_num_seqs", engine.max_num_seqs)),
+                    profile=observed.status.engine.profile_version if observed.status.engine else engine.profile,
+                )
+                return _wanted(observed, kept, deployed, digest, site)
+    if not isinstance(observed.trust, Trusted):
+        return None
+    digest = observed.trust.manifest_digest
+    return _wanted(observed, engine, _arguments(observed, engine, digest, site), digest, site)
+
+
+def _deployed_arguments(observed: Observation) -> Mapping[str, Any] | None:
+    application = observed.application
+    if application.presence is not Presence.PRESENT or not application.deployed:
+        return None
+    arguments = application.deployed.get("args")
+    return arguments if isinstance(arguments, Mapping) and isinstance(arguments.get("engine"), Mapping) else None
+
+
+def _still_as_proved(observed: Observation, wanted: Mapping[str, Any], deployed: Mapping[str, Any]) -> bool:
+    """This generation was proved with exactly these arguments; only what we would make of it has changed."""
+    status = observed.status
+    if status.proved_generation != observed.deployment.generation or status.engine is None:
+        return False
+    others_same = {**wanted, "engine": None} == {**deployed, "engine": None}
+    return others_same and _line(deployed["engine"]) == status.engine.line
+
+
+def _line(arguments: Mapping[str, EngineArgument]) -> str:
+    return EngineConfig(arguments=dict(arguments), max_num_seqs=0, profile="").line
+
+
+def _arguments(observed: Observation, engine: EngineConfig, digest: str, site: Site) -> dict[str, Any]:
+    try:
+        return serving_arguments(
+            observed.deployment, engine, installation=site.installation, manifest_digest=digest
+        ).wire()
+    except ValueError:
+        # What is deployed carries no digest of ours: it is not what is wanted, whatever it is.
+        return {}
+
+
+def _wanted(
+    observed: Observation, engine: EngineConfig, arguments: Mapping[str, Any], digest: str, site: Site
+) -> Wanted:
+    config = application_config(
+        observed.deployment, engine, arguments, installation=site.installation, import_path=site.import_path
+    )
+    return Wanted(config=config, line=engine.line[:4096], profile=engine.profile, manifest_digest=digest)

@@ -1,0 +1,474 @@
+"""The life of a deployment: prove → serve → drain → sleep → wake, and what may stop it.
+
+::
+
+    New ──► Starting ──► Serving ◄──► Draining ──► Idle ──► Starting …
+     │          │           │                        ▲
+     └──────────┴───────────┴──► Failed              └── New, with scaling.initial Idle
+    any ◄──► Suspended
+
+The phase is read back from the conditions, so a new process goes on where the last one stopped.
+A decision is written into the status before it is acted on: whoever dies in between leaves either
+nothing done, or something that the next process does again to the same effect.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from enum import StrEnum
+
+from gptoss_api.conditions import ConditionType, Reason, TrustReason
+from gptoss_api.deployment_status import GptOssDeploymentStatus
+from gptoss_api.names import PAUSED_ANNOTATION, RETRY_ANNOTATION, WAKE_ANNOTATION
+from gptoss_operator.plan.applications import Absent, Keep, Present, Wish, covers
+from gptoss_operator.plan.arguments import Wanted, wanted_application
+from gptoss_operator.plan.observation import Distrusted, Memory, Observation, Presence, Site, Trusted
+
+FIRST_RETRY_SECONDS = 30.0
+LAST_RETRY_SECONDS = 600.0
+_MAY_PASS = frozenset({
+    TrustReason.SOURCE_UNAVAILABLE,
+    TrustReason.ACCESS_DENIED,
+    TrustReason.NO_SPACE,
+    TrustReason.STORAGE_FAILED,
+    TrustReason.STALLED_TRANSFER,
+})
+"""A node's trouble that may pass while the source stays as it is: tried again with back-off."""
+
+
+class Phase(StrEnum):
+    """Where a deployment stands."""
+
+    NEW = "New"
+    STARTING = "Starting"
+    SERVING = "Serving"
+    DRAINING = "Draining"
+    IDLE = "Idle"
+    SUSPENDED = "Suspended"
+    FAILED = "Failed"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stall:
+    """Why it can't go on. ``reason`` is Stalled's, ``detail`` Ready's; ``weights`` if a node refused them."""
+
+    reason: str
+    detail: str
+    message: str
+    weights: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """What was decided.
+
+    Attributes:
+        phase: the new phase.
+        wish: what is asked of the Ray cluster.
+        wanted: the application behind the wish, where it is known.
+        memory: what to remember.
+        proved: this generation has answered.
+        proved_generation: last generation that has.
+        drain_epoch: number of the last drain.
+        stall: why it can't go on.
+        failed_source: fingerprint of the source that a start failed with.
+        last_retry: retry annotation that was acted on.
+        last_wake: wake annotation that was acted on.
+        paused: nothing but the status is written.
+        queued: it waits for other starts to finish.
+        timings: wake stages that ended now, with their seconds.
+        woke_seconds: seconds of a wake that ended now.
+        look_again: seconds until time alone may change the decision.
+    """
+
+    phase: Phase
+    wish: Wish
+    memory: Memory
+    wanted: Wanted | None = None
+    proved_generation: int | None = None
+    drain_epoch: int | None = None
+    stall: Stall | None = None
+    failed_source: str | None = None
+    last_retry: str | None = None
+    last_wake: str | None = None
+    paused: bool = False
+    queued: bool = False
+    timings: tuple[tuple[str, float], ...] = ()
+    woke_seconds: float | None = None
+    look_again: float | None = None
+
+
+def decide(observed: Observation, memory: Memory | None, site: Site) -> Verdict:
+    """Decide on one deployment."""
+    memory = _refresh(observed, memory or Memory(awake_since=observed.now))
+    status = observed.status
+    annotations = observed.deployment.annotations
+    before = phase_of(status)
+    verdict = Verdict(
+        phase=before,
+        wish=Keep(),
+        memory=memory,
+        proved_generation=status.proved_generation,
+        drain_epoch=status.drain_epoch,
+        stall=_written_stall(status),
+        failed_source=status.failed_source,
+        last_retry=annotations.get(RETRY_ANNOTATION, status.last_retry),
+        last_wake=annotations.get(WAKE_ANNOTATION, status.last_wake),
+    )
+    if observed.deployment.deleting:
+        return replace(verdict, wish=Absent())
+    if not observed.placement.cluster:
+        return _fail(verdict, Stall(
+            reason=observed.placement.reason, detail=observed.placement.reason, message=observed.placement.message
+        ))
+    try:
+        wanted = wanted_application(observed, site)
+    except ValueError as error:
+        return _fail(verdict, Stall(reason=Reason.INVALID_SPEC, detail=Reason.INVALID_SPEC, message=str(error)))
+    verdict = replace(verdict, wanted=wanted)
+    if annotations.get(PAUSED_ANNOTATION) == "true":
+        return replace(verdict, paused=True, last_retry=status.last_retry, last_wake=status.last_wake)
+    return _timed(_next(observed, verdict), observed, before)
+
+
+def phase_of(status: GptOssDeploymentStatus) -> Phase:
+    """Read the phase back from the conditions."""
+    conditions = {condition.type: condition for condition in status.conditions}
+    stalled = conditions.get(ConditionType.STALLED)
+    if stalled is not None and stalled.status == "True":
+        # A conflict on the Ray cluster may resolve itself any moment: the wish stands.
+        return Phase.STARTING if stalled.reason == Reason.ROUTE_CONFLICT else Phase.FAILED
+    zero = conditions.get(ConditionType.SCALED_TO_ZERO)
+    return _PHASES.get(zero.reason, Phase.NEW) if zero is not None else Phase.NEW
+
+
+_PHASES: dict[str, Phase] = {
+    Reason.SERVING: Phase.SERVING,
+    Reason.DRAINING: Phase.DRAINING,
+    Reason.WAKING: Phase.STARTING,
+    Reason.IDLE: Phase.IDLE,
+    Reason.SUSPENDED: Phase.SUSPENDED,
+}
+
+
+def _next(observed: Observation, verdict: Verdict) -> Verdict:
+    deployment = observed.deployment
+    if deployment.spec.suspend:
+        return _asleep(replace(verdict, stall=None, failed_source=None), Phase.SUSPENDED, observed)
+    match verdict.phase:
+        case Phase.SUSPENDED:
+            slept = observed.status.proved_generation is not None or deployment.spec.scaling.initial == "Idle"
+            return _idle(observed, verdict) if slept else _new(observed, verdict, fresh=False)
+        case Phase.NEW:
+            return _new(observed, verdict, fresh=False)
+        case Phase.FAILED:
+            return _failed(observed, verdict)
+        case Phase.IDLE:
+            return _idle(observed, verdict)
+        case Phase.STARTING:
+            return _starting(observed, verdict)
+        case Phase.SERVING | Phase.DRAINING:
+            return _serving(observed, verdict)
+
+
+def _new(observed: Observation, verdict: Verdict, *, fresh: bool) -> Verdict:
+    """Nothing is decided yet. ``fresh``: a start is asked for, whatever was before."""
+    verdict = replace(verdict, phase=Phase.NEW, stall=None)
+    if observed.application.presence is Presence.PRESENT and verdict.wanted is not None:
+        return _start(observed, verdict)
+    if observed.trust is None:
+        # Not decided yet, but a start that was asked for must not be forgotten meanwhile.
+        return _start(observed, verdict) if fresh else verdict
+    if isinstance(observed.trust, Distrusted):
+        return _fail(verdict, _untrusted(observed.trust))
+    scaling = observed.deployment.spec.scaling
+    slept = observed.status.proved_generation is not None or scaling.initial == "Idle"
+    if slept and not fresh and scaling.min_replicas == 0:
+        return _idle(observed, verdict)
+    return _start(observed, verdict)
+
+
+def _failed(observed: Observation, verdict: Verdict) -> Verdict:
+    status, stall, now = observed.status, verdict.stall, observed.now
+    memory = verdict.memory
+    if status.observed_generation != observed.deployment.generation or verdict.last_retry != status.last_retry:
+        return _new(observed, replace(verdict, failed_source=None, memory=replace(memory, failures=0)), fresh=True)
+    if verdict.failed_source is not None:
+        # A node found the bytes wrong: another start is worth it only once the source has changed.
+        if isinstance(observed.trust, Trusted) and observed.trust.source != verdict.failed_source:
+            return _new(observed, replace(verdict, failed_source=None), fresh=True)
+    elif stall is None or stall.reason == Reason.ENGINE_FAILED:
+        retry_at = memory.retry_at if memory.retry_at is not None else now + _retry_delay(memory.failures)
+        if now >= retry_at:
+            return _new(observed, replace(verdict, memory=replace(memory, retry_at=None)), fresh=True)
+        verdict = replace(verdict, memory=replace(memory, retry_at=retry_at), look_again=retry_at - now)
+    elif stall.reason not in {Reason.START_TIMEOUT, Reason.SERVING_VERSION_MISMATCH}:
+        # Trust, or a place that was missing: look whether it holds still.
+        if isinstance(observed.trust, Distrusted):
+            return _fail(verdict, _untrusted(observed.trust))
+        if observed.trust is not None:
+            return _new(observed, verdict, fresh=False)
+    application = observed.application
+    over = application.presence is Presence.ABSENT or (
+        application.answering is False
+        and (application.failure is not None or application.status == "DEPLOY_FAILED" or _timed_out(stall))
+    )
+    return replace(verdict, wish=Absent() if over else Keep())
+
+
+def _idle(observed: Observation, verdict: Verdict) -> Verdict:
+    verdict = replace(verdict, stall=None)
+    if isinstance(observed.trust, Distrusted):
+        known = observed.status.weights is not None
+        same = observed.status.observed_generation == observed.deployment.generation
+        if not (observed.trust.retryable and known and same and not _is_wanted(observed, verdict)):
+            return replace(_fail(verdict, _untrusted(observed.trust)), wish=Absent())
+    if isinstance(observed.trust, Trusted) and _is_wanted(observed, verdict):
+        return _start(observed, verdict)
+    # Demand that came before the signature was checked is not forgotten: it is looked at again then.
+    waits = observed.trust is None and verdict.last_wake != observed.status.last_wake
+    asleep = _asleep(verdict, Phase.IDLE, observed)
+    return replace(asleep, last_wake=observed.status.last_wake) if waits else asleep
+
+
+def _is_wanted(observed: Observation, verdict: Verdict) -> bool:
+    demand, slept_at = observed.demand, verdict.memory.slept_at
+    return (
+        observed.deployment.spec.scaling.min_replicas > 0
+        or demand.active
+        or (demand.activity_at is not None and slept_at is not None and demand.activity_at > slept_at)
+        or verdict.last_wake != observed.status.last_wake
+    )
+
+
+def _start(observed: Observation, verdict: Verdict) -> Verdict:
+    """Begin a start: a proof or a wake."""
+    memory = replace(
+        verdict.memory, attempt=verdict.memory.attempt + 1, start_began=observed.now, slept_at=None, retry_at=None
+    )
+    return _starting(observed, replace(verdict, phase=Phase.STARTING, stall=None, memory=memory))
+
+
+def _starting(observed: Observation, verdict: Verdict) -> Verdict:
+    """An engine is wanted and does not answer yet."""
+    application, memory, now = observed.application, verdict.memory, observed.now
+    began = memory.start_began if memory.start_began is not None else now
+    verdict = replace(verdict, phase=Phase.STARTING, stall=None, memory=replace(memory, start_began=began))
+    wanted = verdict.wanted
+    if wanted is None:
+        if isinstance(observed.trust, Distrusted):
+            return _fail(verdict, _untrusted(observed.trust))
+        return _hold_start(verdict, now)
+    present = application.presence is Presence.PRESENT
+    if not observed.may_start and not present:
+        return replace(_hold_start(verdict, now), queued=True)
+    verdict = replace(verdict, wish=Present(config=wanted.config, attempt=memory.attempt))
+    if application.conflict is not None:
+        stall = Stall(reason=Reason.ROUTE_CONFLICT, detail=Reason.ROUTE_CONFLICT, message=application.conflict)
+        return replace(verdict, stall=stall, memory=replace(verdict.memory, start_began=now))
+    if application.presence is Presence.UNKNOWN:
+        # The time that a cluster can't be reached doesn't count against the start.
+        return replace(verdict, memory=replace(verdict.memory, start_began=now))
+    if present and covers(application.deployed, wanted.config):
+        if application.failure is not None:
+            return _broken(observed, verdict)
+        if application.answering:
+            return _serving(observed, replace(verdict, phase=Phase.SERVING, memory=_served(verdict.memory, now)))
+    return _within_time(observed, verdict)
+
+
+def _serving(observed: Observation, verdict: Verdict) -> Verdict:
+    """An engine serves, or is being replaced by another."""
+    application, memory, now = observed.application, verdict.memory, observed.now
+    verdict = replace(verdict, stall=None)
+    if application.presence is Presence.ABSENT:
+        # Ray lost it: waking again is all there is to do.
+        return _start(observed, replace(verdict, memory=replace(memory, wake_began=now)))
+    wanted = verdict.wanted
+    if wanted is None:
+        if isinstance(observed.trust, Distrusted):
+            return _fail(replace(verdict, phase=Phase.SERVING), _untrusted(observed.trust))
+        return replace(verdict, phase=Phase.SERVING)
+    wish = Present(config=wanted.config, attempt=memory.attempt)
+    if application.presence is Presence.UNKNOWN or observed.application.conflict is not None:
+        return replace(verdict, phase=Phase.SERVING, wish=wish)
+    generation = observed.deployment.generation
+    if covers(application.deployed, wanted.config):
+        if application.failure is not None:
+            return _broken(observed, verdict)
+        if application.answering and application.status in {"RUNNING", "UNHEALTHY", ""}:
+            verdict = replace(verdict, proved_generation=generation, memory=replace(memory, start_began=None))
+    verdict = replace(verdict, wish=wish)
+    if verdict.proved_generation != generation:
+        began = memory.start_began if memory.start_began is not None else now
+        verdict = replace(verdict, phase=Phase.SERVING, memory=replace(memory, start_began=began))
+        return _within_time(observed, verdict)
+    return _draining(observed, verdict)
+
+
+def _draining(observed: Observation, verdict: Verdict) -> Verdict:
+    """Decide between serving, draining and sleep. Unknown demand is demand."""
+    demand, memory, now = observed.demand, verdict.memory, observed.now
+    scaling = observed.deployment.spec.scaling
+    serving = replace(
+        verdict, phase=Phase.SERVING, memory=replace(memory, draining=None, drain_began=None, failures=0)
+    )
+    if verdict.last_wake != observed.status.last_wake:
+        serving = replace(serving, memory=replace(serving.memory, awake_since=now))
+    if scaling.min_replicas > 0 or not demand.known or demand.active:
+        return replace(serving, look_again=_until(demand.until, now))
+    idle_since = max(serving.memory.awake_since, demand.activity_at or serving.memory.awake_since)
+    remaining = idle_since + scaling.idle_seconds - now
+    if remaining > 0:
+        return replace(serving, look_again=remaining)
+    if verdict.phase is not Phase.DRAINING or memory.draining is None or memory.draining != verdict.drain_epoch:
+        epoch = (verdict.drain_epoch or 0) + 1
+        drain = replace(memory, draining=epoch, drain_began=now)
+        return replace(
+            verdict, phase=Phase.DRAINING, drain_epoch=epoch, memory=drain, look_again=_until(demand.until, now)
+        )
+    if demand.acknowledged >= memory.draining:
+        return _asleep(verdict, Phase.IDLE, observed)
+    return replace(verdict, look_again=_until(demand.until, now))
+
+
+def _asleep(verdict: Verdict, phase: Phase, observed: Observation) -> Verdict:
+    memory = verdict.memory
+    slept_at = memory.slept_at if memory.slept_at is not None else observed.now
+    memory = replace(
+        memory, slept_at=slept_at, start_began=None, draining=None, drain_began=None, wake_began=None, stage=None
+    )
+    return replace(verdict, phase=phase, wish=Absent(), memory=memory)
+
+
+def _broken(observed: Observation, verdict: Verdict) -> Verdict:
+    """Ray gave the application up."""
+    failure, memory = observed.application.failure, verdict.memory
+    if failure is None:
+        return verdict
+    if failure.reason == Reason.SERVING_VERSION_MISMATCH:
+        stall = Stall(reason=failure.reason, detail=failure.reason, message=failure.message)
+    elif failure.reason and failure.reason not in _MAY_PASS:
+        source = observed.trust.source if isinstance(observed.trust, Trusted) else "unknown"
+        stall = Stall(
+            reason=Reason.UNTRUSTED_WEIGHTS, detail=failure.reason, message=failure.message, weights=True
+        )
+        verdict = replace(verdict, failed_source=source)
+    else:
+        detail = failure.reason or Reason.ENGINE_FAILED
+        stall = Stall(
+            reason=Reason.ENGINE_FAILED, detail=detail, message=failure.message, weights=bool(failure.reason)
+        )
+        delay = _retry_delay(memory.failures)
+        memory = replace(memory, failures=memory.failures + 1, retry_at=observed.now + delay)
+        verdict = replace(verdict, memory=memory, look_again=delay)
+    return _give_up(observed, verdict, stall)
+
+
+def _within_time(observed: Observation, verdict: Verdict) -> Verdict:
+    limit = observed.deployment.spec.scaling.start_timeout_seconds
+    began = verdict.memory.start_began
+    if began is None:
+        return verdict
+    remaining = began + limit - observed.now
+    if remaining > 0:
+        return replace(verdict, look_again=remaining)
+    stall = Stall(
+        reason=Reason.START_TIMEOUT,
+        detail=Reason.START_TIMEOUT,
+        message=f"the engine did not answer within spec.scaling.startTimeoutSeconds ({limit}); look at the Ray "
+        "cluster's logs and free accelerators, raise the limit, or change the retry annotation to try again",
+    )
+    return _give_up(observed, verdict, stall)
+
+
+def _give_up(observed: Observation, verdict: Verdict, stall: Stall) -> Verdict:
+    """Fail, and take the application away unless an older replica of it still serves."""
+    wish: Wish = Keep() if observed.application.answering else Absent()
+    return replace(_fail(verdict, stall), wish=wish)
+
+
+def _fail(verdict: Verdict, stall: Stall) -> Verdict:
+    memory = replace(verdict.memory, start_began=None, draining=None, wake_began=None, stage=None)
+    return replace(verdict, phase=Phase.FAILED, stall=stall, wish=Keep(), memory=memory)
+
+
+def _hold_start(verdict: Verdict, now: float) -> Verdict:
+    return replace(verdict, wish=Keep(), memory=replace(verdict.memory, start_began=now))
+
+
+def _untrusted(trust: Distrusted) -> Stall:
+    return Stall(reason=Reason.UNTRUSTED_WEIGHTS, detail=trust.reason, message=trust.message)
+
+
+def _refresh(observed: Observation, memory: Memory) -> Memory:
+    demand = observed.demand
+    awake = [memory.awake_since, demand.activity_at or memory.awake_since]
+    if not demand.known:
+        awake.append(observed.now)
+    return replace(memory, awake_since=max(awake))
+
+
+def _served(memory: Memory, now: float) -> Memory:
+    return replace(memory, start_began=None, awake_since=max(memory.awake_since, now))
+
+
+def _timed_out(stall: Stall | None) -> bool:
+    return stall is not None and stall.reason == Reason.START_TIMEOUT
+
+
+def _retry_delay(failures: int) -> float:
+    return min(LAST_RETRY_SECONDS, FIRST_RETRY_SECONDS * 2.0 ** min(failures, 10))
+
+
+def _until(moment: float | None, now: float) -> float | None:
+    return max(0.1, moment - now) if moment is not None else None
+
+
+def _written_stall(status: GptOssDeploymentStatus) -> Stall | None:
+    conditions = {condition.type: condition for condition in status.conditions}
+    stalled = conditions.get(ConditionType.STALLED)
+    if stalled is None or stalled.status != "True":
+        return None
+    ready = conditions.get(ConditionType.READY)
+    return Stall(
+        reason=stalled.reason,
+        detail=ready.reason if ready is not None else stalled.reason,
+        message=stalled.message,
+        weights=status.failed_source is not None
+        or (stalled.reason == Reason.ENGINE_FAILED and ready is not None and ready.reason != Reason.ENGINE_FAILED),
+    )
+
+
+def _timed(verdict: Verdict, observed: Observation, before: Phase) -> Verdict:
+    """Follow a wake through its stages: demand → put → deploying → engineReady."""
+    memory, now = verdict.memory, observed.now
+    if before in {Phase.IDLE, Phase.SUSPENDED} and verdict.phase is Phase.STARTING:
+        memory = replace(memory, wake_began=now)
+    if memory.wake_began is None:
+        return replace(verdict, memory=memory)
+    stage = _stage(verdict, observed)
+    if stage == memory.stage:
+        return replace(verdict, memory=memory)
+    timings = tuple(_ended(memory, now))
+    if stage is None:
+        seconds = now - memory.wake_began
+        memory = replace(memory, wake_began=None, stage=None, stage_began=None)
+        return replace(verdict, memory=memory, timings=timings, woke_seconds=seconds)
+    memory = replace(memory, stage=stage, stage_began=now)
+    return replace(verdict, memory=memory, timings=timings)
+
+
+def _ended(memory: Memory, now: float) -> Iterable[tuple[str, float]]:
+    if memory.stage is not None and memory.stage_began is not None:
+        yield memory.stage, now - memory.stage_began
+
+
+def _stage(verdict: Verdict, observed: Observation) -> str | None:
+    if verdict.phase is not Phase.STARTING:
+        return None
+    if not isinstance(verdict.wish, Present):
+        return "demand"
+    application = observed.application
+    if application.presence is not Presence.PRESENT or not covers(application.deployed, verdict.wish.config):
+        return "put"
+    return "engineReady" if application.status == "RUNNING" else "deploying"

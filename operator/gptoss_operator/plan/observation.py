@@ -1,0 +1,170 @@
+"""What a plan is made from: one frozen picture of a deployment and its surroundings."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from gptoss_api.deployment import GptOssDeployment
+from gptoss_api.deployment_status import GptOssDeploymentStatus
+from gptoss_operator.plan.demand import Demand
+
+
+@dataclass(frozen=True, kw_only=True)
+class Distrusted:
+    """Signature or policy forbid the weights, or the source can't be read.
+
+    ``retryable``: it may pass by itself, such as an object store that doesn't answer.
+    """
+
+    reason: str
+    message: str
+    retryable: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trusted:
+    """Signature and policy allow the weights.
+
+    Attributes:
+        manifest_digest: ``sha256:…`` that replicas are pinned to.
+        signer: fingerprint of the key that signed.
+        authority: entry of the policy that matched.
+        policy: name of the policy.
+        source: fingerprint of the bundle and of the listed files' versions; changes when one does.
+        checked_at: time of day of the first check with this result.
+        doubt: why a later look failed although nothing is known to be wrong.
+    """
+
+    manifest_digest: str
+    signer: str
+    authority: str
+    policy: str
+    source: str
+    checked_at: str
+    doubt: Distrusted | None = None
+
+
+Trust = Trusted | Distrusted | None
+"""None while the first check is under way."""
+
+
+class Presence(StrEnum):
+    """Whether an application is on its Ray cluster."""
+
+    UNKNOWN = "Unknown"
+    ABSENT = "Absent"
+    PRESENT = "Present"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    """Why Ray gave an application up; ``reason`` is empty where no node named one."""
+
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ApplicationView:
+    """A deployment's application as last seen on its Ray cluster.
+
+    Attributes:
+        presence: whether it is there.
+        status: Ray's word for it, such as RUNNING.
+        deployed: the configuration Ray runs, None where it tells none.
+        answering: whether its own API answers; None if not asked yet.
+        failure: why it failed, for the attempt that is under way.
+        ready: replicas that run.
+        wanted: replicas Ray wants.
+        conflict: why it was left out of the cluster's configuration.
+        trouble: reason and message of a problem of the whole cluster.
+    """
+
+    presence: Presence = Presence.UNKNOWN
+    status: str = ""
+    deployed: Mapping[str, Any] | None = None
+    answering: bool | None = None
+    failure: Failure | None = None
+    ready: int = 0
+    wanted: int = 0
+    conflict: str | None = None
+    trouble: tuple[str, str] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Placement:
+    """Where the deployment runs, or why it can't: then ``cluster`` is empty."""
+
+    cluster: str = ""
+    reason: str = ""
+    message: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memory:
+    """What is remembered between plans of one deployment, on our own clock. Lost with the process.
+
+    Attributes:
+        awake_since: last moment that counts as demand for staying awake.
+        start_began: when the running start or roll-out began.
+        attempt: counts starts, so that an old failure isn't taken for a new one.
+        slept_at: when it went to sleep, or was first seen asleep; later activity wakes it.
+        draining: epoch of a drain that this process began.
+        drain_began: when.
+        failures: engine starts that failed in a row without a named reason.
+        retry_at: when the next one is tried.
+        wake_began: when the running wake's demand was seen.
+        stage: stage of the running wake.
+        stage_began: when it began.
+    """
+
+    awake_since: float
+    start_began: float | None = None
+    attempt: int = 1
+    slept_at: float | None = None
+    draining: int | None = None
+    drain_began: float | None = None
+    failures: int = 0
+    retry_at: float | None = None
+    wake_began: float | None = None
+    stage: str | None = None
+    stage_began: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Observation:
+    """One deployment and its surroundings at one moment.
+
+    Attributes:
+        deployment: the parsed object.
+        status: its status as last written.
+        placement: its Ray cluster.
+        application: its application there.
+        trust: what is known of its weights.
+        demand: what gateways say.
+        rivals: other deployments of the namespace that claim the same served name.
+        may_start: a start is permitted now (`maxConcurrentStarts`).
+        now: seconds on our own clock.
+        wall: time of day, RFC 3339.
+    """
+
+    deployment: GptOssDeployment
+    status: GptOssDeploymentStatus
+    placement: Placement
+    application: ApplicationView
+    trust: Trust
+    demand: Demand
+    rivals: tuple[str, ...] = ()
+    may_start: bool = True
+    now: float
+    wall: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Site:
+    """The operator's settings that plans depend on."""
+
+    installation: str
+    import_path: str
+    gateway_url: str

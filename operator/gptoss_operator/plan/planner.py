@@ -1,0 +1,97 @@
+"""The one entrance: an observation goes in, a frozen plan comes out."""
+
+from dataclasses import dataclass
+
+from gptoss_api.deployment_status import GptOssDeploymentStatus
+from gptoss_operator.plan.applications import Wish
+from gptoss_operator.plan.lifecycle import Phase, Verdict, decide, phase_of
+from gptoss_operator.plan.observation import Memory, Observation, Site
+from gptoss_operator.plan.status import status_for
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ask:
+    """Tell the cluster's key what this deployment wants."""
+
+    cluster: str
+    wish: Wish
+
+
+@dataclass(frozen=True, kw_only=True)
+class Event:
+    """Something that happened, for `kubectl describe`."""
+
+    type: str
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What to do for one deployment.
+
+    Attributes:
+        actions: in this order, after the status was written.
+        status: the new status, None if it is as it should be.
+        events: to be told.
+        requeue_after: seconds after which time alone may ask for another look.
+        memory: to be handed in next time.
+        starting: it holds one of the permitted starts.
+        queued: it waits for one.
+        timings: wake stages that ended, with their seconds.
+        woke_seconds: seconds of a wake that ended.
+    """
+
+    actions: tuple[Ask, ...]
+    status: GptOssDeploymentStatus | None
+    events: tuple[Event, ...]
+    requeue_after: float | None
+    memory: Memory
+    starting: bool
+    queued: bool
+    timings: tuple[tuple[str, float], ...] = ()
+    woke_seconds: float | None = None
+
+
+def plan(observed: Observation, memory: Memory | None, site: Site, *, asked: Wish | None = None) -> Plan:
+    """Plan for one deployment. ``asked`` is the wish that the cluster's key knows already."""
+    verdict = decide(observed, memory, site)
+    status = None if observed.deployment.deleting else status_for(observed, verdict, site)
+    asks = (Ask(cluster=observed.placement.cluster, wish=verdict.wish),) if observed.placement.cluster else ()
+    return Plan(
+        actions=tuple(ask for ask in asks if ask.wish != asked),
+        status=status if status != observed.status else None,
+        events=_events(observed, verdict),
+        requeue_after=verdict.look_again,
+        memory=verdict.memory,
+        starting=verdict.phase is Phase.STARTING and not verdict.queued and verdict.wanted is not None,
+        queued=verdict.queued,
+        timings=verdict.timings,
+        woke_seconds=verdict.woke_seconds,
+    )
+
+
+def _events(observed: Observation, verdict: Verdict) -> tuple[Event, ...]:
+    before = phase_of(observed.status)
+    if verdict.paused or observed.deployment.deleting:
+        return ()
+    if verdict.woke_seconds is not None:
+        return (Event(type="Normal", reason="Woke", message=f"The engine answered after {verdict.woke_seconds:.1f} s."),)
+    if verdict.stall is not None:
+        told = {(each.type, each.reason) for each in observed.status.conditions if each.status == "True"}
+        known = ("Stalled", verdict.stall.reason) in told and before in {Phase.FAILED, Phase.STARTING}
+        return () if known else (Event(type="Warning", reason=verdict.stall.detail, message=verdict.stall.message),)
+    if verdict.phase is before:
+        return ()
+    match verdict.phase:
+        case Phase.STARTING:
+            message = "Demand was seen; the engine starts." if before is Phase.IDLE else "The engine starts."
+            return (Event(type="Normal", reason="Waking" if before is Phase.IDLE else "Starting", message=message),)
+        case Phase.SERVING if before is not Phase.DRAINING:
+            return (Event(type="Normal", reason="Serving", message="The engine answers."),)
+        case Phase.IDLE:
+            return (Event(type="Normal", reason="Idle", message="The model went to sleep."),)
+        case Phase.SUSPENDED:
+            return (Event(type="Normal", reason="Suspended", message="spec.suspend is true."),)
+        case _:
+            return ()

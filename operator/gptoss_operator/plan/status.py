@@ -1,0 +1,278 @@
+"""From a verdict to the status that people, gateways and GitOps tools read (the table in docs/api.md).
+
+Messages are deterministic, so that a status is written only when something changed, and a
+condition's transition time moves only when its status does.
+"""
+
+from gptoss_api.conditions import MAX_MESSAGE_LENGTH, ConditionType, Reason
+from gptoss_api.deployment_status import (
+    Condition,
+    Endpoint,
+    EngineStatus,
+    GptOssDeploymentStatus,
+    Replicas,
+    Wake,
+    WeightsStatus,
+)
+from gptoss_operator.plan.applications import Present, covers
+from gptoss_operator.plan.lifecycle import Phase, Verdict
+from gptoss_operator.plan.observation import Distrusted, Observation, Presence, Site, Trusted
+
+_Claim = tuple[str, str, str]
+"""Status, reason and message of a condition."""
+
+_READY_AT_ZERO = {
+    Phase.IDLE: (Reason.IDLE, "The model sleeps and wakes with the first request."),
+    Phase.DRAINING: (Reason.DRAINING, "The model has been idle and goes to sleep."),
+    Phase.SUSPENDED: (Reason.SUSPENDED, "spec.suspend is true: requests are refused."),
+}
+
+
+def status_for(observed: Observation, verdict: Verdict, site: Site) -> GptOssDeploymentStatus:
+    """Return the status that says what was decided."""
+    before = observed.status
+    deployment = observed.deployment
+    claims = {
+        ConditionType.READY: _ready(observed, verdict),
+        ConditionType.RECONCILING: _reconciling(observed, verdict),
+        ConditionType.STALLED: _stalled(verdict),
+        ConditionType.WEIGHTS_VERIFIED: _weights_verified(observed, verdict),
+        ConditionType.ENGINE_READY: _engine_ready(observed, verdict),
+        ConditionType.SCALED_TO_ZERO: _scaled_to_zero(observed, verdict),
+        ConditionType.DEGRADED: _degraded(observed),
+        ConditionType.NAME_CONFLICT: _name_conflict(observed),
+    }
+    conditions = tuple(_condition(observed, name, claim) for name, claim in claims.items())
+    return GptOssDeploymentStatus(
+        observed_generation=deployment.generation,
+        state=str(claims[ConditionType.READY][1]),
+        replicas=_replicas(observed),
+        endpoint=Endpoint(url=site.gateway_url, model=deployment.served_name) if site.gateway_url else None,
+        engine=_engine(verdict, before),
+        weights=_weights(observed, verdict),
+        wake=_wake(observed, verdict),
+        drain_epoch=verdict.drain_epoch,
+        proved_generation=verdict.proved_generation,
+        last_retry=verdict.last_retry,
+        last_wake=verdict.last_wake,
+        failed_source=verdict.failed_source,
+        conditions=conditions,
+    )
+
+
+def same_status(before: GptOssDeploymentStatus, after: GptOssDeploymentStatus) -> bool:
+    """Tell whether a status needs no write."""
+    return before == after
+
+
+def _ready(observed: Observation, verdict: Verdict) -> _Claim:
+    if verdict.stall is not None:
+        return "False", verdict.stall.detail, verdict.stall.message
+    match verdict.phase:
+        case Phase.SUSPENDED | Phase.DRAINING:
+            return "True", *_READY_AT_ZERO[verdict.phase]
+        case Phase.IDLE:
+            if observed.trust is None and not _settled_before(observed):
+                return "Unknown", Reason.PROGRESSING, "The signature of the weights is being checked."
+            return "True", *_READY_AT_ZERO[Phase.IDLE]
+        case Phase.STARTING if _settled_before(observed):
+            return "True", Reason.WAKING, "The engine starts; requests are held until it answers."
+        case Phase.SERVING if _proved(observed, verdict):
+            if observed.application.answering is False:
+                return "False", Reason.NOT_ANSWERING, "The engine does not answer its API."
+            return "True", Reason.SERVING, "The engine answers."
+        case Phase.NEW if observed.trust is None:
+            return "Unknown", Reason.PROGRESSING, "The signature of the weights is being checked."
+        case _:
+            return "Unknown", Reason.PROGRESSING, "This generation has not answered yet."
+
+
+def _reconciling(observed: Observation, verdict: Verdict) -> _Claim:
+    if verdict.paused:
+        return "False", Reason.PAUSED, "The annotation serving.gptoss.dev/paused stops all writes but this status."
+    if verdict.queued:
+        return "True", Reason.WAITING_FOR_START, "Other models are starting; this one waits its turn."
+    if verdict.stall is None and (
+        verdict.phase in {Phase.NEW, Phase.STARTING}
+        or (verdict.phase is Phase.SERVING and not _proved(observed, verdict))
+    ):
+        return "True", Reason.PROGRESSING, "The specification is being brought about."
+    return "False", Reason.RECONCILED, ""
+
+
+def _stalled(verdict: Verdict) -> _Claim:
+    if verdict.stall is not None:
+        return "True", verdict.stall.reason, verdict.stall.message
+    return "False", Reason.NOT_STALLED, ""
+
+
+def _weights_verified(observed: Observation, verdict: Verdict) -> _Claim:
+    if verdict.stall is not None and verdict.stall.weights:
+        unsure = verdict.stall.reason == Reason.ENGINE_FAILED
+        return "Unknown" if unsure else "False", verdict.stall.detail, verdict.stall.message
+    match observed.trust:
+        case Distrusted(reason=reason, message=message, retryable=retryable):
+            return "Unknown" if retryable else "False", reason, message
+        case Trusted(doubt=Distrusted(reason=reason, message=message)):
+            return "Unknown", reason, message
+        case Trusted(manifest_digest=digest, authority=authority, policy=policy):
+            signed = f"Authority {authority} of WeightTrustPolicy {policy} signed manifest {digest}"
+            if verdict.phase in {Phase.SERVING, Phase.DRAINING} and _runs(observed, digest):
+                return "True", Reason.VERIFIED, f"{signed}; every node verified the bytes before the engine started."
+            return "True", Reason.SIGNATURE_VERIFIED, f"{signed}; nodes verify the bytes before an engine starts."
+        case _:
+            kept = _kept(observed, ConditionType.WEIGHTS_VERIFIED)
+            return kept or ("Unknown", Reason.NOT_CHECKED, "The signature of the weights is being checked.")
+
+
+def _engine_ready(observed: Observation, verdict: Verdict) -> _Claim:
+    application = observed.application
+    if application.presence is Presence.UNKNOWN:
+        kept = _kept(observed, ConditionType.ENGINE_READY)
+        return kept or ("Unknown", Reason.NOT_PROVED, "The Ray cluster has not been seen yet.")
+    present = application.presence is Presence.PRESENT
+    if present and application.answering and verdict.phase not in {Phase.IDLE, Phase.SUSPENDED}:
+        return "True", Reason.ANSWERING, ""
+    match verdict.phase:
+        case Phase.STARTING | Phase.NEW:
+            return "False", Reason.STARTING, "The engine has not answered yet."
+        case Phase.SERVING | Phase.DRAINING:
+            if application.answering is None:
+                kept = _kept(observed, ConditionType.ENGINE_READY)
+                return kept or ("Unknown", Reason.NOT_PROVED, "The engine has not been asked yet.")
+            return "False", Reason.NOT_ANSWERING, "The engine does not answer its API."
+        case Phase.IDLE if not _proved(observed, verdict):
+            return "Unknown", Reason.NOT_PROVED, "This generation has not been started yet."
+        case _:
+            return "False", Reason.STOPPED, "No engine runs."
+
+
+def _scaled_to_zero(observed: Observation, verdict: Verdict) -> _Claim:
+    match verdict.phase:
+        case Phase.IDLE:
+            return "True", Reason.IDLE, ""
+        case Phase.SUSPENDED:
+            return "True", Reason.SUSPENDED, ""
+        case Phase.DRAINING:
+            return "False", Reason.DRAINING, f"Gateways hold new requests for drain {verdict.drain_epoch}."
+        case Phase.SERVING:
+            return "False", Reason.SERVING, ""
+        case Phase.FAILED:
+            if observed.application.presence is Presence.PRESENT and observed.application.answering:
+                return "False", Reason.SERVING, "What ran before still serves."
+            return "True", Reason.IDLE, "No engine runs."
+        case _:
+            return "False", Reason.WAKING, ""
+
+
+def _degraded(observed: Observation) -> _Claim:
+    trouble = observed.application.trouble
+    return ("True", *trouble) if trouble is not None else ("False", Reason.HEALTHY, "")
+
+
+def _name_conflict(observed: Observation) -> _Claim:
+    if observed.rivals:
+        name = observed.deployment.served_name
+        return (
+            "True",
+            Reason.NAME_TAKEN,
+            f"{', '.join(observed.rivals)} also claim the name {name}, so it resolves to none of them; change "
+            f"spec.model.servedName, or ask for {observed.deployment.qualified_name}",
+        )
+    return "False", Reason.NAME_UNIQUE, ""
+
+
+def _condition(observed: Observation, name: ConditionType, claim: _Claim) -> Condition:
+    status, reason, message = claim
+    before = next((each for each in observed.status.conditions if each.type == name), None)
+    moved = before is None or before.status != status
+    return Condition(
+        type=str(name),
+        status=status,
+        reason=str(reason),
+        message=_cut(message),
+        last_transition_time=observed.wall if moved or before is None else before.last_transition_time,
+        observed_generation=observed.deployment.generation,
+    )
+
+
+def _kept(observed: Observation, name: ConditionType) -> _Claim | None:
+    """What was said before about this very generation, while nothing newer is known."""
+    for before in observed.status.conditions:
+        if before.type == name and before.observed_generation == observed.deployment.generation:
+            return before.status, before.reason, before.message
+    return None
+
+
+def _settled_before(observed: Observation) -> bool:
+    """This generation was Ready before: it answered once, or was accepted asleep."""
+    kept = _kept(observed, ConditionType.READY)
+    return kept is not None and kept[0] == "True"
+
+
+def _proved(observed: Observation, verdict: Verdict) -> bool:
+    return verdict.proved_generation == observed.deployment.generation
+
+
+def _runs(observed: Observation, digest: str) -> bool:
+    arguments = (observed.application.deployed or {}).get("args") or {}
+    weights = arguments.get("weights") or {}
+    return bool(weights.get("manifestDigest") == digest)
+
+
+def _replicas(observed: Observation) -> Replicas | None:
+    match observed.application.presence:
+        case Presence.UNKNOWN:
+            return observed.status.replicas
+        case Presence.ABSENT:
+            return Replicas(ready=0, desired=0)
+        case Presence.PRESENT:
+            return Replicas(ready=observed.application.ready, desired=observed.application.wanted)
+
+
+def _engine(verdict: Verdict, before: GptOssDeploymentStatus) -> EngineStatus | None:
+    if isinstance(verdict.wish, Present) and verdict.wanted is not None:
+        return EngineStatus(line=verdict.wanted.line, profile_version=verdict.wanted.profile)
+    return before.engine
+
+
+def _weights(observed: Observation, verdict: Verdict) -> WeightsStatus | None:
+    trust, before = observed.trust, observed.status.weights
+    if not isinstance(trust, Trusted):
+        return before
+    application = observed.application
+    if application.presence is Presence.PRESENT and verdict.wanted is not None:
+        # While an engine runs with what was signed before, that is what is told.
+        if verdict.wanted.manifest_digest != trust.manifest_digest:
+            return before
+        if not covers(application.deployed, verdict.wanted.config) and before is not None:
+            return before
+    weights = WeightsStatus(
+        manifest_digest=trust.manifest_digest,
+        signer=trust.signer,
+        authority=trust.authority,
+        policy=trust.policy,
+        verified_at=trust.checked_at,
+    )
+    if before is not None and weights.model_copy(update={"verified_at": before.verified_at}) == before:
+        return before
+    return weights
+
+
+def _wake(observed: Observation, verdict: Verdict) -> Wake | None:
+    before = observed.status.wake
+    if verdict.woke_seconds is not None:
+        started = before.started_at if before is not None else None
+        return Wake(started_at=started, last_seconds=round(verdict.woke_seconds, 3))
+    last = before.last_seconds if before is not None else None
+    if verdict.memory.stage is not None:
+        running = before is not None and before.stage is not None
+        started = before.started_at if before is not None and running else observed.wall
+        return Wake(started_at=started, stage=verdict.memory.stage, last_seconds=last)
+    if before is not None and before.stage is not None and verdict.phase is not Phase.STARTING:
+        return Wake(started_at=before.started_at, last_seconds=last)
+    return before
+
+
+def _cut(message: str) -> str:
+    return message if len(message) <= MAX_MESSAGE_LENGTH else message[: MAX_MESSAGE_LENGTH - 1] + "…"
