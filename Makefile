@@ -1,0 +1,127 @@
+# Everything a person or a CI job runs. `make help` lists it; nothing here needs root or writes outside
+# this folder and one cache folder (GPTOSS_CACHE, else gptoss-operator in your user cache).
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.ONESHELL:
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-print-directory
+
+CACHE := $(or $(GPTOSS_CACHE),$(if $(XDG_CACHE_HOME),$(XDG_CACHE_HOME),$(HOME)/.cache)/gptoss-operator)
+UV_VERSION := 0.13.8
+UV := $(CACHE)/uv-venv/bin/uv
+BIN := .venv/bin
+PYTEST := $(BIN)/python -m pytest
+ROOMS := operator serving tests $(wildcard benchmarks)
+
+export GPTOSS_CACHE := $(CACHE)
+export UV_CACHE_DIR := $(CACHE)/uv
+export UV_PYTHON_DOWNLOADS := never
+export UV_NO_PROGRESS := 1
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export VIRTUAL_ENV := $(CURDIR)/.venv
+
+# The first Python on this machine that is 3.11 or 3.12 and can make virtual environments.
+PYTHON ?= $(shell for each in python3 python3.12 python3.11; do \
+	"$$each" -c 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' \
+	>/dev/null 2>&1 && command -v "$$each" && break; done)
+
+.PHONY: help setup prerequisites env assets demo demo-down demo-status test test-fast test-unit test-contract \
+	test-apiserver test-engine lint format types contracts generate check-generated lock bench-wake clean
+
+help:  ## Say what there is
+	@grep -hE '^[a-z-]+:.*?## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:.*?## /\t/' | \
+		while IFS=$$'\t' read -r name what; do printf '  \033[1m%-16s\033[0m %s\n' "$$name" "$$what"; done
+
+setup: env assets  ## Make the environment and build the control plane and object store (once: minutes)
+
+prerequisites:
+	@if [ -z "$(PYTHON)" ]; then
+		echo "Python 3.11 or 3.12 with venv is missing. On Debian or Ubuntu: sudo apt-get install python3 python3-venv" >&2
+		exit 1
+	fi
+	PYTHONPATH=operator "$(PYTHON)" -m gptoss_cli.local.prerequisites
+
+env: prerequisites .venv/.synced
+
+assets: env
+	@$(BIN)/python -m gptoss_cli.local.assets
+
+$(UV):
+	@echo "== uv $(UV_VERSION), into $(CACHE)/uv-venv"
+	mkdir -p "$(CACHE)"
+	"$(PYTHON)" -m venv "$(CACHE)/uv-venv"
+	"$(CACHE)/uv-venv/bin/python" -m pip install --quiet "uv==$(UV_VERSION)"
+
+.venv/.synced: locks/dev.txt pyproject.toml | $(UV)
+	@echo "== environment: $$(grep -c == locks/dev.txt) hash-pinned packages into .venv (first time: a few minutes, 7 GB)"
+	[ -x $(BIN)/python ] || "$(UV)" venv --quiet --python "$(PYTHON)" .venv
+	"$(UV)" pip sync --quiet --require-hashes locks/dev.txt
+	"$(UV)" pip install --quiet --no-deps --editable .
+	touch $@
+
+demo: env  ## Bring up the whole product on this machine and ask a signed tiny gpt-oss; leaves it running
+	@$(BIN)/gptoss local up
+
+demo-status: env  ## Say what of the demo runs and how to talk to it
+	@$(BIN)/gptoss local status
+
+demo-down: env  ## End exactly what `make demo` started
+	@$(BIN)/gptoss local down
+
+test: setup lint types check-generated  ## Everything that needs no GPU
+	@echo "== tests: unit, contract, API server, engine"
+	$(PYTEST) $(ARGS)
+
+test-fast: env  ## Unit and contract tests: seconds
+	@$(PYTEST) tests/unit tests/contract -m "not slow" $(ARGS)
+
+test-unit: env  ## Pure tests
+	@$(PYTEST) tests/unit $(ARGS)
+
+test-contract: env  ## Against fakes with injected faults
+	@$(PYTEST) tests/contract $(ARGS)
+
+test-apiserver: setup  ## Against a real kube-apiserver and etcd
+	@$(PYTEST) tests/apiserver $(ARGS)
+
+test-engine: setup  ## Against a real Ray Serve and a real vLLM on the CPU: minutes
+	@$(PYTEST) tests/engine $(ARGS)
+
+lint: env contracts  ## Style and formatting
+	@echo "== lint"
+	$(BIN)/ruff check $(ROOMS)
+	$(BIN)/ruff format --check $(ROOMS)
+
+format: env  ## Format and mend what can be mended
+	@$(BIN)/ruff check --fix $(ROOMS)
+	$(BIN)/ruff format $(ROOMS)
+
+types: env  ## mypy --strict
+	@echo "== types"
+	$(BIN)/mypy
+
+contracts: env  ## Which room may import which
+	@echo "== import contracts"
+	$(BIN)/lint-imports
+
+generate: env  ## Write CRDs and the API reference from the models
+	@$(BIN)/python -m gptoss_api.crd --write crds/
+	$(BIN)/python -m gptoss_api.reference --write docs/api.md
+
+check-generated: env  ## Fail if a generated file is not current
+	@echo "== generated files"
+	$(BIN)/python -m gptoss_api.crd --check crds/
+	$(BIN)/python -m gptoss_api.reference --check docs/api.md
+
+lock: $(UV)  ## Resolve the dependencies again and pin them by hash
+	@"$(UV)" pip compile --quiet pyproject.toml --extra serving-cpu --extra dev --python-version 3.11 --universal \
+		--override locks/overrides.txt --generate-hashes --no-header -o locks/dev.txt
+
+bench-wake: setup  ## Print the wake figures against a stand-in that starts at once
+	@$(BIN)/python -m benchmarks.wake
+
+clean:  ## Remove what was built here; the cache folder stays
+	@rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+	echo "the cache is in $(CACHE)"
