@@ -1,0 +1,68 @@
+"""Where weights lie: one reading of a URI, shared by policy and sources.
+
+If the two read a URI differently, a policy could allow one place and a source open another; so a URI
+that has two readings (dot segments, percent-encoding, empty segments, credentials) is refused.
+"""
+
+import re
+import unicodedata
+from dataclasses import dataclass
+from typing import Final, Literal, NoReturn
+
+from gptoss_weights.errors import SourceNotAllowedError
+
+MAX_URI_LENGTH: Final = 1024
+_BUCKET: Final = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
+_FORBIDDEN: Final = frozenset("\\%?#@*<>|\"'`{}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Location:
+    """A place: ``bucket`` is empty for ``file``, ``segments`` are the path's."""
+
+    scheme: Literal["s3", "file"]
+    bucket: str
+    segments: tuple[str, ...]
+
+    @classmethod
+    def parse(cls, uri: str) -> "Location":
+        """Read ``s3://bucket/prefix`` or ``file:///folder``. A trailing slash means nothing.
+
+        Raises:
+            SourceNotAllowedError: it is neither, or could be read in two ways.
+        """
+        if len(uri) > MAX_URI_LENGTH:
+            _refuse(f"is longer than {MAX_URI_LENGTH} characters")
+        if any(character in _FORBIDDEN or unicodedata.category(character)[0] in "CZ" for character in uri):
+            _refuse("holds a character that can be read in two ways, such as %, ? or a space")
+        if unicodedata.normalize("NFC", uri) != uri:
+            _refuse("must be in Unicode's composed form (NFC)")
+        scheme, separator, rest = uri.partition("://")
+        if not separator or scheme not in ("s3", "file"):
+            _refuse("must start with s3:// or file://")
+        bucket, _, path = rest.partition("/")
+        segments = tuple(path.removesuffix("/").split("/")) if path.removesuffix("/") else ()
+        if any(segment in {"", ".", ".."} for segment in segments):
+            _refuse("must have no empty, . or .. path segment")
+        if scheme == "file":
+            if bucket:
+                _refuse("must name no host: file:///folder")
+            if not segments:
+                _refuse("must name a folder: file:///folder")
+            return cls(scheme="file", bucket="", segments=segments)
+        if not _BUCKET.fullmatch(bucket) or ".." in bucket:
+            _refuse("must name a bucket: s3://bucket/prefix")
+        return cls(scheme="s3", bucket=bucket, segments=segments)
+
+    def __str__(self) -> str:
+        return f"{self.scheme}://{'/'.join((self.bucket, *self.segments))}"
+
+    def within(self, prefix: "Location") -> bool:
+        """Tell whether this place is ``prefix`` or lies below it, on path-segment boundaries."""
+        return (self.scheme, self.bucket) == (prefix.scheme, prefix.bucket) and self.segments[
+            : len(prefix.segments)
+        ] == prefix.segments
+
+
+def _refuse(problem: str) -> NoReturn:
+    raise SourceNotAllowedError(f"the weights' URI {problem}; correct spec.model.uri")

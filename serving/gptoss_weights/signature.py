@@ -1,0 +1,205 @@
+"""Signatures: strict reading of key-signed Sigstore bundles, and their verification.
+
+A bundle is JSON of media type ``application/vnd.dev.sigstore.bundle.v0.3+json`` that holds a DSSE
+envelope (https://github.com/secure-systems-lab/dsse) over a manifest. Exactly one signature, exactly
+the current encoding: signatures of signers before version 1.0 are refused, and so are bundles that
+two readers could understand differently. Nothing of the payload is read before its signature holds.
+"""
+
+import base64
+import binascii
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final, NoReturn
+
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_public_key
+
+from gptoss_weights import strictjson
+from gptoss_weights.errors import InvalidPolicyError, MalformedSignatureError, UntrustedSignerError
+from gptoss_weights.manifest import MAX_PAYLOAD_BYTES, Manifest, manifest_digest, parse_manifest
+
+BUNDLE_MEDIA_TYPE: Final = "application/vnd.dev.sigstore.bundle.v0.3+json"
+PAYLOAD_TYPE: Final = "application/vnd.in-toto+json"
+MAX_BUNDLE_BYTES: Final = 2 * MAX_PAYLOAD_BYTES
+_MAX_DEPTH: Final = 8
+_MAX_SIGNATURE_BYTES: Final = 256
+_CURVES: Final[dict[str, type[hashes.HashAlgorithm]]] = {
+    "secp256r1": hashes.SHA256,
+    "secp384r1": hashes.SHA384,
+    "secp521r1": hashes.SHA512,
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Bundle:
+    """A bundle as read. Nothing in it is trusted yet.
+
+    ``key_hint`` is the SHA-256 of the signing key's PEM text, which says which key to try and proves
+    nothing. ``manifest_digest`` is that of the payload.
+    """
+
+    payload: bytes
+    signature: bytes
+    key_hint: str
+    manifest_digest: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrustedKey:
+    """A public key and the name under which it is trusted.
+
+    ``fingerprint`` is ``sha256:`` and the SHA-256 of the SubjectPublicKeyInfo in DER.
+    """
+
+    name: str
+    key: ec.EllipticCurvePublicKey
+    fingerprint: str
+    hint: str
+
+    @classmethod
+    def from_pem(cls, name: str, pem: str) -> "TrustedKey":
+        """Read a PEM public key.
+
+        Raises:
+            InvalidPolicyError: it is not an elliptic-curve key on P-256, P-384 or P-521.
+        """
+        try:
+            key = load_pem_public_key(pem.encode())
+        except (ValueError, UnsupportedAlgorithm):
+            raise InvalidPolicyError(
+                f"the key of {name} is not a PEM public key; paste what `gptoss weights keygen` wrote to .pub"
+            ) from None
+        if not isinstance(key, ec.EllipticCurvePublicKey) or key.curve.name not in _CURVES:
+            raise InvalidPolicyError(f"the key of {name} must be an elliptic-curve key on P-256, P-384 or P-521")
+        return cls(name=name, key=key, fingerprint=key_fingerprint(key), hint=key_hint(key))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VerifiedManifest:
+    """A manifest whose signature holds, and the key that made it."""
+
+    manifest: Manifest
+    key: TrustedKey
+
+
+def parse_bundle(raw: bytes) -> Bundle:
+    """Read the text of a ``model.sig``.
+
+    Raises:
+        MalformedSignatureError: it is not a strict, key-signed bundle.
+    """
+    try:
+        document = strictjson.parse(raw, max_bytes=MAX_BUNDLE_BYTES, max_depth=_MAX_DEPTH)
+    except strictjson.StrictJSONError as error:
+        raise MalformedSignatureError(f"model.sig {error}; sign the folder again") from error
+    _exact_keys(document, "the bundle", {"mediaType", "verificationMaterial", "dsseEnvelope"})
+    if document["mediaType"] != BUNDLE_MEDIA_TYPE:
+        _malformed("mediaType is not Sigstore's bundle v0.3")
+    hint = _key_hint(document["verificationMaterial"])
+    envelope = document["dsseEnvelope"]
+    _exact_keys(envelope, "dsseEnvelope", {"payload", "payloadType", "signatures"})
+    if envelope["payloadType"] != PAYLOAD_TYPE:
+        _malformed("payloadType is not in-toto's")
+    payload = _base64(envelope["payload"], "payload", MAX_PAYLOAD_BYTES)
+    return Bundle(
+        payload=payload,
+        signature=_signature(envelope["signatures"]),
+        key_hint=hint,
+        manifest_digest=manifest_digest(payload),
+    )
+
+
+def verify_bundle(bundle: Bundle, keys: Sequence[TrustedKey]) -> VerifiedManifest:
+    """Verify a bundle against the keys that are trusted, then read its manifest.
+
+    Raises:
+        UntrustedSignerError: none of the keys made the signature over these bytes.
+        MalformedManifestError, ForbiddenContentError: the signed manifest is not acceptable.
+    """
+    candidates = [key for key in keys if key.hint == bundle.key_hint]
+    if not candidates:
+        raise UntrustedSignerError(
+            "model.sig was made with a key that no authority of the policy holds; "
+            "sign with a trusted key, or add the signer's public key to the policy's authorities"
+        )
+    for candidate in candidates:
+        if _signed_by(bundle, candidate.key):
+            return VerifiedManifest(manifest=parse_manifest(bundle.payload), key=candidate)
+    raise UntrustedSignerError(
+        f"model.sig names the key of {candidates[0].name}, but its signature does not hold; sign the folder again"
+    )
+
+
+def pre_authentication_encoding(payload: bytes) -> bytes:
+    """Return what is signed: DSSE's PAE of an in-toto payload."""
+    return f"DSSEv1 {len(PAYLOAD_TYPE)} {PAYLOAD_TYPE} {len(payload)} ".encode() + payload
+
+
+def signature_algorithm(key: ec.EllipticCurvePublicKey) -> ec.ECDSA:
+    """Return the one algorithm of a curve: ECDSA with SHA-256, SHA-384 or SHA-512."""
+    return ec.ECDSA(_CURVES[key.curve.name]())
+
+
+def key_fingerprint(key: ec.EllipticCurvePublicKey) -> str:
+    """Return ``sha256:`` and the SHA-256 of the SubjectPublicKeyInfo in DER."""
+    return "sha256:" + hashlib.sha256(key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)).hexdigest()
+
+
+def key_hint(key: ec.EllipticCurvePublicKey) -> str:
+    """Return the hint that a bundle carries: the SHA-256 of the key's PEM text, as hex."""
+    return hashlib.sha256(key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)).hexdigest()
+
+
+def _signed_by(bundle: Bundle, key: ec.EllipticCurvePublicKey) -> bool:
+    try:
+        key.verify(bundle.signature, pre_authentication_encoding(bundle.payload), signature_algorithm(key))
+    except InvalidSignature:
+        return False
+    return True
+
+
+def _key_hint(material: Any) -> str:
+    if not isinstance(material, dict) or not material.keys() <= {"publicKey", "tlogEntries"}:
+        _malformed("verificationMaterial must name a public key; sign with a key, not with a certificate or Sigstore")
+    if material.get("tlogEntries", []) != []:
+        _malformed("tlogEntries must be empty in a bundle that is signed with a key")
+    _exact_keys(material.get("publicKey"), "publicKey", {"hint"})
+    hint = material["publicKey"]["hint"]
+    if not isinstance(hint, str) or len(hint) != hashlib.sha256().digest_size * 2:
+        _malformed("publicKey.hint must be the SHA-256 of the key; sign again with a current signer")
+    return hint
+
+
+def _signature(signatures: Any) -> bytes:
+    if not isinstance(signatures, list) or len(signatures) != 1:
+        _malformed("there must be exactly one signature")
+    if not isinstance(signatures[0], dict) or not {"sig"} <= signatures[0].keys() <= {"sig", "keyid"}:
+        _malformed("a signature must hold sig and at most keyid")
+    if not isinstance(signatures[0].get("keyid", ""), str):
+        _malformed("keyid must be text")
+    return _base64(signatures[0]["sig"], "sig", _MAX_SIGNATURE_BYTES)
+
+
+def _base64(value: Any, what: str, max_bytes: int) -> bytes:
+    if not isinstance(value, str) or len(value) > 4 * (max_bytes // 3 + 1):
+        _malformed(f"{what} must be Base64 of at most {max_bytes} bytes")
+    try:
+        decoded = base64.b64decode(value.encode("ascii", errors="strict"), validate=True)
+    except (binascii.Error, UnicodeEncodeError):
+        _malformed(f"{what} must be standard Base64")
+    if base64.b64encode(decoded).decode() != value:
+        _malformed(f"{what} must be canonical Base64")
+    return decoded
+
+
+def _exact_keys(value: Any, what: str, keys: set[str]) -> None:
+    if not isinstance(value, dict) or value.keys() != keys:
+        _malformed(f"{what} must hold exactly {', '.join(sorted(keys))}")
+
+
+def _malformed(problem: str) -> NoReturn:
+    raise MalformedSignatureError(f"model.sig is not acceptable: {problem}")

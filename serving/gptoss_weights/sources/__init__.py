@@ -1,0 +1,34 @@
+"""Places that hold weights, behind one protocol: stat, read a small file, stream a large one.
+
+A source returns bytes and promises nothing about them; what they are worth is decided by hashes.
+Calls block. Whoever has an event loop runs them in a thread.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from gptoss_weights.location import Location
+from gptoss_weights.sources.file import FileSource
+from gptoss_weights.sources.protocol import ObjectVersion, Source
+from gptoss_weights.sources.s3 import S3Source
+from gptoss_weights.sources.settings import SourceSettings
+
+__all__ = ["ObjectVersion", "Source", "SourceSettings", "open_source"]
+
+
+@contextmanager
+def open_source(uri: str, *, settings: SourceSettings) -> Iterator[Source]:
+    """Open the place that a URI names; its connections are closed at the end.
+
+    Raises:
+        SourceNotAllowedError: the URI is malformed, or lies outside the permitted file roots.
+        AccessDeniedError: there are no credentials for it.
+    """
+    location = Location.parse(uri)
+    source: FileSource | S3Source = (
+        FileSource(location, settings=settings) if location.scheme == "file" else S3Source(location, settings=settings)
+    )
+    try:
+        yield source
+    finally:
+        source.close()

@@ -1,0 +1,45 @@
+"""Endpoints that may be asked: never a cloud's metadata service, whatever name it goes by."""
+
+import ipaddress
+import socket
+from typing import Final
+from urllib.parse import urlsplit
+
+from gptoss_weights.errors import SourceNotAllowedError, SourceUnavailableError
+
+# Metadata services outside the link-local ranges: AWS over IPv6, Alibaba Cloud.
+_METADATA: Final = frozenset({ipaddress.ip_address("fd00:ec2::254"), ipaddress.ip_address("100.100.100.200")})
+
+
+def check_endpoint(endpoint: str) -> None:
+    """Check the URL of an object store.
+
+    Raises:
+        SourceNotAllowedError: it is no http(s) URL, holds credentials, or leads to a link-local address.
+        SourceUnavailableError: its host can't be resolved.
+    """
+    try:
+        url = urlsplit(endpoint)
+        host, port = url.hostname, url.port
+    except ValueError as error:
+        raise SourceNotAllowedError("the object store's endpoint is not a URL; correct the settings") from error
+    if url.scheme not in ("http", "https") or not host or url.username or url.password or url.query or url.fragment:
+        raise SourceNotAllowedError(
+            "the object store's endpoint must be http(s)://host[:port] without credentials; correct the settings"
+        )
+    try:
+        found = socket.getaddrinfo(host, port or 443, type=socket.SOCK_STREAM)
+    except OSError as error:
+        raise SourceUnavailableError("the object store's endpoint can't be resolved") from error
+    for *_, address in found:
+        if _is_forbidden(str(address[0])):
+            raise SourceNotAllowedError(
+                "the object store's endpoint leads to a link-local or metadata address; correct the settings"
+            )
+
+
+def _is_forbidden(text: str) -> bool:
+    address = ipaddress.ip_address(text.partition("%")[0])
+    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
+        address = address.ipv4_mapped
+    return address.is_link_local or address.is_multicast or address.is_unspecified or address in _METADATA

@@ -1,0 +1,171 @@
+"""Weights in S3 or whatever speaks its protocol."""
+
+import re
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from typing import TYPE_CHECKING, Any, Final
+
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    CredentialRetrievalError,
+    NoCredentialsError,
+    PartialCredentialsError,
+)
+
+from gptoss_weights.errors import (
+    AccessDeniedError,
+    ForbiddenContentError,
+    MissingFileError,
+    SourceChangedError,
+    SourceError,
+    SourceUnavailableError,
+)
+from gptoss_weights.location import Location
+from gptoss_weights.sources.endpoint import check_endpoint
+from gptoss_weights.sources.protocol import ObjectVersion
+from gptoss_weights.sources.retry import retrying
+from gptoss_weights.sources.settings import SourceSettings
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+
+_CHUNK_BYTES: Final = 1024 * 1024
+_CONNECTIONS: Final = 32
+_CONTENT_RANGE: Final = re.compile(r"bytes (\d+)-\d+/\d+")
+_DENIED_CODES: Final = frozenset(
+    {
+        "AccessDenied",
+        "ExpiredToken",
+        "InvalidAccessKeyId",
+        "InvalidToken",
+        "SignatureDoesNotMatch",
+        "RequestTimeTooSkewed",
+    }
+)
+_BUSY_CODES: Final = frozenset({"SlowDown", "RequestTimeout", "ServiceUnavailable", "InternalError"})
+
+
+class S3Source:
+    """A prefix of a bucket. Reads are pinned to the ETag that the pull began with."""
+
+    def __init__(self, location: Location, *, settings: SourceSettings) -> None:
+        self._bucket = location.bucket
+        self._prefix = "".join(f"{segment}/" for segment in location.segments)
+        self._client = _client(settings)
+        self._max_attempts = settings.max_attempts
+
+    def stat(self, name: str) -> ObjectVersion:
+        """Return size and ETag of an object."""
+        return retrying(self._max_attempts)(self._stat, name)
+
+    def read_small(self, name: str, *, limit: int) -> bytes:
+        """Return a whole object of at most ``limit`` bytes."""
+        return retrying(self._max_attempts)(self._read_small, name, limit)
+
+    def stream(self, name: str, *, version: ObjectVersion, offset: int = 0) -> Iterator[bytes]:
+        """Yield an object's bytes from ``offset`` on, of exactly this version."""
+        with _source_errors(name):
+            answer = self._client.get_object(
+                Bucket=self._bucket, Key=self._prefix + name, IfMatch=version.etag, Range=f"bytes={offset}-"
+            )
+            with closing(answer["Body"]) as body:
+                _check_answer(answer, name, version, offset)
+                while chunk := body.read(_CHUNK_BYTES):
+                    yield chunk
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._client.close()
+
+    def _stat(self, name: str) -> ObjectVersion:
+        with _source_errors(name):
+            found = self._client.head_object(Bucket=self._bucket, Key=self._prefix + name)
+            return ObjectVersion(size=found["ContentLength"], etag=found["ETag"])
+
+    def _read_small(self, name: str, limit: int) -> bytes:
+        with _source_errors(name):
+            answer = self._client.get_object(Bucket=self._bucket, Key=self._prefix + name)
+            with closing(answer["Body"]) as body:
+                if answer["ContentLength"] > limit:
+                    raise ForbiddenContentError(f"{name} is longer than {limit} bytes", file=name)
+                return body.read()
+
+
+def _client(settings: SourceSettings) -> "S3Client":
+    # Importing boto3 takes a third of a second, which a file:// source need not pay.
+    import boto3
+    from botocore.config import Config
+
+    if settings.s3_endpoint is not None:
+        check_endpoint(settings.s3_endpoint)
+    config = Config(
+        signature_version="s3v4",
+        # Retries are ours (see retry.py), one policy for requests and streams.
+        retries={"total_max_attempts": 1, "mode": "standard"},
+        connect_timeout=settings.connect_timeout_seconds,
+        read_timeout=settings.read_timeout_seconds,
+        max_pool_connections=_CONNECTIONS,
+        tcp_keepalive=True,
+        s3={"addressing_style": "path" if settings.s3_endpoint else "auto"},
+        # SHA-256 is checked against the manifest; a second checksum only costs time.
+        response_checksum_validation="when_required",
+        # The endpoint is an administrator's; a stray ~/.aws/config must not move it.
+        ignore_configured_endpoint_urls=True,  # type: ignore[call-arg]  # the stubs lag behind
+    )
+    session = boto3.session.Session(
+        aws_access_key_id=settings.s3_access_key_id,
+        aws_secret_access_key=settings.s3_secret_access_key,
+        region_name=settings.s3_region or ("us-east-1" if settings.s3_endpoint else None),
+    )
+    return session.client("s3", endpoint_url=settings.s3_endpoint, config=config)
+
+
+def _check_answer(answer: Any, name: str, version: ObjectVersion, offset: int) -> None:
+    # Servers that ignore If-Match or Range exist; what they send is judged by what they say it is.
+    if answer["ETag"] != version.etag:
+        raise SourceChangedError(f"{name} was replaced while it was being read", file=name)
+    if answer["ContentLength"] != version.size - offset:
+        raise SourceError(f"the object store does not answer range requests for {name}", file=name)
+    served = _CONTENT_RANGE.fullmatch(answer.get("ContentRange", ""))
+    if offset and (served is None or int(served[1]) != offset):
+        raise SourceError(f"the object store answered another range of {name} than asked for", file=name)
+
+
+@contextmanager
+def _source_errors(name: str) -> Iterator[None]:
+    try:
+        yield
+    except ClientError as error:
+        raise _typed(name, error) from error
+    except (NoCredentialsError, PartialCredentialsError, CredentialRetrievalError) as error:
+        raise AccessDeniedError(
+            "there are no credentials for the object store; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY", file=name
+        ) from error
+    except (BotoCoreError, OSError) as error:
+        # Messages of botocore quote addresses and answers; the type says enough.
+        raise SourceUnavailableError(
+            f"{name} can't be read from the object store ({type(error).__name__})", file=name
+        ) from error
+
+
+def _typed(name: str, error: ClientError) -> SourceError:
+    status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+    code = str(error.response.get("Error", {}).get("Code", ""))
+    if code in _DENIED_CODES or status in (401, 403):
+        return AccessDeniedError(
+            f"the object store refuses to hand out {name} (status {status}); "
+            "check the credentials, and that they may read this prefix",
+            file=name,
+        )
+    if code == "NoSuchBucket":
+        return MissingFileError("the bucket does not exist; correct spec.model.uri", file=name)
+    if status == 404:
+        return MissingFileError(f"{name} is not at the source; upload it", file=name)
+    if status in (412, 416):
+        return SourceChangedError(f"{name} was replaced while it was being read", file=name)
+    if code in _BUSY_CODES or status == 429 or status >= 500:
+        return SourceUnavailableError(f"the object store answers with status {status} for {name}", file=name)
+    return SourceError(
+        f"the object store answers with status {status} for {name}; check endpoint and region", file=name
+    )
