@@ -5,7 +5,7 @@ starts the count of tries anew, and a whole file has a bound too.
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Final
 
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_exponential_jitter
@@ -39,7 +39,7 @@ def read_through(
     offset: int,
     max_attempts: int,
     sleep: Callable[[float], None] = time.sleep,
-) -> Iterator[bytes]:
+) -> Generator[bytes]:
     """Yield a file's bytes from ``offset`` to its end, however often the connection breaks.
 
     Raises:

@@ -1,0 +1,351 @@
+"""From a place and a digest to a folder that an engine may open: pull, verify, publish.
+
+The manifest is fetched and compared with the digest that the operator pinned; only the files it
+lists are fetched; each is hashed while it is downloaded; contents are checked; and only then does
+the whole folder get the name under which it is given out, read-only. A copy that is there already
+is hashed again at every call, and repaired from the source where it is damaged. Small files come
+first: a config that asks for code is refused before gigabytes are pulled.
+"""
+
+import json
+import stat
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final, TypeVar
+
+from gptoss_weights import metrics
+from gptoss_weights.content import INDEX_SUFFIX, check_complete, check_index, check_json, check_safetensors
+from gptoss_weights.errors import (
+    ForbiddenContentError,
+    ManifestChangedError,
+    StalledTransferError,
+    SubjectMismatchError,
+    UnsignedError,
+)
+from gptoss_weights.hashing import hash_file
+from gptoss_weights.location import Location
+from gptoss_weights.manifest import Manifest, ManifestFile, parse_manifest
+from gptoss_weights.manifest import manifest_digest as digest_of
+from gptoss_weights.signature import parse_bundle
+from gptoss_weights.sources import ObjectVersion, Source, SourceSettings, open_source
+from gptoss_weights.storage import (
+    PARTIAL_SUFFIX,
+    PrivateCopy,
+    check_space,
+    listing,
+    prepare_directory,
+    storage_errors,
+    write_atomically,
+)
+from gptoss_weights.transfer import Tally, Transfer
+from gptoss_weights.trust import read_bundle
+
+_WATCH_SECONDS: Final = 0.1
+_FAREWELL_SECONDS: Final = 10.0
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PullLimits:
+    """Bounds of one pull.
+
+    ``stall_seconds``: longest wait for the next byte of a file. ``lock_seconds``: longest wait for
+    another process that pulls the same. ``spare_bytes`` stay free on the volume.
+    """
+
+    parallel_files: int = 4
+    stall_seconds: float = 120.0
+    lock_seconds: float = 3600.0
+    max_bytes: int = 2 * 1024**4
+    spare_bytes: int = 256 * 1024**2
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PullProgress:
+    """How far a pull is. ``bytes_done`` are hashed, whether fetched now or found on disk."""
+
+    bytes_done: int
+    bytes_total: int
+    files_done: int
+    files_total: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Materialised:
+    """A verified private copy.
+
+    ``bytes`` is its size, ``fetched_bytes`` what came from the source for it (0 when it was there),
+    ``receipt`` the path of the evidence.
+    """
+
+    path: Path
+    manifest_digest: str
+    subject: str
+    bytes: int
+    fetched_bytes: int
+    seconds: float
+    receipt: Path
+
+
+def pull(
+    uri: str,
+    *,
+    manifest_digest: str,
+    subject: str,
+    directory: Path,
+    settings: SourceSettings,
+    progress: Callable[[PullProgress], None] | None = None,
+    limits: PullLimits | None = None,
+) -> Materialised:
+    """Return a private, read-only folder that holds exactly the served files of a pinned manifest.
+
+    Blocks; safe to call from several processes and threads of a node at once. ``progress`` is called
+    from the calling thread. Interrupted pulls go on where they were.
+
+    Raises:
+        TrustError: the source holds something else than was pinned; DigestMismatchError names the file.
+        SourceError, StorageError: the source or the node's folder failed; see ``retryable``.
+    """
+    begun = time.monotonic()
+    with metrics.counted_verification():
+        job = _Pull(
+            uri=uri,
+            manifest_digest=manifest_digest,
+            subject=subject,
+            directory=prepare_directory(directory),
+            settings=settings,
+            progress=progress or (lambda _: None),
+            limits=limits or PullLimits(),
+        )
+        size, fetched = job.run()
+    seconds = time.monotonic() - begun
+    metrics.PULL_SECONDS.observe(seconds)
+    return Materialised(
+        path=job.copy.ready,
+        manifest_digest=manifest_digest,
+        subject=subject,
+        bytes=size,
+        fetched_bytes=fetched,
+        seconds=seconds,
+        receipt=job.copy.receipt,
+    )
+
+
+class _Pull:
+    """One call of ``pull``."""
+
+    def __init__(
+        self,
+        *,
+        uri: str,
+        manifest_digest: str,
+        subject: str,
+        directory: Path,
+        settings: SourceSettings,
+        progress: Callable[[PullProgress], None],
+        limits: PullLimits,
+    ) -> None:
+        self._uri = uri
+        self._digest = manifest_digest
+        self._subject = subject
+        self._directory = directory
+        self._settings = settings
+        self._progress = progress
+        self._limits = limits
+        self.copy = PrivateCopy(directory, manifest_digest=manifest_digest, location=Location.parse(uri))
+
+    def run(self) -> tuple[int, int]:
+        """Return the size of the ready copy and how many bytes were fetched for it."""
+        with storage_errors():
+            with self.copy.locked(exclusive=False, timeout_seconds=self._limits.lock_seconds):
+                size = self._verified_size()
+            if size is not None:
+                return size, 0
+            with self.copy.locked(exclusive=True, timeout_seconds=self._limits.lock_seconds):
+                # Somebody else may have finished it while this call waited.
+                size = self._verified_size()
+                return (size, 0) if size is not None else self._pull()
+
+    def _verified_size(self) -> int | None:
+        """Hash a ready copy; None when there is none, or it is not exactly the manifest's files."""
+        if not self.copy.ready.is_dir():
+            return None
+        try:
+            payload = self.copy.manifest.read_bytes()
+        except FileNotFoundError:
+            return None
+        if digest_of(payload) != self._digest:
+            return None
+        manifest = self._accepted(parse_manifest(payload))
+        found = listing(self.copy.ready)
+        if found.keys() != {file.name for file in manifest.served}:
+            return None
+        if not all(stat.S_ISREG(entry.st_mode) for entry in found.values()):
+            return None
+        total = sum(entry.st_size for entry in found.values())
+        tally = Tally()
+
+        def verify(file: ManifestFile) -> bool:
+            return hash_file(self.copy.ready / file.name, advance=tally.hashed) == file.sha256
+
+        good = self._in_parallel(manifest.served, verify, tally=tally, total=total)
+        return total if all(good) else None
+
+    def _pull(self) -> tuple[int, int]:
+        begun = datetime.now(UTC)
+        with open_source(self._uri, settings=self._settings) as source:
+            manifest, payload = self._manifest(source)
+            write_atomically(self.copy.manifest, payload)
+            if self.copy.ready.is_dir():
+                self.copy.demote()
+            self.copy.staging.mkdir(mode=0o700, exist_ok=True)
+            self._clear_strangers(manifest)
+            versions = self._versions(source, manifest)
+            total = sum(version.size for version in versions.values())
+            tally = Tally()
+            transfer = Transfer(
+                source=source, staging=self.copy.staging, tally=tally, max_attempts=self._settings.max_attempts
+            )
+            try:
+                self._bring_all(transfer, manifest, versions, total)
+            finally:
+                fetched = tally.counts()[1]
+                metrics.PULL_BYTES.inc(fetched)
+        self.copy.publish()
+        self._write_receipt(manifest, versions, begun=begun, fetched=fetched)
+        return total, fetched
+
+    def _manifest(self, source: Source) -> tuple[Manifest, bytes]:
+        raw = read_bundle(source)
+        if raw is None:
+            raise UnsignedError("there is no model.sig beside the weights; it was removed since it was checked")
+        bundle = parse_bundle(raw)
+        if bundle.manifest_digest != self._digest:
+            raise ManifestChangedError(
+                f"the manifest at the source is {bundle.manifest_digest}, not the pinned {self._digest}; "
+                "the weights were signed again since they were checked"
+            )
+        return self._accepted(parse_manifest(bundle.payload)), bundle.payload
+
+    def _accepted(self, manifest: Manifest) -> Manifest:
+        if manifest.subject != self._subject:
+            raise SubjectMismatchError(f"the weights are signed as another model than {self._subject}")
+        return manifest
+
+    def _clear_strangers(self, manifest: Manifest) -> None:
+        expected = {file.name for file in manifest.served}
+        for name, entry in listing(self.copy.staging).items():
+            known = name in expected or name.removesuffix(PARTIAL_SUFFIX) in expected
+            if not known or not stat.S_ISREG(entry.st_mode):
+                (self.copy.staging / name).unlink()
+
+    def _versions(self, source: Source, manifest: Manifest) -> dict[str, ObjectVersion]:
+        found = self._in_parallel(manifest.served, lambda file: source.stat(file.name), tally=Tally(), total=0)
+        versions = {file.name: version for file, version in zip(manifest.served, found, strict=True)}
+        total = sum(version.size for version in versions.values())
+        if total > self._limits.max_bytes:
+            raise ForbiddenContentError(f"the listed files are longer than {self._limits.max_bytes} bytes in all")
+        held = sum(entry.st_size for entry in listing(self.copy.staging).values())
+        check_space(self._directory, needed=max(0, total - held), spare=self._limits.spare_bytes)
+        return versions
+
+    def _bring_all(
+        self, transfer: Transfer, manifest: Manifest, versions: dict[str, ObjectVersion], total: int
+    ) -> None:
+        served = manifest.served
+        tensors = [file for file in served if file.name.endswith(".safetensors")]
+        others = [file for file in served if not file.name.endswith(".safetensors")]
+        staging = transfer.staging
+        tally = transfer.tally
+        names = [file.name for file in served]
+        weight_maps: dict[str, dict[str, str]] = {}
+
+        def bring_other(file: ManifestFile) -> None:
+            transfer.bring(file, versions[file.name])
+            if file.name.endswith(".json"):
+                document = check_json(staging / file.name, name=file.name)
+                if file.name.endswith(INDEX_SUFFIX):
+                    weight_maps[file.name] = check_index(document, name=file.name, listed=names)
+
+        def bring_tensors(file: ManifestFile) -> tuple[str, frozenset[str]]:
+            transfer.bring(file, versions[file.name])
+            return file.name, check_safetensors(staging / file.name, name=file.name)
+
+        self._in_parallel(others, bring_other, tally=tally, total=total, files_total=len(served))
+        found = dict(self._in_parallel(tensors, bring_tensors, tally=tally, total=total, files_total=len(served)))
+        for name, weight_map in weight_maps.items():
+            folder = name.rpartition("/")[0]
+            prefix = f"{folder}/" if folder else ""
+            beside = {file.removeprefix(prefix): held for file, held in found.items() if file.startswith(prefix)}
+            check_complete(weight_map, beside, name=name)
+
+    def _in_parallel(
+        self,
+        files: Sequence[ManifestFile],
+        work: Callable[[ManifestFile], T],
+        *,
+        tally: Tally,
+        total: int,
+        files_total: int | None = None,
+    ) -> list[T]:
+        """Do the work for every file, a few at a time, watching it. The first failure ends all."""
+        executor = ThreadPoolExecutor(self._limits.parallel_files, thread_name_prefix="gptoss-weights")
+        tasks = [executor.submit(work, file) for file in files]
+        try:
+            pending: set[Future[T]] = set(tasks)
+            while pending:
+                done, pending = wait(pending, timeout=_WATCH_SECONDS, return_when=FIRST_COMPLETED)
+                self._report(tally, total, files_total or len(files))
+                for task in done:
+                    task.result()
+                self._check_stalled(tally)
+            return [task.result() for task in tasks]
+        finally:
+            if not all(task.done() for task in tasks):
+                tally.cancelled.set()
+            executor.shutdown(wait=False, cancel_futures=True)
+            # Workers notice at their next chunk. One that hangs in a dead mount writes no more either.
+            wait(tasks, timeout=_FAREWELL_SECONDS)
+
+    def _report(self, tally: Tally, total: int, files_total: int) -> None:
+        done, _, files_done = tally.counts()
+        if total:
+            self._progress(
+                PullProgress(bytes_done=done, bytes_total=total, files_done=files_done, files_total=files_total)
+            )
+
+    def _check_stalled(self, tally: Tally) -> None:
+        name = tally.stalled(self._limits.stall_seconds)
+        if name is not None:
+            raise StalledTransferError(
+                f"no byte of {name} came for {self._limits.stall_seconds:.0f} s; check the network to the source",
+                file=name,
+            )
+
+    def _write_receipt(
+        self, manifest: Manifest, versions: dict[str, ObjectVersion], *, begun: datetime, fetched: int
+    ) -> None:
+        receipt = {
+            "schema": 1,
+            "uri": self._uri,
+            "manifestDigest": manifest.digest,
+            "subject": manifest.subject,
+            "begunAt": begun.isoformat(),
+            "verifiedAt": datetime.now(UTC).isoformat(),
+            "fetchedBytes": fetched,
+            "files": [
+                {
+                    "name": file.name,
+                    "sha256": file.sha256,
+                    "bytes": versions[file.name].size,
+                    "etag": versions[file.name].etag,
+                }
+                for file in manifest.served
+            ],
+        }
+        write_atomically(self.copy.receipt, json.dumps(receipt, indent=1, sort_keys=True).encode())

@@ -1,0 +1,189 @@
+"""One file: fetch, hash and write in one pass; compare; only then give it its name.
+
+A partial file is resumed by hashing again what is there. What it holds is believed only when the
+whole file's hash fits, so a partial that a crash damaged costs one more fetch and no more.
+"""
+
+import hashlib
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from gptoss_weights.errors import DigestMismatchError
+from gptoss_weights.hashing import absorb, hash_file
+from gptoss_weights.manifest import ManifestFile
+from gptoss_weights.sources import ObjectVersion, Source
+from gptoss_weights.sources.retry import read_through
+from gptoss_weights.storage import PARTIAL_SUFFIX, storage_errors
+
+_READ_ONLY: Final = 0o444
+
+
+class CancelledTransferError(Exception):
+    """Another file's failure ended the pull. Never leaves this package."""
+
+
+class Tally:
+    """Counts of a running pull, kept by its workers and read by whoever watches them."""
+
+    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self.cancelled = threading.Event()
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._waiting: dict[str, float] = {}
+        self._done = 0
+        self._fetched = 0
+        self._files = 0
+
+    def counts(self) -> tuple[int, int, int]:
+        """Return bytes that are hashed, bytes that were fetched, and files that are finished."""
+        with self._lock:
+            return self._done, self._fetched, self._files
+
+    def hashed(self, count: int) -> None:
+        """Count bytes that were hashed from disk."""
+        self.check()
+        with self._lock:
+            self._done += count
+
+    def fetched(self, count: int) -> None:
+        """Count bytes that came from the source."""
+        with self._lock:
+            self._done += count
+            self._fetched += count
+
+    def finished(self) -> None:
+        """Count a file that is verified and in place."""
+        with self._lock:
+            self._files += 1
+
+    def forget(self, count: int) -> None:
+        """Take back bytes that turned out to be worth nothing."""
+        with self._lock:
+            self._done -= count
+
+    def check(self) -> None:
+        """Stop the calling worker if the pull was cancelled."""
+        if self.cancelled.is_set():
+            raise CancelledTransferError
+
+    def sleep(self, seconds: float) -> None:
+        """Wait before a retry; a cancelled pull ends it."""
+        self.cancelled.wait(seconds)
+        self.check()
+
+    def waits_for_source(self, name: str, *, waits: bool) -> None:
+        """Note that a worker began or ended waiting for bytes."""
+        with self._lock:
+            if waits:
+                self._waiting[name] = self._clock()
+            else:
+                self._waiting.pop(name, None)
+
+    def stalled(self, seconds: float) -> str | None:
+        """Return the name of a file of which no byte came for so long, if there is one."""
+        now = self._clock()
+        with self._lock:
+            late = [name for name, since in self._waiting.items() if now - since > seconds]
+        return min(late, default=None)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Transfer:
+    """Brings listed files of one source into one staging folder. Used by several threads."""
+
+    source: Source
+    staging: Path
+    tally: Tally
+    max_attempts: int
+
+    def bring(self, file: ManifestFile, version: ObjectVersion) -> None:
+        """Have a verified, read-only file in staging, whatever was there before.
+
+        Raises:
+            DigestMismatchError: the source's bytes are not what was signed.
+            SourceError, StorageError: it can't be read or written.
+        """
+        target = self.staging / file.name
+        with storage_errors():
+            target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if not self._is_there(target, file):
+                partial = target.with_name(target.name + PARTIAL_SUFFIX)
+                if not self._fetch(partial, file, version):
+                    self._fetch(partial, file, version)
+                self.tally.check()
+                partial.chmod(_READ_ONLY)
+                partial.rename(target)
+        self.tally.finished()
+
+    def _is_there(self, target: Path, file: ManifestFile) -> bool:
+        if not target.exists():
+            return False
+        before = target.stat().st_size
+        if hash_file(target, advance=self.tally.hashed) == file.sha256:
+            return True
+        self.tally.forget(before)
+        target.unlink()
+        return False
+
+    def _fetch(self, partial: Path, file: ManifestFile, version: ObjectVersion) -> bool:
+        """Fetch into a partial file. False when what it had held was damaged: now it is empty."""
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        descriptor = os.open(partial, flags, 0o600)
+        try:
+            if os.fstat(descriptor).st_size > version.size:
+                os.ftruncate(descriptor, 0)
+            running = hashlib.sha256()
+            held = absorb(descriptor, running, advance=self.tally.hashed)
+            for chunk in self._chunks(file.name, version, held):
+                running.update(chunk)
+                _write_all(descriptor, chunk)
+                self.tally.fetched(len(chunk))
+            if running.hexdigest() == file.sha256:
+                os.fsync(descriptor)
+                return True
+            self.tally.forget(version.size)
+            os.ftruncate(descriptor, 0)
+        finally:
+            os.close(descriptor)
+        if held:
+            return False
+        partial.unlink()
+        raise DigestMismatchError(
+            f"{file.name} at the source is not the file that was signed; "
+            "upload the signed file again, or sign the folder as it is now",
+            file=file.name,
+        )
+
+    def _chunks(self, name: str, version: ObjectVersion, offset: int) -> Iterator[bytes]:
+        stream = read_through(
+            self.source,
+            name,
+            version=version,
+            offset=offset,
+            max_attempts=self.max_attempts,
+            sleep=self.tally.sleep,
+        )
+        with closing(stream):
+            while True:
+                self.tally.waits_for_source(name, waits=True)
+                try:
+                    chunk = next(stream, None)
+                finally:
+                    self.tally.waits_for_source(name, waits=False)
+                # After the wait: whoever gave up on this pull may have let another begin.
+                self.tally.check()
+                if chunk is None:
+                    return
+                yield chunk
+
+
+def _write_all(descriptor: int, chunk: bytes) -> None:
+    remaining = memoryview(chunk)
+    while remaining:
+        remaining = remaining[os.write(descriptor, remaining) :]
