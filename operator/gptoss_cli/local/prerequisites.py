@@ -29,8 +29,10 @@ def check_prerequisites() -> None:
     if (system := f"{platform.system()} {platform.machine()}") != "Linux x86_64":
         missing.append(f"Linux on x86-64 is needed; this is {system}")
     if not (3, 11) <= sys.version_info < (3, 13):
-        missing.append(f"Python 3.11 or 3.12 is needed; this is {platform.python_version()}: apt-get install python3.12")
-    programs = {"git": "git", "npm": "npm", "bash": "bash"}
+        missing.append(
+            f"Python 3.11 or 3.12 is needed; this is {platform.python_version()}: apt-get install python3.12"
+        )
+    programs = {"git": "git", "bash": "bash"}
     missing += [f"{name} is missing: apt-get install {package}" for name, package in programs.items() if not _has(name)]
     if not _library("libnuma.so.1") and not _installed("libnuma1", "libnuma.so.1"):
         missing.append("libnuma.so.1, which vLLM loads, is missing: apt-get install libnuma1")
