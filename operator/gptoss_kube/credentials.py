@@ -1,0 +1,103 @@
+"""How to log in: one reading of a kubeconfig or of the pod's service account, for our client and for kopf.
+
+`kubernetes.aio` does the reading (exec plugins and OIDC included); we read again every minute and after
+a 401, because bound service account tokens and plugins' tokens expire while we run.
+"""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import yaml
+from kubernetes.aio import config
+from kubernetes.aio.client import Configuration
+
+from gptoss_kube.errors import CredentialsError
+
+_REREAD_SECONDS = 60.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Connection:
+    """Where the API server is and how to log in now.
+
+    The field names are those of ``kopf.ConnectionInfo``, so ``dataclasses.asdict`` makes its arguments.
+    """
+
+    server: str
+    ca_path: str | None = None
+    insecure: bool | None = None
+    scheme: str | None = None
+    token: str | None = None
+    certificate_path: str | None = None
+    private_key_path: str | None = None
+    proxy_url: str | None = None
+
+
+class Credentials:
+    """Credentials that stay fresh. Build them with ``load``."""
+
+    def __init__(self, *, kubeconfig: Path | None, context: str | None) -> None:
+        self._kubeconfig = kubeconfig
+        self._context = context
+        self._read_at = 0.0
+        self.configuration: Any = Configuration()
+        """The configuration to build ``kubernetes.aio``'s ApiClient with; it refreshes its own token."""
+        self.configuration.refresh_api_key_hook = self._refresh_if_old
+
+    @classmethod
+    async def load(cls, kubeconfig: Path | None = None, *, context: str | None = None) -> Self:
+        """Read a kubeconfig, or the pod's service account where no path is given.
+
+        Raises CredentialsError, which names the file, when there is nothing usable.
+        """
+        credentials = cls(kubeconfig=kubeconfig, context=context)
+        await credentials.refresh()
+        return credentials
+
+    async def refresh(self) -> bool:
+        """Read again now; return whether the token has changed."""
+        before = self.configuration.api_key.get("BearerToken")
+        try:
+            if self._kubeconfig is not None:
+                await self._read_kubeconfig(self._kubeconfig)
+            else:
+                config.load_incluster_config(self.configuration, try_refresh_token=False)
+        except CredentialsError:
+            raise
+        except (config.ConfigException, yaml.YAMLError, OSError, TypeError, KeyError, ValueError) as error:
+            raise CredentialsError(f"{self._source} is not usable: {error}") from error
+        self._read_at = time.monotonic()
+        return bool(self.configuration.api_key.get("BearerToken") != before)
+
+    async def connection(self) -> Connection:
+        """Read again and return what kopf needs to log in."""
+        await self.refresh()
+        configuration = self.configuration
+        scheme, _, token = (configuration.api_key.get("BearerToken") or "").partition(" ")
+        return Connection(
+            server=configuration.host,
+            ca_path=configuration.ssl_ca_cert,
+            insecure=not configuration.verify_ssl or None,
+            scheme=scheme.capitalize() if token else None,
+            token=token.strip() or None,
+            certificate_path=configuration.cert_file,
+            private_key_path=configuration.key_file,
+            proxy_url=configuration.proxy,
+        )
+
+    @property
+    def _source(self) -> str:
+        return f"kubeconfig {self._kubeconfig}" if self._kubeconfig else "the pod's service account"
+
+    async def _read_kubeconfig(self, path: Path) -> None:
+        if not path.is_file():
+            raise CredentialsError(f"kubeconfig {path} does not exist: name another with --kubeconfig or KUBECONFIG")
+        await config.load_kube_config(
+            str(path), context=self._context, client_configuration=self.configuration, persist_config=False
+        )
+
+    async def _refresh_if_old(self, _: object) -> None:
+        if time.monotonic() - self._read_at >= _REREAD_SECONDS:
+            await self.refresh()
