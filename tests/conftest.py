@@ -76,3 +76,8 @@ def _no_ambient_credentials() -> None:
     """No test reaches a cluster or a store of the person who runs it."""
     for name in ("KUBECONFIG", "AWS_PROFILE", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_ENDPOINT_URL_S3"):
         os.environ.pop(name, None)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Markers of tests that `make test-fast` leaves out."""
+    config.addinivalue_line("markers", "slow: builds or installs something (tens of seconds)")

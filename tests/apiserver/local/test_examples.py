@@ -1,0 +1,84 @@
+"""Every example is accepted by a real API server, strictly: no unknown field, no refused value."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from gptoss_api.clusters import RayCluster
+from gptoss_cli.local.control_plane import ControlPlane
+from gptoss_cli.local.errors import StepError
+from tests.controlplane import GATEWAY_USER, OPERATOR_USER, REPOSITORY
+
+EXAMPLES = REPOSITORY / "examples"
+SETTINGS = {"operator.yaml", "gateway.yaml"}
+MANIFESTS = sorted(path for path in EXAMPLES.rglob("*.yaml") if path.name not in SETTINGS)
+
+
+@pytest.mark.parametrize("manifest", MANIFESTS, ids=lambda path: str(path.relative_to(EXAMPLES)))
+def test_is_accepted(control_plane: ControlPlane, crds: list[str], manifest: Path):
+    if manifest.name == "rbac.yaml":  # its Role needs its Namespace, which a dry run does not make
+        control_plane.kubectl("apply", "--validate=strict", "-f", str(manifest))
+    else:
+        control_plane.kubectl("apply", "--server-side", "--dry-run=server", "--validate=strict", "-f", str(manifest))
+
+
+@pytest.mark.parametrize("name", sorted(SETTINGS))
+def test_settings_name_a_ray_cluster(name: str):
+    settings = yaml.safe_load((EXAMPLES / name).read_text())
+    clusters = [RayCluster.model_validate(each) for each in settings["rayClusters"]]
+    assert settings["defaultRayCluster"] in {cluster.name for cluster in clusters}
+
+
+class TestRights:
+    """The roles of `rbac.yaml`: what operator and gateway need, and nothing beyond."""
+
+    @pytest.fixture(autouse=True, scope="class")
+    @staticmethod
+    def _granted(control_plane: ControlPlane, crds: list[str]) -> None:
+        control_plane.kubectl("apply", "-f", str(EXAMPLES / "local" / "rbac.yaml"))
+
+    @pytest.mark.parametrize(
+        ("user", "verb", "what"),
+        [
+            (OPERATOR_USER, "watch", "gptossdeployments.serving.gptoss.dev"),
+            (OPERATOR_USER, "patch", "gptossdeployments.serving.gptoss.dev/status"),
+            (OPERATOR_USER, "list", "weighttrustpolicies.serving.gptoss.dev"),
+            (OPERATOR_USER, "get", "secrets/gptoss-model-credentials"),
+            (GATEWAY_USER, "watch", "gptossdeployments.serving.gptoss.dev"),
+        ],
+    )
+    def test_may(self, control_plane: ControlPlane, user: str, verb: str, what: str):
+        assert _may(control_plane, user, verb, what, "--all-namespaces")
+
+    @pytest.mark.parametrize(
+        ("user", "verb", "what"),
+        [
+            (OPERATOR_USER, "list", "secrets"),
+            (OPERATOR_USER, "get", "secrets/other"),
+            (OPERATOR_USER, "delete", "gptossdeployments.serving.gptoss.dev"),
+            (OPERATOR_USER, "patch", "weighttrustpolicies.serving.gptoss.dev"),
+            (OPERATOR_USER, "create", "pods"),
+            (GATEWAY_USER, "patch", "gptossdeployments.serving.gptoss.dev/status"),
+            (GATEWAY_USER, "patch", "gptossdeployments.serving.gptoss.dev"),
+            (GATEWAY_USER, "get", "secrets/gptoss-model-credentials"),
+            (GATEWAY_USER, "create", "gatewayreports.serving.gptoss.dev"),
+        ],
+    )
+    def test_may_not(self, control_plane: ControlPlane, user: str, verb: str, what: str):
+        assert not _may(control_plane, user, verb, what, "--namespace", "default")
+
+    def test_the_gateway_reports_in_the_system_namespace_only(self, control_plane: ControlPlane):
+        reports = "gatewayreports.serving.gptoss.dev"
+        assert _may(control_plane, GATEWAY_USER, "create", reports, "--namespace", "gptoss-system")
+
+
+def _may(control_plane: ControlPlane, user: str, verb: str, what: str, *where: str) -> bool:
+    resource, _, sub = what.partition("/")
+    arguments = ["auth", "can-i", verb, what if resource == "secrets" else resource, *where]
+    if sub and resource != "secrets":
+        arguments.append(f"--subresource={sub}")
+    try:
+        return control_plane.kubectl(*arguments, user=user).strip() == "yes"
+    except StepError:
+        return False
