@@ -52,6 +52,7 @@ class Reason(StrEnum):
     # Degraded
     HEALTHY = "Healthy"
     CLUSTER_UNREACHABLE = "ClusterUnreachable"
+    CONFIGURATION_REFUSED = "ConfigurationRefused"
     FOREIGN_CONFIGURATION_REDACTED = "ForeignConfigurationRedacted"
     # NameConflict
     NAME_TAKEN = "NameTaken"

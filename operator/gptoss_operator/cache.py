@@ -5,7 +5,7 @@ it looks at. An older version never replaces a newer one, so answers to writes c
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from enum import StrEnum
 from typing import Any
 
@@ -71,14 +71,6 @@ class Cache:
         self._reindex(kind, (namespace, name), known, None)
         return True
 
-    def subtract(self, kind: Kind, listed: Iterable[Identity], *, known_before: set[Identity]) -> list[Identity]:
-        """Forget what was known before a complete LIST began and isn't in it. Returns what vanished.
-
-        Watches lose deletions when they have to list again; this is what heals that.
-        """
-        gone = sorted(known_before - set(listed))
-        return [identity for identity in gone if self.remove(kind, *identity)]
-
     def claimants(self, namespace: str, served_name: str) -> list[DeploymentKey]:
         """Return the deployments of a namespace that claim a served name, in order."""
         return sorted(self._claims.get((namespace, served_name), ()))
@@ -98,9 +90,9 @@ class Cache:
             for raw in (before, after):
                 if raw is not None and not self._claims[(identity[0], served_name(raw))]:
                     del self._claims[(identity[0], served_name(raw))]
-        elif kind is Kind.POLICY and (before or {}).get("spec") != (after or {}).get("spec"):
-            self.policies_version += 1
-        elif kind is Kind.NAMESPACE and _labels(before) != _labels(after):
+        elif (kind is Kind.POLICY and (before or {}).get("spec") != (after or {}).get("spec")) or (
+            kind is Kind.NAMESPACE and _labels(before) != _labels(after)
+        ):
             self.policies_version += 1
 
 

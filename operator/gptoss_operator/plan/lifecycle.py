@@ -25,13 +25,15 @@ from gptoss_operator.plan.observation import Distrusted, Memory, Observation, Pr
 
 FIRST_RETRY_SECONDS = 30.0
 LAST_RETRY_SECONDS = 600.0
-_MAY_PASS = frozenset({
-    TrustReason.SOURCE_UNAVAILABLE,
-    TrustReason.ACCESS_DENIED,
-    TrustReason.NO_SPACE,
-    TrustReason.STORAGE_FAILED,
-    TrustReason.STALLED_TRANSFER,
-})
+_MAY_PASS = frozenset(
+    {
+        TrustReason.SOURCE_UNAVAILABLE,
+        TrustReason.ACCESS_DENIED,
+        TrustReason.NO_SPACE,
+        TrustReason.STORAGE_FAILED,
+        TrustReason.STALLED_TRANSFER,
+    }
+)
 """A node's trouble that may pass while the source stays as it is: tried again with back-off."""
 
 
@@ -117,9 +119,12 @@ def decide(observed: Observation, memory: Memory | None, site: Site) -> Verdict:
     if observed.deployment.deleting:
         return replace(verdict, wish=Absent())
     if not observed.placement.cluster:
-        return _fail(verdict, Stall(
-            reason=observed.placement.reason, detail=observed.placement.reason, message=observed.placement.message
-        ))
+        return _fail(
+            verdict,
+            Stall(
+                reason=observed.placement.reason, detail=observed.placement.reason, message=observed.placement.message
+            ),
+        )
     try:
         wanted = wanted_application(observed, site)
     except ValueError as error:
@@ -309,9 +314,7 @@ def _draining(observed: Observation, verdict: Verdict) -> Verdict:
     """Decide between serving, draining and sleep. Unknown demand is demand."""
     demand, memory, now = observed.demand, verdict.memory, observed.now
     scaling = observed.deployment.spec.scaling
-    serving = replace(
-        verdict, phase=Phase.SERVING, memory=replace(memory, draining=None, drain_began=None, failures=0)
-    )
+    serving = replace(verdict, phase=Phase.SERVING, memory=replace(memory, draining=None, drain_began=None, failures=0))
     if verdict.last_wake != observed.status.last_wake:
         serving = replace(serving, memory=replace(serving.memory, awake_since=now))
     if scaling.min_replicas > 0 or not demand.known or demand.active:
@@ -349,15 +352,11 @@ def _broken(observed: Observation, verdict: Verdict) -> Verdict:
         stall = Stall(reason=failure.reason, detail=failure.reason, message=failure.message)
     elif failure.reason and failure.reason not in _MAY_PASS:
         source = observed.trust.source if isinstance(observed.trust, Trusted) else "unknown"
-        stall = Stall(
-            reason=Reason.UNTRUSTED_WEIGHTS, detail=failure.reason, message=failure.message, weights=True
-        )
+        stall = Stall(reason=Reason.UNTRUSTED_WEIGHTS, detail=failure.reason, message=failure.message, weights=True)
         verdict = replace(verdict, failed_source=source)
     else:
         detail = failure.reason or Reason.ENGINE_FAILED
-        stall = Stall(
-            reason=Reason.ENGINE_FAILED, detail=detail, message=failure.message, weights=bool(failure.reason)
-        )
+        stall = Stall(reason=Reason.ENGINE_FAILED, detail=detail, message=failure.message, weights=bool(failure.reason))
         delay = _retry_delay(memory.failures)
         memory = replace(memory, failures=memory.failures + 1, retry_at=observed.now + delay)
         verdict = replace(verdict, memory=memory, look_again=delay)

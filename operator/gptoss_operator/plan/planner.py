@@ -76,7 +76,9 @@ def _events(observed: Observation, verdict: Verdict) -> tuple[Event, ...]:
     if verdict.paused or observed.deployment.deleting:
         return ()
     if verdict.woke_seconds is not None:
-        return (Event(type="Normal", reason="Woke", message=f"The engine answered after {verdict.woke_seconds:.1f} s."),)
+        return (
+            Event(type="Normal", reason="Woke", message=f"The engine answered after {verdict.woke_seconds:.1f} s."),
+        )
     if verdict.stall is not None:
         told = {(each.type, each.reason) for each in observed.status.conditions if each.status == "True"}
         known = ("Stalled", verdict.stall.reason) in told and before in {Phase.FAILED, Phase.STARTING}

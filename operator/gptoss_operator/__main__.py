@@ -1,0 +1,34 @@
+"""``python -m gptoss_operator --settings operator.yaml``: starts the operator."""
+
+import asyncio
+import logging
+import sys
+from pathlib import Path
+
+import click
+
+from gptoss_kube.errors import KubeError
+from gptoss_operator.process import run
+from gptoss_operator.settings import SettingsError, load_settings
+
+
+@click.command(context_settings={"auto_envvar_prefix": "GPTOSS_OPERATOR"})
+@click.option(
+    "--settings", "settings_file", type=click.Path(path_type=Path), required=True, help="Settings file (YAML)."
+)
+@click.option("--kubeconfig", type=click.Path(path_type=Path), help="Kubeconfig; without it the pod's own account.")
+@click.option("--read-only", is_flag=True, help="Log plans and write nothing.")
+@click.option("--log-level", type=click.Choice(["DEBUG", "INFO", "WARNING", "ERROR"]), default="INFO")
+def main(settings_file: Path, kubeconfig: Path | None, log_level: str, *, read_only: bool) -> None:
+    """Turn GptOssDeployments into verified engines."""
+    logging.basicConfig(level=log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    logging.getLogger("kopf").setLevel(max(logging.WARNING, logging.getLogger().level))
+    try:
+        settings = load_settings(settings_file)
+        asyncio.run(run(settings, kubeconfig=kubeconfig, read_only=read_only))
+    except (SettingsError, KubeError) as error:
+        raise click.ClickException(str(error)) from error
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,22 @@
+"""What the operator asks of Kubernetes, as narrow as it is. Everything else of the API stays outside."""
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from gptoss_operator.cache import Kind, Raw
+
+
+class Kubernetes(Protocol):
+    """The API server, seen from a reconcile. Errors are gptoss_kube's."""
+
+    async def list(self, kind: Kind) -> list[Raw]:
+        """Return every watched object of a kind: a complete LIST."""
+        ...
+
+    async def write_status(self, deployment: Raw, status: Mapping[str, Any]) -> Raw:
+        """Apply the status of exactly this object (its uid is a guard) and return what the server made of it."""
+        ...
+
+    async def tell(self, deployment: Raw, *, type_: str, reason: str, message: str) -> None:
+        """Record an event about a deployment. Never fails: events are for people."""
+        ...

@@ -1,0 +1,64 @@
+"""What the operator measures. Series of a deployment end with it."""
+
+from collections.abc import Iterable
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from gptoss_api.deployment_status import Condition
+from gptoss_operator.keys import DeploymentKey
+
+_STATUSES = ("True", "False", "Unknown")
+_WAKE_BUCKETS = (0.01, 0.05, 0.1, 0.15, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 3600)
+
+
+class Metrics:
+    """All series, in a registry of their own."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.reconciles = Counter(
+            "gptoss_operator_reconciles", "Reconciles by kind and result.", ["kind", "result"], registry=self.registry
+        )
+        self.queue_depth = Gauge("gptoss_operator_queue_depth", "Keys that wait.", registry=self.registry)
+        self.wake_seconds = Histogram(
+            "gptoss_operator_wake_seconds",
+            "Seconds of a wake by stage: demand, put, deploying, engineReady, and total.",
+            ["stage"],
+            buckets=_WAKE_BUCKETS,
+            registry=self.registry,
+        )
+        self.trust_checks = Counter(
+            "gptoss_operator_trust_checks",
+            "Checks of signature and policy by result: Trusted or the reason against it.",
+            ["result"],
+            registry=self.registry,
+        )
+        self.cluster_reachable = Gauge(
+            "gptoss_operator_ray_cluster_reachable",
+            "1 if the Ray cluster answers.",
+            ["cluster"],
+            registry=self.registry,
+        )
+        self.cluster_writes = Counter(
+            "gptoss_operator_ray_cluster_writes", "Configurations written to Ray.", ["cluster"], registry=self.registry
+        )
+        self._conditions = Gauge(
+            "gptoss_deployment_condition",
+            "1 for the status that a condition of a deployment has.",
+            ["namespace", "name", "type", "status"],
+            registry=self.registry,
+        )
+        self._known: dict[DeploymentKey, set[tuple[str, str]]] = {}
+
+    def tell_conditions(self, key: DeploymentKey, conditions: Iterable[Condition]) -> None:
+        """Show a deployment's conditions."""
+        known = self._known.setdefault(key, set())
+        for condition in conditions:
+            for status in _STATUSES:
+                known.add((condition.type, status))
+                self._conditions.labels(key.namespace, key.name, condition.type, status).set(condition.status == status)
+
+    def forget(self, key: DeploymentKey) -> None:
+        """Remove a deployment's series."""
+        for name, status in self._known.pop(key, set()):
+            self._conditions.remove(key.namespace, key.name, name, status)

@@ -1,0 +1,253 @@
+"""One look at one key: observe → plan → write the status → act. The same path for every cause."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from pydantic import ValidationError
+
+from gptoss_api.conditions import ConditionType, Reason
+from gptoss_api.deployment import GptOssDeployment
+from gptoss_api.deployment_status import Condition, GptOssDeploymentStatus
+from gptoss_kube.errors import NotFound
+from gptoss_operator.boundary import Kubernetes
+from gptoss_operator.cache import Cache, Kind, Raw
+from gptoss_operator.clock import Clock
+from gptoss_operator.intake import Intake
+from gptoss_operator.keys import ClusterKey, DeploymentKey, Key
+from gptoss_operator.leadership import Leadership
+from gptoss_operator.metrics import Metrics
+from gptoss_operator.plan.applications import Keep
+from gptoss_operator.plan.observation import ApplicationView, Memory, Observation, Placement, Site
+from gptoss_operator.plan.planner import Plan, plan
+from gptoss_operator.settings import Settings
+from gptoss_operator.starts import Starts
+from gptoss_operator.substrates.protocol import Substrate
+from gptoss_operator.trust import TrustDesk
+from gptoss_operator.workqueue import WorkQueue
+
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass
+class Reconciler:
+    """Looks at keys. Holds nothing that a restart may not lose."""
+
+    settings: Settings
+    cache: Cache
+    queue: WorkQueue[Key]
+    intake: Intake
+    kubernetes: Kubernetes
+    substrates: Mapping[str, Substrate]
+    trust: TrustDesk
+    starts: Starts
+    metrics: Metrics
+    clock: Clock
+    leadership: Leadership
+    complete: bool = False
+    """A complete LIST of deployments is in the cache."""
+    _memory: dict[str, Memory] = field(default_factory=dict)
+    _uids: dict[DeploymentKey, str] = field(default_factory=dict)
+
+    async def reconcile(self, key: Key) -> float | None:
+        """Look at a key; return seconds until it must be looked at again without news.
+
+        Raises:
+            KubeError: Kubernetes did not take a write; the queue tries again.
+        """
+        if isinstance(key, ClusterKey):
+            return await self._cluster(key)
+        return await self._deployment(key)
+
+    async def _cluster(self, key: ClusterKey) -> float | None:
+        substrate = self.substrates[key.name]
+        outcome = await substrate.reconcile(complete=self.complete and self._all_asked(key.name, substrate))
+        unreachable = outcome.trouble is not None and outcome.trouble[0] == Reason.CLUSTER_UNREACHABLE
+        self.metrics.cluster_reachable.labels(key.name).set(not unreachable)
+        if outcome.wrote:
+            self.metrics.cluster_writes.labels(key.name).inc()
+        for changed in sorted(outcome.changed):
+            self.queue.add(changed)
+        return outcome.look_again
+
+    def _all_asked(self, cluster: str, substrate: Substrate) -> bool:
+        for raw in self.cache.all(Kind.DEPLOYMENT):
+            if _cluster_name(raw, self.settings) == cluster:
+                key = DeploymentKey(raw["metadata"]["namespace"], raw["metadata"]["name"])
+                if substrate.asked(key) is None:
+                    return False
+        return True
+
+    async def _deployment(self, key: DeploymentKey) -> float | None:
+        raw = self.cache.get(Kind.DEPLOYMENT, key.namespace, key.name)
+        if raw is None:
+            self._forget(key)
+            return None
+        uid = raw["metadata"]["uid"]
+        if self._uids.get(key, uid) != uid:
+            self._forget(key)
+        self._uids[key] = uid
+        try:
+            deployment = GptOssDeployment.parse(raw)
+        except ValidationError as error:
+            return await self._unreadable(key, raw, error)
+        return await self._readable(key, raw, deployment)
+
+    async def _readable(self, key: DeploymentKey, raw: Raw, deployment: GptOssDeployment) -> float | None:
+        status = _status_of(raw)
+        placement = self._placement(deployment)
+        substrate = self.substrates.get(placement.cluster)
+        trust, look_in = self.trust.answer(key, deployment, eager=status.failed_source is not None)
+        observed = Observation(
+            deployment=deployment,
+            status=status,
+            placement=placement,
+            application=substrate.view(key) if substrate is not None else ApplicationView(),
+            trust=trust,
+            demand=self.intake.demand(deployment.uid),
+            rivals=self._rivals(key, deployment),
+            may_start=self.starts.may(key),
+            now=self.clock.now(),
+            wall=self.clock.wall(),
+        )
+        site = Site(
+            installation=self.settings.installation,
+            import_path=self.settings.serving_import_path,
+            gateway_url=self.settings.gateway_url,
+        )
+        asked = substrate.asked(key) if substrate is not None else None
+        planned = plan(observed, self._memory.get(deployment.uid), site, asked=asked)
+        try:
+            await self._execute(key, raw, planned)
+        except NotFound:
+            self._vanished(key, raw)
+            return None
+        self._told(key, planned, planned.status or status)
+        pauses = [pause for pause in (planned.requeue_after, look_in) if pause is not None]
+        return min(pauses, default=None)
+
+    async def _execute(self, key: DeploymentKey, raw: Raw, planned: Plan) -> None:
+        """Write down, then act: whoever dies in between leaves what the next process does again."""
+        if not self.leadership.may_write():
+            if planned.actions or planned.status is not None:
+                _LOG.info("%s: would do %s, status %s", key, planned.actions, planned.status)
+            return
+        if planned.status is not None:
+            self.intake.seen(Kind.DEPLOYMENT, await self.kubernetes.write_status(raw, _wire(planned.status)))
+        self._memory[raw["metadata"]["uid"]] = planned.memory
+        for other in self.starts.settle(key, starting=planned.starting, queued=planned.queued):
+            self.queue.add(other)
+        for action in planned.actions:
+            self.substrates[action.cluster].ask(key, action.wish)
+            self.queue.add(ClusterKey(action.cluster))
+        for event in planned.events:
+            await self.kubernetes.tell(raw, type_=event.type, reason=event.reason, message=event.message)
+
+    def _told(self, key: DeploymentKey, planned: Plan, status: GptOssDeploymentStatus) -> None:
+        self.metrics.tell_conditions(key, status.conditions)
+        for stage, seconds in planned.timings:
+            self.metrics.wake_seconds.labels(stage).observe(seconds)
+        if planned.woke_seconds is not None:
+            self.metrics.wake_seconds.labels("total").observe(planned.woke_seconds)
+
+    async def _unreadable(self, key: DeploymentKey, raw: Raw, error: ValidationError) -> float | None:
+        """The API server let something through that we can't read: say so, and touch nothing."""
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        message = f"spec.{where}: {first['msg']}; correct the field"[:1024]
+        before = _status_of(raw)
+        conditions = {condition.type: condition for condition in before.conditions}
+        for type_, value in ((ConditionType.READY, "False"), (ConditionType.STALLED, "True")):
+            known = conditions.get(type_)
+            conditions[type_] = Condition(
+                type=type_,
+                status=value,
+                reason=Reason.INVALID_SPEC,
+                message=message,
+                last_transition_time=known.last_transition_time
+                if known is not None and known.status == value
+                else self.clock.wall(),
+                observed_generation=raw["metadata"].get("generation"),
+            )
+        status = before.model_copy(
+            update={"conditions": tuple(conditions.values()), "state": Reason.INVALID_SPEC.value}
+        )
+        cluster = _cluster_name(raw, self.settings)
+        if cluster is not None and cluster in self.substrates:
+            self.substrates[cluster].ask(key, Keep())
+        if status != before and self.leadership.may_write():
+            try:
+                self.intake.seen(Kind.DEPLOYMENT, await self.kubernetes.write_status(raw, _wire(status)))
+            except NotFound:
+                self._vanished(key, raw)
+        return None
+
+    def _placement(self, deployment: GptOssDeployment) -> Placement:
+        substrate = deployment.spec.substrate
+        chosen = substrate.ray_serve.cluster_name if substrate is not None and substrate.ray_serve is not None else None
+        name = chosen or self.settings.default_ray_cluster
+        cluster = next((each for each in self.settings.ray_clusters if each.name == name), None)
+        if cluster is None:
+            return Placement(
+                reason=Reason.UNKNOWN_CLUSTER,
+                message=f"there is no Ray cluster {name}; correct spec.substrate.rayServe.clusterName, or ask an "
+                "administrator to add it to the operator's rayClusters"
+                if name
+                else "there is no default Ray cluster; set spec.substrate.rayServe.clusterName, "
+                "or ask an administrator for a defaultRayCluster",
+            )
+        if not cluster.allows(deployment.namespace):
+            return Placement(
+                reason=Reason.NAMESPACE_NOT_ALLOWED,
+                message=f"namespace {deployment.namespace} may not use Ray cluster {cluster.name}; name another in "
+                "spec.substrate.rayServe.clusterName, or ask an administrator to allow it",
+            )
+        return Placement(cluster=cluster.name)
+
+    def _rivals(self, key: DeploymentKey, deployment: GptOssDeployment) -> tuple[str, ...]:
+        claimants = self.cache.claimants(key.namespace, deployment.served_name)
+        return tuple(str(other) for other in claimants if other != key)
+
+    def _vanished(self, key: DeploymentKey, raw: Raw) -> None:
+        """It is gone, or another took its name: what the cache holds is a ghost."""
+        self.intake.gone(Kind.DEPLOYMENT, key.namespace, key.name, raw["metadata"]["uid"])
+        self._forget(key)
+
+    def _forget(self, key: DeploymentKey) -> None:
+        uid = self._uids.pop(key, None)
+        if uid is not None:
+            self._memory.pop(uid, None)
+        self.trust.forget(key)
+        self.metrics.forget(key)
+        self.queue.forget(key)
+        for other in self.starts.settle(key, starting=False, queued=False):
+            self.queue.add(other)
+        for name, substrate in self.substrates.items():
+            if substrate.forget(key):
+                self.queue.add(ClusterKey(name))
+
+
+def _cluster_name(raw: Raw, settings: Settings) -> str | None:
+    substrate = ((raw.get("spec") or {}).get("substrate") or {}).get("rayServe") or {}
+    return substrate.get("clusterName") or settings.default_ray_cluster
+
+
+def _status_of(raw: Raw) -> GptOssDeploymentStatus:
+    """Read the status back; one that another version wrote counts as far as it can be read."""
+    written = raw.get("status") or {}
+    try:
+        return GptOssDeploymentStatus.model_validate(written)
+    except ValidationError:
+        known: dict[str, Any] = {}
+        for name, value in written.items():
+            try:
+                GptOssDeploymentStatus.model_validate({name: value})
+            except ValidationError:
+                continue
+            known[name] = value
+        return GptOssDeploymentStatus.model_validate(known)
+
+
+def _wire(status: GptOssDeploymentStatus) -> dict[str, Any]:
+    return status.model_dump(by_alias=True, exclude_none=True, mode="json")

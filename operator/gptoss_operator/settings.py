@@ -1,0 +1,90 @@
+"""The operator's settings file: what an administrator decides, and no custom resource can."""
+
+from pathlib import Path
+from typing import Annotated, Self
+
+import yaml
+from pydantic import Field, ValidationError, model_validator
+
+from gptoss_api.clusters import RayCluster
+from gptoss_api.model import ApiModel, Name
+from gptoss_weights.sources.settings import SourceSettings
+
+
+class SettingsError(Exception):
+    """The settings file can't be used; the message names the file and what is wrong in it."""
+
+
+class S3Settings(ApiModel):
+    """An object store that isn't AWS."""
+
+    endpoint: str | None = Field(default=None, description="URL of the store; none is AWS itself.")
+    region: str | None = Field(default=None, description="Region to sign requests for.")
+
+
+class WeightSources(ApiModel):
+    """Where the operator reads signatures from. Credentials come from boto3's own environment."""
+
+    file_roots: tuple[Path, ...] = Field(default=(), description="Folders below which file:// may be read.")
+    s3: S3Settings = Field(default_factory=S3Settings)
+
+
+class MetricsSettings(ApiModel):
+    """Listener of /metrics, /healthz and /readyz."""
+
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65535)] = 9402
+
+
+class Settings(ApiModel):
+    """The operator's settings."""
+
+    installation: Name = Field(description="Marks what this installation made on shared Ray clusters.")
+    system_namespace: Name = Field(description="Namespace of the gateways' reports.")
+    default_ray_cluster: Name | None = Field(default=None, description="For deployments that name none.")
+    ray_clusters: tuple[RayCluster, ...] = ()
+    gateway_url: str = Field(default="", alias="gatewayURL", description="Base URL that status tells clients.")
+    weight_sources: WeightSources = Field(default_factory=WeightSources)
+    serving_import_path: Annotated[str, Field(pattern=r"^[\w.]+:\w+$")] = "gptoss_serving.app:build"
+    max_concurrent_starts: Annotated[int, Field(ge=1, le=1000)] = 4
+    resync_seconds: Annotated[float, Field(ge=5)] = 300.0
+    workers: Annotated[int, Field(ge=1, le=64)] = 8
+    metrics: MetricsSettings = Field(default_factory=MetricsSettings)
+    namespaces: tuple[Name, ...] = Field(default=(), description="Namespaces to watch; none is all.")
+
+    @model_validator(mode="after")
+    def _clusters_are_told_apart(self) -> Self:
+        names = [cluster.name for cluster in self.ray_clusters]
+        if len(set(names)) != len(names):
+            raise ValueError("rayClusters[].name must be unique")
+        if self.default_ray_cluster is not None and self.default_ray_cluster not in names:
+            raise ValueError(f"defaultRayCluster {self.default_ray_cluster} is not among rayClusters")
+        return self
+
+    def sources(self) -> SourceSettings:
+        """Return how weights are read: the environment's credentials, these settings' places."""
+        environment = SourceSettings.from_environment()
+        return SourceSettings(
+            file_roots=self.weight_sources.file_roots or environment.file_roots,
+            s3_endpoint=self.weight_sources.s3.endpoint or environment.s3_endpoint,
+            s3_region=self.weight_sources.s3.region or environment.s3_region,
+            s3_access_key_id=environment.s3_access_key_id,
+            s3_secret_access_key=environment.s3_secret_access_key,
+        )
+
+
+def load_settings(path: Path) -> Settings:
+    """Read a settings file.
+
+    Raises:
+        SettingsError: it is missing, is no YAML, or says what is not permitted.
+    """
+    try:
+        document = yaml.safe_load(path.read_text())
+        return Settings.model_validate(document)
+    except OSError as error:
+        raise SettingsError(f"settings file {path}: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        raise SettingsError(f"settings file {path} is not YAML: {error}") from error
+    except ValidationError as error:
+        raise SettingsError(f"settings file {path}: {error}") from error

@@ -1,0 +1,139 @@
+"""Ray's dashboard and Serve's proxy over HTTP: two calls, a probe, and their errors.
+
+::
+
+    ClusterError
+    ├── ClusterUnreachableError   no answer, or not a sensible one: nothing is known
+    └── ClusterRefusedError       Ray understood and said no
+
+Requests carry nothing a browser would send: Ray hides environment variables from browsers, and what
+it hides can't be written back.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+
+from gptoss_api.clusters import RayCluster
+from gptoss_api.names import GATEWAY_TOKEN_HEADER
+
+_PATH = "/api/serve/applications/"
+# While Serve's controller restarts, Ray's answer takes about 6 s (measured with Ray 2.60).
+_GET_SECONDS = 12.0
+_PUT_SECONDS = 60.0
+_PROBE_SECONDS = 2.0
+_LONGEST_ANSWER = 64 * 1024 * 1024
+
+
+class ClusterError(Exception):
+    """A Ray cluster did not do what was asked. The message is for a condition, and deterministic."""
+
+
+class ClusterUnreachableError(ClusterError):
+    """No answer, or not a sensible one: nothing is known."""
+
+
+class ClusterRefusedError(ClusterError):
+    """Ray understood and said no."""
+
+
+class RayDashboard:
+    """One Ray cluster's REST interface."""
+
+    def __init__(self, cluster: RayCluster, session: aiohttp.ClientSession) -> None:
+        self._cluster = cluster
+        self._session = session
+
+    async def applications(self) -> Mapping[str, Any]:
+        """Return Serve's applications with status and deployed configuration.
+
+        Raises:
+            ClusterError: there is no such answer.
+        """
+        status, body = await self._call("GET", None, _GET_SECONDS)
+        if status != 200:
+            raise self._unexpected(status)
+        try:
+            details = json.loads(body)
+        except ValueError as error:
+            raise ClusterUnreachableError(f"{self._name()} answered with something that is not JSON") from error
+        if not isinstance(details, dict) or not isinstance(details.get("applications"), dict):
+            raise ClusterUnreachableError(f"{self._name()} answered without a list of applications")
+        return details
+
+    async def put_applications(self, document: Mapping[str, Any]) -> None:
+        """Replace the configuration of all of Serve's applications.
+
+        Raises:
+            ClusterError: it was not taken, or it is not known whether it was.
+        """
+        status, body = await self._call("PUT", document, _PUT_SECONDS)
+        if status == 400:
+            raise ClusterRefusedError(
+                f"Ray cluster {self._cluster.name} refused the configuration: {body.decode(errors='replace')[:500]}"
+            )
+        if status != 200:
+            raise self._unexpected(status)
+
+    async def answers(self, prefix: str) -> bool:
+        """Tell whether an engine itself answers under a prefix: RUNNING alone does not say so."""
+        try:
+            headers = {GATEWAY_TOKEN_HEADER: _read(self._cluster.gateway_token_file), "Accept": "application/json"}
+            async with self._session.get(
+                f"{self._cluster.serve_url}{prefix}/v1/models",
+                headers=headers,
+                timeout=aiohttp.ClientTimeout(total=_PROBE_SECONDS),
+                allow_redirects=False,
+            ) as response:
+                if response.status != 200:
+                    return False
+                return isinstance(json.loads(await response.content.read(1024 * 1024)), dict)
+        except (aiohttp.ClientError, TimeoutError, OSError, ValueError):
+            return False
+
+    async def _call(self, method: str, document: Mapping[str, Any] | None, seconds: float) -> tuple[int, bytes]:
+        try:
+            headers = {"Accept": "application/json"}
+            if self._cluster.token_file is not None:
+                headers["Authorization"] = f"Bearer {_read(self._cluster.token_file)}"
+            async with self._session.request(
+                method,
+                self._cluster.dashboard_url + _PATH,
+                json=document,
+                headers=headers,
+                timeout=aiohttp.ClientTimeout(total=seconds, sock_connect=5.0),
+                allow_redirects=False,
+            ) as response:
+                chunks, length = [], 0
+                async for chunk in response.content.iter_chunked(65536):
+                    length += len(chunk)
+                    if length > _LONGEST_ANSWER:
+                        raise ClusterUnreachableError(f"{self._name()} answered with more than 64 MiB")
+                    chunks.append(chunk)
+                return response.status, b"".join(chunks)
+        except TimeoutError as error:
+            raise ClusterUnreachableError(f"{self._name()} did not answer in time") from error
+        except aiohttp.ClientError as error:
+            raise ClusterUnreachableError(f"{self._name()} can't be reached ({type(error).__name__})") from error
+        except OSError as error:
+            raise ClusterUnreachableError(
+                f"the token file of Ray cluster {self._cluster.name} can't be read ({type(error).__name__})"
+            ) from error
+
+    def _unexpected(self, status: int) -> ClusterError:
+        if status in {401, 403}:
+            return ClusterRefusedError(
+                f"{self._name()} refused the operator's token (HTTP {status}); correct the tokenFile of its entry"
+            )
+        return ClusterUnreachableError(f"{self._name()} answered with HTTP {status}")
+
+    def _name(self) -> str:
+        return f"the dashboard of Ray cluster {self._cluster.name}"
+
+
+def _read(path: Path) -> str:
+    # Read each time: tokens are rotated under running processes.
+    return path.read_text().strip()

@@ -1,0 +1,49 @@
+"""What every substrate can do. The Ray Serve substrate shares one cluster between deployments."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from gptoss_operator.keys import DeploymentKey
+from gptoss_operator.plan.applications import Wish
+from gptoss_operator.plan.observation import ApplicationView
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What a look at a substrate brought.
+
+    Attributes:
+        changed: deployments whose view is another than before.
+        look_again: seconds until the next look.
+        wrote: something was written.
+        trouble: reason and message of a problem of the whole substrate.
+    """
+
+    changed: frozenset[DeploymentKey]
+    look_again: float
+    wrote: bool = False
+    trouble: tuple[str, str] | None = None
+
+
+class Substrate(Protocol):
+    """A place for replicas, worked on by one worker at a time."""
+
+    def ask(self, key: DeploymentKey, wish: Wish) -> None:
+        """Remember what a deployment wants."""
+        ...
+
+    def asked(self, key: DeploymentKey) -> Wish | None:
+        """Return what it wants, None if it was never planned by this process."""
+        ...
+
+    def forget(self, key: DeploymentKey) -> bool:
+        """The deployment is gone: what it had may go too. False if it was not known."""
+        ...
+
+    def view(self, key: DeploymentKey) -> ApplicationView:
+        """Return what was last seen of a deployment's application."""
+        ...
+
+    async def reconcile(self, *, complete: bool) -> Outcome:
+        """Look, and bring about what is wanted. ``complete``: every deployment placed here has asked."""
+        ...

@@ -1,0 +1,233 @@
+"""Signature and policy, checked before anything is started and looked at again while it matters.
+
+Checks block, so they run in threads; a reconcile reads what the last one found and is called again
+when that changes. What fails is looked at again after 30 s, then ever less often up to 10 min.
+"""
+
+import asyncio
+import hashlib
+import logging
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from pydantic import ValidationError
+
+from gptoss_api.conditions import TrustReason
+from gptoss_api.deployment import GptOssDeployment
+from gptoss_api.names import RETRY_ANNOTATION
+from gptoss_api.policy import WeightTrustPolicy, WeightTrustPolicySpec
+from gptoss_operator.cache import Cache, Kind
+from gptoss_operator.clock import Clock
+from gptoss_operator.keys import DeploymentKey
+from gptoss_operator.metrics import Metrics
+from gptoss_operator.plan.observation import Distrusted, Trust, Trusted
+from gptoss_weights.errors import SourceError, WeightsError
+from gptoss_weights.policy import check_source, evaluate, select_policy
+from gptoss_weights.sources import SourceSettings, open_source
+from gptoss_weights.trust import read_bundle
+
+_LOG = logging.getLogger(__name__)
+FIRST_LOOK_SECONDS = 30.0
+LAST_LOOK_SECONDS = 600.0
+_CHECK_SECONDS = 120.0
+_CHECKS_AT_ONCE = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """Everything a check's answer depends on, but the source itself."""
+
+    uid: str
+    generation: int
+    policies: int
+    retry: str | None
+
+
+class Check(Protocol):
+    """A blocking look at signature and policy."""
+
+    def __call__(self, deployment: GptOssDeployment, policies: Sequence[WeightTrustPolicy], wall: str) -> Trusted:
+        """Return why the weights are trusted, or raise a WeightsError."""
+        ...
+
+
+@dataclass
+class _Entry:
+    question: Question
+    answer: Trust = None
+    look_at: float = 0.0
+    pause: float = FIRST_LOOK_SECONDS
+    task: asyncio.Task[None] | None = None
+
+
+class TrustDesk:
+    """Answers whether a deployment's weights are trusted, from memory, and keeps the memory fresh.
+
+    Args:
+        check: the blocking check.
+        cache: holds policies and the namespaces' labels.
+        changed: called with the key of a deployment whose answer has changed.
+    """
+
+    def __init__(
+        self, *, check: Check, cache: Cache, clock: Clock, metrics: Metrics, changed: Callable[[DeploymentKey], object]
+    ) -> None:
+        self._check = check
+        self._cache = cache
+        self._clock = clock
+        self._metrics = metrics
+        self._changed = changed
+        self._entries: dict[DeploymentKey, _Entry] = {}
+        self._threads = ThreadPoolExecutor(_CHECKS_AT_ONCE, thread_name_prefix="trust")
+
+    def answer(self, key: DeploymentKey, deployment: GptOssDeployment, *, eager: bool) -> tuple[Trust, float]:
+        """Return what is known now, and seconds until another look is due.
+
+        ``eager``: something waits for the source to be mended, so look more often.
+        """
+        question = Question(
+            uid=deployment.uid,
+            generation=deployment.generation,
+            policies=self._cache.policies_version,
+            retry=deployment.annotations.get(RETRY_ANNOTATION),
+        )
+        entry = self._entries.get(key)
+        if entry is None or entry.question != question:
+            if entry is not None and entry.task is not None:
+                entry.task.cancel()
+            entry = self._entries[key] = _Entry(question=question)
+        now = self._clock.now()
+        if eager and isinstance(entry.answer, Trusted):
+            entry.look_at = min(entry.look_at, now + entry.pause)
+        if entry.task is None and now >= entry.look_at:
+            entry.task = asyncio.get_running_loop().create_task(self._look(key, entry, deployment, eager=eager))
+        return entry.answer, max(0.5, entry.look_at - now)
+
+    def forget(self, key: DeploymentKey) -> None:
+        """The deployment is gone."""
+        entry = self._entries.pop(key, None)
+        if entry is not None and entry.task is not None:
+            entry.task.cancel()
+
+    async def close(self) -> None:
+        """End all checks."""
+        tasks = [entry.task for entry in self._entries.values() if entry.task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    async def _look(self, key: DeploymentKey, entry: _Entry, deployment: GptOssDeployment, *, eager: bool) -> None:
+        before = entry.answer
+        try:
+            entry.answer = await self._ask(deployment, before)
+        finally:
+            entry.task = None
+            anew = (
+                isinstance(before, Trusted)
+                and isinstance(entry.answer, Trusted)
+                and before.source != entry.answer.source
+            )
+            entry.pause = FIRST_LOOK_SECONDS if before is None or anew else min(LAST_LOOK_SECONDS, entry.pause * 2)
+            settled = isinstance(entry.answer, Trusted) and entry.answer.doubt is None and not eager
+            entry.look_at = self._clock.now() + (LAST_LOOK_SECONDS if settled else entry.pause)
+        # Called even if nothing changed: the reconcile then plans the next look.
+        self._changed(key)
+
+    async def _ask(self, deployment: GptOssDeployment, before: Trust) -> Trust:
+        loop = asyncio.get_running_loop()
+        try:
+            policies = self._policies()
+            found = await asyncio.wait_for(
+                loop.run_in_executor(self._threads, self._check, deployment, policies, self._clock.wall()),
+                _CHECK_SECONDS,
+            )
+        except WeightsError as error:
+            # A place that refuses or fails may be mended without a change of what is signed.
+            no = Distrusted(reason=error.reason, message=error.message, retryable=isinstance(error, SourceError))
+        except TimeoutError:
+            no = Distrusted(
+                reason=TrustReason.SOURCE_UNAVAILABLE,
+                message="the source of the weights did not answer in time",
+                retryable=True,
+            )
+        except ValidationError as error:
+            no = Distrusted(
+                reason=TrustReason.INVALID_POLICY,
+                message="a WeightTrustPolicy can't be read "
+                f"({error.error_count()} faults); an administrator must mend it",
+            )
+        except Exception:  # noqa: BLE001 - fail closed, whatever a library raises
+            _LOG.exception("the check of %s failed", deployment.qualified_name)
+            no = Distrusted(
+                reason=TrustReason.SOURCE_UNAVAILABLE,
+                message="the check of the weights failed; see the operator's log",
+                retryable=True,
+            )
+        else:
+            self._metrics.trust_checks.labels("Trusted").inc()
+            if isinstance(before, Trusted) and replace(before, doubt=None, checked_at="") == replace(
+                found, checked_at=""
+            ):
+                return replace(found, checked_at=before.checked_at)
+            return found
+        self._metrics.trust_checks.labels(no.reason).inc()
+        if no.retryable and isinstance(before, Trusted):
+            return replace(before, doubt=no)
+        return no
+
+    def _policies(self) -> list[WeightTrustPolicy]:
+        return [
+            WeightTrustPolicy(name=raw["metadata"]["name"], spec=WeightTrustPolicySpec.model_validate(raw["spec"]))
+            for raw in self._cache.all(Kind.POLICY)
+        ]
+
+
+class SignatureCheck:
+    """The check itself: choose the policy, ask it about the source, read the bundle, judge it."""
+
+    def __init__(self, *, cache: Cache, sources: SourceSettings) -> None:
+        self._cache = cache
+        self._sources = sources
+
+    def __call__(self, deployment: GptOssDeployment, policies: Sequence[WeightTrustPolicy], wall: str) -> Trusted:
+        """Return why the weights are trusted.
+
+        Raises:
+            WeightsError: they are not, or the source can't be read.
+        """
+        spec = deployment.spec
+        reference = spec.verification.policy_ref
+        policy = select_policy(
+            policies,
+            namespace=deployment.namespace,
+            namespace_labels=self._cache.namespace_labels(deployment.namespace),
+            policy_ref=reference.name if reference is not None else None,
+        )
+        check_source(spec.model.uri, policy.spec)
+        with open_source(spec.model.uri, settings=self._sources) as source:
+            bundle = read_bundle(source)
+            decision = evaluate(
+                bundle,
+                policy.spec,
+                uri=spec.model.uri,
+                model_name=spec.subject,
+                pinned_digest=spec.verification.manifest_digest,
+            )
+            versions = hashlib.sha256(decision.manifest_digest.encode())
+            for file in decision.manifest.files:
+                try:
+                    version = source.stat(file.name)
+                    versions.update(f"\n{file.name} {version.size} {version.etag}".encode())
+                except SourceError as error:
+                    versions.update(f"\n{file.name} {error.reason}".encode())
+        return Trusted(
+            manifest_digest=decision.manifest_digest,
+            signer=decision.signer_fingerprint,
+            authority=decision.authority_name,
+            policy=policy.name,
+            source=versions.hexdigest(),
+            checked_at=wall,
+        )
