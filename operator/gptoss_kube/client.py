@@ -202,12 +202,13 @@ class Kube:
                 response.close()
 
     async def _pages(self, resource: Resource, path: str, query: Mapping[str, str], timeout: float) -> Listing:
-        items: list[Object] = []  # type: ignore[valid-type]  # mypy takes it for the method of this name
+        items: list[Object] = []
         parameters = dict(query)
         while True:
             page = await self._send("GET", path, query=parameters, timeout=timeout)
-            for item in page.get("items") or ():
-                items.append({"apiVersion": resource.api_version, "kind": resource.kind, **item})
+            items += [
+                {"apiVersion": resource.api_version, "kind": resource.kind, **item} for item in page.get("items") or ()
+            ]
             metadata = page["metadata"]
             if not metadata.get("continue"):
                 return Listing(items=items, resource_version=metadata["resourceVersion"])

@@ -15,6 +15,7 @@ from kubernetes.aio.client import Configuration
 
 from gptoss_kube.errors import CredentialsError
 
+_config: Any = config  # has no types
 _REREAD_SECONDS = 60.0
 
 
@@ -42,7 +43,7 @@ class Credentials:
         self._kubeconfig = kubeconfig
         self._context = context
         self._read_at = 0.0
-        self.configuration: Any = Configuration()
+        self.configuration: Any = _new_configuration()
         """The configuration to build ``kubernetes.aio``'s ApiClient with; it refreshes its own token."""
         self.configuration.refresh_api_key_hook = self._refresh_if_old
 
@@ -63,10 +64,10 @@ class Credentials:
             if self._kubeconfig is not None:
                 await self._read_kubeconfig(self._kubeconfig)
             else:
-                config.load_incluster_config(self.configuration, try_refresh_token=False)
+                _config.load_incluster_config(self.configuration, try_refresh_token=False)
         except CredentialsError:
             raise
-        except (config.ConfigException, yaml.YAMLError, OSError, TypeError, KeyError, ValueError) as error:
+        except (_config.ConfigException, yaml.YAMLError, OSError, TypeError, KeyError, ValueError) as error:
             raise CredentialsError(f"{self._source} is not usable: {error}") from error
         self._read_at = time.monotonic()
         return bool(self.configuration.api_key.get("BearerToken") != before)
@@ -92,12 +93,17 @@ class Credentials:
         return f"kubeconfig {self._kubeconfig}" if self._kubeconfig else "the pod's service account"
 
     async def _read_kubeconfig(self, path: Path) -> None:
-        if not path.is_file():
+        if not path.is_file():  # noqa: ASYNC240 - a stat once a minute
             raise CredentialsError(f"kubeconfig {path} does not exist: name another with --kubeconfig or KUBECONFIG")
-        await config.load_kube_config(
+        await _config.load_kube_config(
             str(path), context=self._context, client_configuration=self.configuration, persist_config=False
         )
 
     async def _refresh_if_old(self, _: object) -> None:
         if time.monotonic() - self._read_at >= _REREAD_SECONDS:
             await self.refresh()
+
+
+def _new_configuration() -> Any:
+    """A Configuration of its own: calling the class would return a copy of the process-wide default."""
+    return type.__call__(Configuration)

@@ -66,23 +66,23 @@ class StatusError(KubeError):
         self.causes = causes
 
 
-class Unauthorized(StatusError):
+class Unauthorized(StatusError):  # noqa: N818 - named as Kubernetes names it
     """The credentials were not accepted."""
 
 
-class Forbidden(StatusError):
+class Forbidden(StatusError):  # noqa: N818 - named as Kubernetes names it
     """The identity may not do this."""
 
 
-class NotFound(StatusError):
+class NotFound(StatusError):  # noqa: N818 - named as Kubernetes names it
     """No such object."""
 
 
-class UnknownResource(StatusError):
+class UnknownResource(StatusError):  # noqa: N818 - named as Kubernetes names it
     """No such resource type: its CRD is not installed. It says nothing about objects."""
 
 
-class Conflict(StatusError):
+class Conflict(StatusError):  # noqa: N818 - named as Kubernetes names it
     """A guard (uid, resourceVersion, field ownership) did not hold."""
 
 
@@ -90,15 +90,15 @@ class AlreadyExists(Conflict):
     """The name is taken."""
 
 
-class Gone(StatusError):
+class Gone(StatusError):  # noqa: N818 - named as Kubernetes names it
     """The resourceVersion or continue token has expired."""
 
 
-class Invalid(StatusError):
+class Invalid(StatusError):  # noqa: N818 - named as Kubernetes names it
     """The request or the object is refused as it stands."""
 
 
-class Transient(KubeError):
+class Transient(KubeError):  # noqa: N818 - named as Kubernetes names it
     """Worth another try later. ``retry_after`` is the server's wish in seconds, where it has one."""
 
     def __init__(self, message: str, *, retry_after: float | None = None) -> None:
