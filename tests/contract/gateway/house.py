@@ -49,11 +49,14 @@ class Reports:
         return {}
 
     async def until(self, gateway: str, *, within: float = 2.0, uid: str = UID, **wanted: Any) -> Mapping[str, Any]:
-        """Wait until a gateway's report says all of ``wanted`` about a deployment."""
+        """Wait until a gateway's report says all of ``wanted`` about a deployment; a range means any in it."""
         async with asyncio.timeout(within), self._changed:
             while True:
                 demand = self.demand(gateway, uid)
-                if demand and all(demand[key] == value for key, value in wanted.items()):
+                if demand and all(
+                    demand[key] in value if isinstance(value, range) else demand[key] == value
+                    for key, value in wanted.items()
+                ):
                     return demand
                 await self._changed.wait()
 

@@ -58,9 +58,11 @@ async def test_first_event_arrives_before_the_stream_goes_on(awake):
     application.paused.clear()
     async with client(server) as api:
         stream = await api.chat.completions.create(model="assistant", messages=MESSAGES, stream=True)
-        first = await asyncio.wait_for(anext(aiter(stream)), 2)
+        chunks = aiter(stream)
+        first = await asyncio.wait_for(anext(chunks), 2)
         assert first.choices[0].delta.content == "Hello"
         application.paused.set()
+        assert [chunk.choices[0].delta.content async for chunk in chunks] == [" world"]
 
 
 async def test_only_the_model_of_a_body_is_rewritten_and_only_allowed_headers_pass(awake):
@@ -131,7 +133,7 @@ async def test_models_lists_what_the_key_may_see_asleep_or_not(awake, house):
 
 
 async def test_a_name_claimed_twice_is_404_that_says_so(awake, house):
-    server, application = awake
+    server, _application = awake
     house.apply(model_object("serving", name="rival", namespace="lab", uid="u-2") | {})
     house.objects["u-2"]["spec"]["model"]["servedName"] = "assistant"
     house.apply(house.objects["u-2"])
@@ -236,7 +238,7 @@ async def test_bad_bodies_are_refused_before_an_engine_sees_them(house, body, st
 
 
 async def test_metrics_count_requests_and_tokens_and_forget_a_deleted_model(awake, house):
-    server, application = awake
+    server, _application = awake
     async with client(server) as api:
         await api.chat.completions.create(model="assistant", messages=MESSAGES)
         stream = await api.chat.completions.create(

@@ -1,0 +1,154 @@
+"""What the engine's side gets wrong, and what a client sees of it."""
+
+import asyncio
+
+import aiohttp
+import openai
+import pytest
+
+from tests.contract.gateway.house import client, model_object
+from tests.contract.gateway.test_holding import ask
+from tests.contract.gateway.test_passing_through import AUTHORIZED, MESSAGES, metrics
+
+
+@pytest.fixture
+async def awake(house):
+    house.apply(model_object("serving"))
+    application = house.deploy()
+    return await house.open_gateway(), application
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    "fault", ["reset", "text-500", "text-503", "text-404", "json-500", "half-json", "cut-before-first"]
+)
+async def test_failures_before_the_first_byte_are_tried_again(awake, fault, stream):
+    if fault == "cut-before-first" and not stream:
+        pytest.skip("a stream's fault")
+    server, application = awake
+    application.faults.extend([fault, fault])
+    async with client(server) as api:
+        answer = await ask(api, stream=stream)
+        if stream:
+            assert "".join([chunk.choices[0].delta.content async for chunk in answer]) == "Hello world"
+        else:
+            assert answer.choices[0].message.content == "Hello world"
+    assert len(application.posts) == 3
+
+
+async def test_an_engine_that_fails_on_one_request_again_and_again_is_spared(awake):
+    server, application = awake
+    application.faults.extend(["text-500"] * 20)
+    async with client(server) as api:
+        with pytest.raises(openai.InternalServerError) as caught:
+            await ask(api)
+        assert caught.value.status_code == 502
+        assert caught.value.code == "upstream_failed"
+        assert len(application.posts) == 5
+        application.faults.clear()
+        application.faults.extend(["json-500"] * 20)
+        with pytest.raises(openai.InternalServerError, match="EngineCore died"):
+            await ask(api)
+    assert len(application.posts) == 10
+
+
+async def test_a_refused_connection_waits_for_the_engine(awake, house):
+    server, _application = awake
+    await house.engines.stop()
+    async with client(server) as api:
+        answer = ask(api)
+        await house.reports.until("gateway-0", waiting=1)
+        await house.engines.start()  # on the port it had
+        assert (await answer).choices[0].message.content == "Hello world"
+
+
+async def test_an_application_that_is_gone_though_status_says_ready_waits(awake, house):
+    server, _ = awake
+    house.remove()
+    async with client(server) as api:
+        answer = ask(api)
+        await house.reports.until("gateway-0", waiting=1)
+        house.deploy()
+        assert (await answer).choices[0].message.content == "Hello world"
+
+
+@pytest.mark.parametrize("fault", ["cut-clean", "cut-inside"])
+@pytest.mark.parametrize("kind", ["chat", "responses"])
+async def test_a_stream_cut_short_ends_with_an_error_event(awake, fault, kind):
+    server, application = awake
+    application.faults.append(fault)
+    seen = []
+    async with client(server) as api:
+        if kind == "chat":
+            stream = await ask(api, stream=True)
+        else:
+            stream = await api.responses.create(model="assistant", input="Hi", stream=True)
+        with pytest.raises(openai.APIError, match="cut short") as caught:
+            async for event in stream:
+                seen.append(event)
+    assert len(seen) == 1
+    assert caught.value.code == "upstream_stream_broken"
+    assert len(application.posts) == 1
+    assert 'gptoss_gateway_upstream_breaks_total{model="assistant",namespace="ml"} 1.0' in await metrics(server)
+
+
+async def test_no_plain_text_of_the_engines_side_reaches_a_client(awake, house):
+    server, application = awake
+    house.apply(model_object("serving", scaling={"wakeTimeoutSeconds": 1}))
+    application.faults.extend(["text-503"] * 100)
+    async with (
+        aiohttp.ClientSession() as session,
+        session.post(
+            server.url + "/v1/chat/completions",
+            json={"model": "assistant", "messages": MESSAGES},
+            headers=AUTHORIZED,
+        ) as response,
+    ):
+        assert response.status == 503
+        assert (await response.json())["error"]["code"] == "model_waking"
+
+
+async def test_a_refused_gateway_token_is_not_the_clients_401(awake, house):
+    server, _ = awake
+    (house.folder / "token").write_text("another")
+    server.gateway.refresh()
+    async with client(server) as api:
+        with pytest.raises(openai.InternalServerError) as caught:
+            await ask(api)
+    assert caught.value.code == "upstream_refused_gateway"
+
+
+async def test_the_longest_request_is_ended(awake):
+    server, application = awake
+    server.gateway.max_request_seconds = 0.2
+    application.paused.clear()
+    async with client(server) as api:
+        with pytest.raises(openai.InternalServerError) as caught:
+            await ask(api)
+        assert caught.value.status_code == 504
+        stream = await ask(api, stream=True)
+        with pytest.raises(openai.APIError, match="longer than"):
+            async for _ in stream:
+                pass
+    await asyncio.wait_for(application.aborted.wait(), 1)
+
+
+async def test_a_model_on_an_unknown_or_foreign_cluster_is_refused_with_the_reason(house):
+    house.apply(model_object("idle", substrate={"rayServe": {"clusterName": "elsewhere"}}))
+    server = await house.open_gateway()
+    async with client(server) as api:
+        with pytest.raises(openai.InternalServerError, match="rayClusters"):
+            await ask(api)
+
+
+async def test_anthropic_errors_have_their_own_shape(house):
+    house.apply(model_object("suspended"))
+    server = await house.open_gateway()
+    async with aiohttp.ClientSession() as session:
+        key = {"x-api-key": AUTHORIZED["Authorization"].removeprefix("Bearer ")}
+        body = {"model": "assistant", "max_tokens": 1, "messages": MESSAGES}
+        async with session.post(server.url + "/v1/messages", json=body, headers=key) as response:
+            assert response.status == 503
+            document = await response.json()
+    assert document["type"] == "error"
+    assert document["error"]["type"] == "overloaded_error"

@@ -1,0 +1,348 @@
+"""Requests to a model that is asleep, waking, draining, or can't start."""
+
+import asyncio
+import json
+import time
+
+import aiohttp
+import openai
+import pytest
+
+from tests.contract.gateway.house import KEY, UID, House, client, model_object
+from tests.contract.gateway.test_passing_through import AUTHORIZED, MESSAGES, metrics
+
+
+def ask(api: openai.AsyncOpenAI, **more):
+    return asyncio.create_task(api.chat.completions.create(model="assistant", messages=MESSAGES, **more))
+
+
+async def test_first_request_for_a_sleeping_model_is_reported_at_once_and_answered_when_the_engine_is(house):
+    house.apply(model_object("idle"))
+    server = await house.open_gateway()
+    async with client(server) as api:
+        began = time.monotonic()
+        answer = ask(api)
+        demand = await house.reports.until("gateway-0", waiting=1)
+        assert time.monotonic() - began < 0.5
+        assert (demand["namespace"], demand["name"], demand["inFlight"]) == ("ml", "assistant", 0)
+        assert demand["lastRequest"]
+        assert not answer.done()
+        house.deploy()
+        began = time.monotonic()
+        assert (await answer).choices[0].message.content == "Hello world"
+        assert time.monotonic() - began < 0.5
+    assert 'gptoss_gateway_hold_seconds_count{model="assistant",namespace="ml"} 1.0' in await metrics(server)
+
+
+async def test_listing_models_is_no_demand(house):
+    house.apply(model_object("idle"))
+    server = await house.open_gateway()
+    async with client(server) as api:
+        assert [model.id async for model in api.models.list()] == ["assistant"]
+        with pytest.raises(openai.AuthenticationError):
+            await api.with_options(api_key="wrong").chat.completions.create(model="assistant", messages=MESSAGES)
+    server.gateway.reporter.notify()
+    await asyncio.sleep(0.2)
+    assert house.reports.demand("gateway-0") == {}
+    assert house.engines.requests == []
+
+
+async def test_release_does_not_wait_for_hanging_probes(house):
+    house.apply(model_object("idle"))
+    application = house.deploy()
+    application.deploying = True
+    server = await house.open_gateway()
+    async with client(server) as api:
+        answer = ask(api)
+        async with asyncio.timeout(2):
+            while len(house.engines.requests) < 3:
+                await asyncio.sleep(0.01)
+        application.deploying = False
+        began = time.monotonic()
+        await answer
+        assert time.monotonic() - began < 0.3
+
+
+async def test_an_engine_of_an_older_object_does_not_release(house):
+    house.apply(model_object("idle", scaling={"wakeTimeoutSeconds": 1}))
+    house.deploy(uid="older-uid")
+    server = await house.open_gateway()
+    async with client(server) as api:
+        with pytest.raises(openai.InternalServerError) as caught:
+            await ask(api)
+    assert caught.value.code == "model_waking"
+
+
+async def test_waiting_stream_gets_heartbeats_that_the_client_library_takes(house, monkeypatch):
+    monkeypatch.setattr("gptoss_gateway.admission.FIRST_HEARTBEAT_SECONDS", 0.05)
+    monkeypatch.setattr("gptoss_gateway.admission.HEARTBEAT_SECONDS", 0.05)
+    house.apply(model_object("waking", wake={"stage": "Pulling", "lastSeconds": 42.0}))
+    server = await house.open_gateway()
+    async with client(server) as api, aiohttp.ClientSession() as session:
+        stream = await asyncio.wait_for(ask(api, stream=True), 1)  # headers came while it waits
+        body = {"model": "assistant", "messages": MESSAGES, "stream": True}
+        async with session.post(server.url + "/v1/chat/completions", json=body, headers=AUTHORIZED) as response:
+            line = await response.content.readline()
+            assert line.startswith(b": waking ml/assistant, waited 0 s, stage Pulling, the last wake took 42 s")
+            house.deploy()
+            assert "".join([chunk.choices[0].delta.content async for chunk in stream]) == "Hello world"
+            assert (await response.read()).endswith(b"data: [DONE]\n\n")
+
+
+async def test_wake_time_out_is_503_with_the_measured_wake_as_retry_after(house):
+    house.apply(model_object("idle", scaling={"wakeTimeoutSeconds": 1}))
+    server = await house.open_gateway()
+    async with client(server) as api:
+        with pytest.raises(openai.InternalServerError) as caught:
+            await ask(api)
+    assert caught.value.status_code == 503
+    assert caught.value.response.headers["retry-after"] == "43"
+    demand = await house.reports.until("gateway-0", within=6, inFlight=0)
+    assert demand["waiting"] == 1  # kept for its retry
+
+
+async def test_wake_time_out_of_a_held_stream_is_an_error_event(house, monkeypatch):
+    monkeypatch.setattr("gptoss_gateway.admission.FIRST_HEARTBEAT_SECONDS", 0.05)
+    house.apply(model_object("idle", scaling={"wakeTimeoutSeconds": 1}))
+    server = await house.open_gateway()
+    async with client(server) as api:
+        stream = await ask(api, stream=True)
+        with pytest.raises(openai.APIError, match="did not answer within 1 s"):
+            async for _ in stream:
+                pass
+        stream = await api.responses.create(model="assistant", input="Hi", stream=True)
+        with pytest.raises(openai.APIError, match="did not answer within 1 s"):
+            async for _ in stream:
+                pass
+
+
+async def test_more_than_the_bound_is_429_with_retry_after(house):
+    house.apply(model_object("idle", scaling={"maxHeldRequests": 2}))
+    server = await house.open_gateway()
+    async with client(server) as api:
+        held = [ask(api), ask(api)]
+        await house.reports.until("gateway-0", waiting=range(1, 3))
+        async with asyncio.timeout(2):
+            while server.gateway.ledger.counts(UID) != (2, 0):
+                await asyncio.sleep(0.005)
+        with pytest.raises(openai.RateLimitError) as caught:
+            await ask(api)
+        assert caught.value.response.headers["retry-after"] == "43"
+        assert "gptoss_gateway_held_requests" in await metrics(server)
+        house.deploy()
+        await asyncio.gather(*held)
+
+
+async def test_the_bound_over_all_models_holds_too(house):
+    house.apply(model_object("idle"))
+    house.apply(model_object("idle", name="second", uid="u-2"))
+    server = await house.open_gateway(limits={"maxHeldTotal": 1})
+    async with client(server) as api:
+        held = ask(api)
+        await house.reports.until("gateway-0", waiting=1)
+        with pytest.raises(openai.RateLimitError):
+            await api.chat.completions.create(model="second", messages=MESSAGES)
+        house.deploy()
+        await held
+
+
+async def test_a_model_that_cannot_start_is_503_at_once_and_not_retried(house):
+    house.apply(model_object("stalled"))
+    server = await house.open_gateway()
+    async with client(server, retries=2) as api:
+        began = time.monotonic()
+        with pytest.raises(openai.InternalServerError, match="not among the policy's authorities") as caught:
+            await ask(api)
+        assert time.monotonic() - began < 0.4
+        assert caught.value.code == "UntrustedSigner"
+        house.apply(model_object("suspended"))
+        with pytest.raises(openai.InternalServerError, match="suspended"):
+            await ask(api)
+
+
+async def test_waiting_requests_learn_that_the_model_cannot_start(house):
+    house.apply(model_object("idle"))
+    server = await house.open_gateway()
+    async with client(server) as api:
+        waiting = [ask(api) for _ in range(3)]
+        await house.reports.until("gateway-0", waiting=range(1, 4))
+        house.apply(model_object("stalled"))
+        for request in waiting:
+            with pytest.raises(openai.InternalServerError, match="UntrustedSigner"):
+                await request
+
+
+async def test_waiting_requests_learn_that_the_model_was_deleted(house):
+    house.apply(model_object("idle"))
+    server = await house.open_gateway()
+    async with client(server) as api:
+        request = ask(api)
+        await house.reports.until("gateway-0", waiting=1)
+        house.delete()
+        with pytest.raises(openai.NotFoundError):
+            await request
+
+
+async def test_client_that_leaves_keeps_its_demand_until_the_model_answers_somebody(house):
+    house.apply(model_object("idle"))
+    server = await house.open_gateway()
+    async with client(server) as api:
+        request = ask(api)
+        await house.reports.until("gateway-0", waiting=1)
+        request.cancel()
+        async with asyncio.timeout(2):
+            while server.gateway.ledger.counts(UID) != (0, 0):
+                await asyncio.sleep(0.005)
+        (demand,) = server.gateway.ledger.demands()
+        assert demand.waiting == 1
+        house.deploy()
+        await ask(api)
+        (demand,) = server.gateway.ledger.demands()
+        assert demand.waiting == 0
+
+
+async def test_a_drain_is_acknowledged_at_once_with_what_is_in_flight(house):
+    house.apply(model_object("serving"))
+    application = house.deploy()
+    application.paused.clear()
+    server = await house.open_gateway()
+    async with client(server) as api:
+        running = ask(api)
+        async with asyncio.timeout(2):
+            while not application.posts:
+                await asyncio.sleep(0.005)
+        house.apply(model_object("draining", epoch=7))
+        await house.reports.until("gateway-0", drainEpochSeen=7, inFlight=1, waiting=0)
+        held = ask(api)  # the engine still answers, but this one must wait
+        await house.reports.until("gateway-0", drainEpochSeen=7, inFlight=1, waiting=1)
+        application.paused.set()
+        await running
+        await house.reports.until("gateway-0", drainEpochSeen=7, inFlight=0, waiting=1)
+        assert len(application.posts) == 1
+        assert not held.done()
+        house.apply(model_object("serving", epoch=7))  # the operator saw the demand
+        assert (await held).choices[0].message.content == "Hello world"
+
+
+async def test_every_gateway_acknowledges_a_drain_also_those_nobody_asked(house):
+    house.apply(model_object("serving"))
+    first, second = await house.open_gateway("gateway-0"), await house.open_gateway("gateway-1")
+    house.deploy()
+    async with client(first) as api:
+        await ask(api)
+    house.apply(model_object("draining", epoch=3))
+    await house.reports.until("gateway-0", drainEpochSeen=3, inFlight=0, waiting=0)
+    await house.reports.until("gateway-1", drainEpochSeen=3, inFlight=0, waiting=0)
+    house.remove()
+    house.apply(model_object("idle", epoch=3))
+    async with client(first) as one, client(second) as two:
+        held = [ask(one), ask(two)]
+        await house.reports.until("gateway-0", waiting=1)
+        await house.reports.until("gateway-1", waiting=1)
+        house.deploy()
+        await asyncio.gather(*held)
+
+
+async def test_a_gateway_that_cannot_report_admits_to_models_that_never_sleep_only(house, monkeypatch):
+    monkeypatch.setattr("gptoss_gateway.report.FENCE_SECONDS", 0.3)
+    monkeypatch.setattr("gptoss_gateway.report.HEARTBEAT_SECONDS", 0.1)
+    house.apply(model_object("serving", scaling={"wakeTimeoutSeconds": 30}))
+    house.apply(model_object("serving", name="always", uid="u-2", scaling={"minReplicas": 1}))
+    house.deploy()
+    house.deploy("always", uid="u-2")
+    server = await house.open_gateway()
+    async with client(server) as api:
+        await ask(api)
+        house.reports.refuse = True
+        async with asyncio.timeout(3):
+            while server.gateway.reporter.may_report:
+                await asyncio.sleep(0.01)
+        held = ask(api)
+        await api.chat.completions.create(model="always", messages=MESSAGES)
+        assert server.gateway.ledger.counts(UID) == (1, 0)
+        house.reports.refuse = False
+        await asyncio.wait_for(held, 5)
+
+
+async def test_many_held_requests_are_released_in_order_and_in_groups(house):
+    house.apply(model_object("idle", engine={"maxNumSeqs": 2}))
+    server = await house.open_gateway()
+    async with client(server) as api:
+        held = []
+        for number in range(5):
+            held.append(
+                asyncio.create_task(
+                    api.chat.completions.create(model="assistant", messages=[{"role": "user", "content": str(number)}])
+                )
+            )
+            async with asyncio.timeout(2):
+                while server.gateway.ledger.counts(UID) != (number + 1, 0):
+                    await asyncio.sleep(0.005)
+        application = house.deploy()
+        await asyncio.gather(*held)
+    order = [json.loads(body)["messages"][0]["content"] for _, _, body in application.posts]
+    assert order[:2] == ["0", "1"] or sorted(order[:2]) == ["0", "1"]
+    assert sorted(order[2:4]) == ["2", "3"]
+    assert order[4] == "4"
+
+
+async def test_the_report_goes_when_the_gateway_stops_and_its_open_requests_are_told(house):
+    house.apply(model_object("serving"))
+    application = house.deploy()
+    application.paused.clear()
+    server = await house.open_gateway()
+    async with client(server) as api:
+        stream = await ask(api, stream=True)
+        whole = ask(api)
+        async with asyncio.timeout(2):
+            while len(application.posts) < 2:
+                await asyncio.sleep(0.005)
+        stopping = asyncio.create_task(server.stop())
+        house.servers.remove(server)
+        with pytest.raises(openai.APIError, match="stopping"):
+            async for _ in stream:
+                pass
+        with pytest.raises(openai.InternalServerError) as caught:
+            await whole
+        assert caught.value.response.headers["retry-after"] == "1"
+        await stopping
+    assert house.reports.specs == {}
+
+
+async def test_open_requests_finish_within_the_grace(house):
+    house.apply(model_object("serving"))
+    application = house.deploy()
+    application.paused.clear()
+    server = await house.open_gateway(shutdown={"graceSeconds": 5})
+    async with client(server) as api:
+        running = ask(api)
+        async with asyncio.timeout(2):
+            while not application.posts:
+                await asyncio.sleep(0.005)
+        house.servers.remove(server)
+        stopping = asyncio.create_task(server.stop())
+        await asyncio.sleep(0.05)
+        async with aiohttp.ClientSession() as session:
+            async with session.get(server.admin_url + "/readyz") as response:
+                assert response.status == 503
+            with pytest.raises(aiohttp.ClientConnectorError):
+                await session.get(server.url + "/v1/models", headers={"Authorization": f"Bearer {KEY}"})
+        application.paused.set()
+        assert (await running).choices[0].message.content == "Hello world"
+        await asyncio.wait_for(stopping, 3)
+
+
+async def test_killed_gateways_do_not_disturb_the_others(house: House):
+    house.apply(model_object("idle"))
+    first, second = await house.open_gateway("gateway-0"), await house.open_gateway("gateway-1")
+    async with client(first) as one, client(second) as two:
+        lost, kept = ask(one), ask(two)
+        await house.reports.until("gateway-0", waiting=1)
+        await house.reports.until("gateway-1", waiting=1)
+        await first.stop()
+        house.servers.remove(first)
+        with pytest.raises(openai.InternalServerError):
+            await lost
+        assert set(house.reports.specs) == {"gateway-1"}
+        house.deploy()
+        assert (await kept).choices[0].message.content == "Hello world"
