@@ -90,10 +90,8 @@ def follow(before: Gateways, name: str, report: GatewayReportSpec, now: float, *
     deployments = {}
     for demand in report.deployments:
         old = known.deployments.get(demand.uid) if known else None
-        if old is None:
-            news = bool(demand.last_request) and not first_look
-        else:
-            news = demand.last_request != old.last_request
+        asked = old.last_request if old is not None else ""
+        news = demand.last_request != asked and (old is not None or not first_look)
         busy = demand.waiting > 0 or demand.in_flight > 0
         was_busy = old is not None and (old.waiting > 0 or old.in_flight > 0)
         deployments[demand.uid] = Seen(

@@ -161,8 +161,10 @@ def _scaled_to_zero(observed: Observation, verdict: Verdict) -> _Claim:
             if observed.application.presence is Presence.PRESENT and observed.application.answering:
                 return "False", Reason.SERVING, "What ran before still serves."
             return "True", Reason.IDLE, "No engine runs."
-        case _:
+        case Phase.STARTING:
             return "False", Reason.WAKING, ""
+        case Phase.NEW:
+            return "Unknown", Reason.PROGRESSING, "Nothing has been decided yet."
 
 
 def _degraded(observed: Observation) -> _Claim:
