@@ -29,6 +29,7 @@ from gptoss_gateway.errors import (
     Dialect,
     ModelRefusedError,
     NotFoundError,
+    NotReadyError,
     RequestError,
     ShuttingDownError,
     TooLargeError,
@@ -123,10 +124,12 @@ class Gateway:
         )
         self.reporter.start()
 
-    async def finish_open_requests(self, grace_seconds: float) -> None:
-        """Let open requests end; those that do not within the grace get an error."""
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._none_open.wait(), grace_seconds)
+    async def finish_open_requests(self, grace_seconds: float, hurry: asyncio.Event) -> None:
+        """Let open requests end; those that do not within the grace, or until ``hurry``, get an error."""
+        ends = {asyncio.create_task(self._none_open.wait()), asyncio.create_task(hurry.wait())}
+        await asyncio.wait(ends, timeout=grace_seconds, return_when=asyncio.FIRST_COMPLETED)
+        for end in ends:
+            end.cancel()
         for task in tuple(self._open):
             task.cancel()
         if self._open:
@@ -156,6 +159,7 @@ class Gateway:
         )
         with self._counted():
             try:
+                self._require_catalogue()
                 if route is not None:
                     await self._infer(request, route, exchange)
                 else:
@@ -170,6 +174,10 @@ class Gateway:
                 self.metering.request_refused(500)
                 await _fail(exchange, RequestError("The gateway failed on this request; its log says why."))
         return exchange.response or web.Response(status=499)
+
+    def _require_catalogue(self) -> None:
+        if not self.catalogue.synced:
+            raise NotReadyError("This gateway does not know the models yet: try again.", retry_after=1)
 
     async def _read_catalogue(self, request: web.Request, exchange: Exchange) -> None:
         path = request.rel_url.path

@@ -9,6 +9,7 @@ GatewayError
     ├── TooManyHeldError 429
     ├── ModelRefusedError 503    suspended, or can't start: no use in waiting
     ├── WakeTimedOutError 503    waited as long as the deployment allows
+    ├── NotReadyError 503        this process does not know the models yet
     ├── ShuttingDownError 503    this process ends
     ├── UpstreamFailedError 502  the engine's side broke
     └── RequestTooLongError 504
@@ -178,6 +179,14 @@ class WakeTimedOutError(RequestError):
     status = 503
     type = "service_unavailable_error"
     code = "model_waking"
+
+
+class NotReadyError(RequestError):
+    """This gateway process has not read the catalogue yet."""
+
+    status = 503
+    type = "service_unavailable_error"
+    code = "gateway_starting"
 
 
 class ShuttingDownError(RequestError):

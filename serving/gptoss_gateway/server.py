@@ -37,14 +37,19 @@ class Server:
         self._site, self.url = await _listen(self._clients, settings.listen)
         _log.info("listening", extra={"url": self.url, "admin": self.admin_url})
 
-    async def stop(self) -> None:
-        """End: not ready any more, then no new connections, then the open requests, then the report."""
+    async def stop(self, *, hurry: asyncio.Event | None = None) -> None:
+        """End: not ready any more, then no new connections, then the open requests, then the report.
+
+        ``hurry`` ends the waiting, as a second signal does.
+        """
+        hurry = hurry or asyncio.Event()
         shutdown = self.gateway.settings.shutdown
         self.gateway.closing = True
         if self._site is not None:
-            await asyncio.sleep(shutdown.delay_seconds)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(hurry.wait(), shutdown.delay_seconds)
             await self._site.stop()
-            await self.gateway.finish_open_requests(shutdown.grace_seconds)
+            await self.gateway.finish_open_requests(shutdown.grace_seconds, hurry)
         if self._refreshing is not None:
             self._refreshing.cancel()
             with contextlib.suppress(asyncio.CancelledError):

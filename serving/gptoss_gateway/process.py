@@ -1,0 +1,41 @@
+"""The process: one gateway between Kubernetes and the sockets, from start to SIGTERM."""
+
+import asyncio
+import signal
+from pathlib import Path
+
+from gptoss_gateway.app import Gateway
+from gptoss_gateway.keys import Anonymous, KeyFile
+from gptoss_gateway.kubernetes import KubernetesReports, followed, new_identity
+from gptoss_gateway.server import Server
+from gptoss_gateway.settings import GatewaySettings
+from gptoss_kube.client import Kube
+
+
+async def run(settings: GatewaySettings, *, kubeconfig: Path | None) -> None:
+    """Serve until SIGTERM or SIGINT; a second signal ends the grace.
+
+    Raises:
+        SettingsError, KubeError, OSError: the gateway can't start.
+    """
+    stop, hurry = asyncio.Event(), asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, _on_signal, stop, hurry)
+    async with Kube(kubeconfig=kubeconfig, user_agent="gptoss-gateway") as kube:
+        gateway = Gateway(
+            settings,
+            identity=new_identity(),
+            keys=KeyFile(settings.keys_file) if settings.keys_file else Anonymous(),
+            store=KubernetesReports(kube, namespace=settings.system_namespace),
+        )
+        server = Server(gateway)
+        async with followed(kube, settings.namespaces, gateway.catalogue):  # also while open requests finish
+            try:
+                await server.start()
+                await stop.wait()
+            finally:
+                await server.stop(hurry=hurry)
+
+
+def _on_signal(stop: asyncio.Event, hurry: asyncio.Event) -> None:
+    (hurry if stop.is_set() else stop).set()
