@@ -1,0 +1,285 @@
+"""`gptoss weights`: make keys, sign, verify, look at and pull weights. Needs no cluster and no operator.
+
+Exit codes: 0 good · 2 wrong usage · 3 not trusted (unsigned, another signer, other bytes, forbidden
+content) · 4 the source failed · 5 the local folder failed · 6 signing failed. With ``--json`` one
+object is printed, on failure ``{"error": {"reason", "message", "file", "retryable"}}``.
+"""
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+from gptoss_weights.errors import SigningError, SourceError, StorageError, TrustError, UnsignedError, WeightsError
+from gptoss_weights.manifest import FileRole, Manifest, parse_manifest
+from gptoss_weights.signature import TrustedKey, parse_bundle, verify_bundle
+
+_EXIT_CODES: Final[tuple[tuple[type[WeightsError], int], ...]] = (
+    (TrustError, 3),
+    (SourceError, 4),
+    (StorageError, 5),
+    (SigningError, 6),
+)
+_json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+_key_option = click.option(
+    "--key",
+    "keys",
+    multiple=True,
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Public key (PEM) that may have signed; may be given several times.",
+)
+
+
+@click.group(
+    epilog="Exit codes: 0 good, 2 usage, 3 not trusted, 4 source failed, 5 local folder failed, 6 signing failed."
+)
+def weights() -> None:
+    """Sign, verify and pull weights."""
+
+
+@weights.command()
+@click.argument("path", type=click.Path(path_type=Path))
+@click.option(
+    "--curve", type=click.Choice(["P-256", "P-384", "P-521"]), default="P-256", show_default=True, help="Curve."
+)
+@_json_option
+def keygen(path: Path, curve: str, *, as_json: bool) -> None:
+    """Write a new private key to PATH (mode 0600) and its public key to PATH.pub."""
+    from gptoss_weights.sign import generate_key
+
+    with _reported(as_json=as_json):
+        pair = generate_key(path, curve=curve)
+        _print(
+            {
+                "privateKey": str(pair.private_key),
+                "publicKey": str(pair.public_key),
+                "fingerprint": pair.fingerprint,
+            },
+            as_json=as_json,
+        )
+
+
+@weights.command()
+@click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--model", required=True, help="Name to sign as; a deployment's spec.model.name must equal it.")
+@click.option(
+    "--key", required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Private key (PEM)."
+)
+@_json_option
+def sign(folder: Path, model: str, key: Path, *, as_json: bool) -> None:
+    """Sign FOLDER as a model and write FOLDER/model.sig. Upload it beside the weights."""
+    from gptoss_weights.sign import sign_folder
+
+    with _reported(as_json=as_json), _counting("signing", folder, quiet=as_json) as advance:
+        signed = sign_folder(folder, model=model, key=key, advance=advance)
+    _print(
+        {
+            "signature": str(signed.signature),
+            **_described(signed.manifest),
+            "signer": signed.signer_fingerprint,
+        },
+        as_json=as_json,
+    )
+
+
+@weights.command()
+@click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@_key_option
+@click.option("--model", help="Name that must be the signed one.")
+@_json_option
+def verify(folder: Path, keys: tuple[Path, ...], model: str | None, *, as_json: bool) -> None:
+    """Verify signature, bytes and contents of a local FOLDER as a node would."""
+    from gptoss_weights.folder import verify_folder
+
+    if not keys:
+        raise click.UsageError("name at least one public key with --key")
+    with _reported(as_json=as_json), _counting("hashing", folder, quiet=as_json) as advance:
+        found = verify_folder(folder, keys=_trusted(keys), model=model, advance=advance)
+    _print(
+        {**_described(found.manifest), "signer": found.signer_fingerprint, "unsignedFiles": list(found.unsigned)},
+        as_json=as_json,
+    )
+
+
+@weights.command()
+@click.argument("place")
+@_key_option
+@_json_option
+def inspect(place: str, keys: tuple[Path, ...], *, as_json: bool) -> None:
+    """Show what PLACE (a URI, a folder or a model.sig) is signed as.
+
+    Without --key nothing is verified, and the output says so.
+    """
+    with _reported(as_json=as_json):
+        bundle = parse_bundle(_bundle_at(place))
+        if keys:
+            verified = verify_bundle(bundle, _trusted(keys))
+            manifest, signer = verified.manifest, verified.key.fingerprint
+        else:
+            manifest, signer = parse_manifest(bundle.payload), None
+        _print(
+            {
+                **_described(manifest),
+                "signer": signer,
+                "verified": signer is not None,
+                "fileList": [{"name": f.name, "sha256": f.sha256, "role": f.role.value} for f in manifest.files],
+            },
+            as_json=as_json,
+        )
+
+
+@weights.command()
+@click.argument("uri")
+@click.option(
+    "--to", "directory", required=True, type=click.Path(path_type=Path), help="Private folder for verified copies."
+)
+@click.option("--model", required=True, help="Name that must be the signed one.")
+@_key_option
+@click.option("--manifest-digest", help="Pinned digest (sha256:…), instead of or beside --key.")
+@_json_option
+def pull(
+    uri: str, directory: Path, model: str, keys: tuple[Path, ...], manifest_digest: str | None, *, as_json: bool
+) -> None:
+    """Fetch and verify the weights at URI, and print the folder that holds them.
+
+    Credentials and endpoint of an object store come from the environment (AWS_ACCESS_KEY_ID,
+    AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL_S3, AWS_REGION).
+    """
+    from gptoss_weights.materialise import PullProgress
+    from gptoss_weights.materialise import pull as materialise
+
+    if not keys and manifest_digest is None:
+        raise click.UsageError("name a public key with --key, or a digest with --manifest-digest")
+    with _reported(as_json=as_json), _bar(quiet=as_json) as bar:
+        digest = _digest_to_pull(uri, keys, manifest_digest)
+        task = bar.add_task("pulling", total=None)
+
+        def report(now: PullProgress) -> None:
+            bar.update(task, completed=now.bytes_done, total=now.bytes_total)
+
+        found = materialise(
+            uri,
+            manifest_digest=digest,
+            subject=model,
+            directory=directory,
+            settings=_settings(),
+            progress=report,
+        )
+    _print(
+        {
+            "path": str(found.path),
+            "manifestDigest": found.manifest_digest,
+            "subject": found.subject,
+            "bytes": found.bytes,
+            "fetchedBytes": found.fetched_bytes,
+            "seconds": round(found.seconds, 3),
+            "receipt": str(found.receipt),
+        },
+        as_json=as_json,
+    )
+
+
+def _digest_to_pull(uri: str, keys: tuple[Path, ...], pinned: str | None) -> str:
+    if not keys and pinned is not None:
+        return pinned
+    bundle = parse_bundle(_bundle_at(uri))
+    verified = verify_bundle(bundle, _trusted(keys))
+    return pinned or verified.manifest.digest
+
+
+def _bundle_at(place: str) -> bytes:
+    from gptoss_weights.folder import read_local_bundle
+    from gptoss_weights.sources import open_source
+    from gptoss_weights.trust import read_bundle
+
+    if "://" not in place:
+        path = Path(place)
+        return path.read_bytes() if path.is_file() else read_local_bundle(path)
+    with open_source(place, settings=_settings()) as source:
+        bundle = read_bundle(source)
+    if bundle is None:
+        raise UnsignedError(f"there is no model.sig at {place}; sign the folder and upload it")
+    return bundle
+
+
+def _settings() -> Any:
+    from gptoss_weights.sources import SourceSettings
+
+    found = SourceSettings.from_environment()
+    # Whoever types the command reads with rights of their own; roots bound what manifests may name.
+    return found if found.file_roots else replace(found, file_roots=(Path("/"),))
+
+
+def _trusted(keys: tuple[Path, ...]) -> list[TrustedKey]:
+    return [TrustedKey.from_pem(path.name, path.read_text(errors="replace")) for path in keys]
+
+
+def _described(manifest: Manifest) -> dict[str, Any]:
+    ignored = sum(1 for file in manifest.files if file.role is FileRole.IGNORED)
+    return {
+        "subject": manifest.subject,
+        "manifestDigest": manifest.digest,
+        "files": len(manifest.files),
+        "ignoredFiles": ignored,
+    }
+
+
+@contextmanager
+def _counting(what: str, folder: Path, *, quiet: bool) -> Iterator[Callable[[int], None]]:
+    total = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    with _bar(quiet=quiet) as bar:
+        task = bar.add_task(what, total=total)
+        yield lambda count: bar.advance(task, count)
+
+
+def _bar(*, quiet: bool) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(binary_units=True),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        disable=quiet or not sys.stderr.isatty(),
+        transient=True,
+    )
+
+
+@contextmanager
+def _reported(*, as_json: bool) -> Iterator[None]:
+    try:
+        yield
+    except (WeightsError, OSError) as caught:
+        error = caught if isinstance(caught, WeightsError) else StorageError(str(caught))
+        if as_json:
+            described = {
+                "reason": str(error.reason),
+                "message": error.message,
+                "file": error.file,
+                "retryable": error.retryable,
+            }
+            click.echo(json.dumps({"error": described}))
+        else:
+            click.echo(str(error), err=True)
+        sys.exit(next((code for kind, code in _EXIT_CODES if isinstance(error, kind)), 1))
+
+
+def _print(found: dict[str, Any], *, as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps(found))
+        return
+    for key, value in found.items():
+        if key == "fileList":
+            for file in value:
+                click.echo(f"  {file['sha256']}  {file['role']:<8}  {file['name']}")
+        elif isinstance(value, list):
+            click.echo(f"{key}: {', '.join(value) or '-'}")
+        else:
+            click.echo(f"{key}: {'-' if value is None else value}")
