@@ -1,0 +1,1 @@
+"""The `gptoss` command line: `main` is its façade, each sub-command stands in its own module."""

@@ -4,6 +4,7 @@
 a 401, because bound service account tokens and plugins' tokens expire while we run.
 """
 
+import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,7 @@ class Connection:
     certificate_path: str | None = None
     private_key_path: str | None = None
     proxy_url: str | None = None
+    default_namespace: str | None = None
 
 
 class Credentials:
@@ -43,13 +45,14 @@ class Credentials:
         self._kubeconfig = kubeconfig
         self._context = context
         self._read_at = 0.0
+        self._namespace: str | None = None
         self.configuration: Any = _new_configuration()
         """The configuration to build ``kubernetes.aio``'s ApiClient with; it refreshes its own token."""
         self.configuration.refresh_api_key_hook = self._refresh_if_old
 
     @classmethod
     async def load(cls, kubeconfig: Path | None = None, *, context: str | None = None) -> Self:
-        """Read a kubeconfig, or the pod's service account where no path is given.
+        """Read a kubeconfig (or several, joined by ``:``), or the pod's service account where no path is given.
 
         Raises CredentialsError, which names the file, when there is nothing usable.
         """
@@ -86,6 +89,7 @@ class Credentials:
             certificate_path=configuration.cert_file,
             private_key_path=configuration.key_file,
             proxy_url=configuration.proxy,
+            default_namespace=self._namespace,
         )
 
     @property
@@ -93,11 +97,12 @@ class Credentials:
         return f"kubeconfig {self._kubeconfig}" if self._kubeconfig else "the pod's service account"
 
     async def _read_kubeconfig(self, path: Path) -> None:
-        if not path.is_file():  # noqa: ASYNC240 - a stat once a minute
+        if not any(os.path.isfile(part) for part in str(path).split(os.pathsep)):  # noqa: PTH113
             raise CredentialsError(f"kubeconfig {path} does not exist: name another with --kubeconfig or KUBECONFIG")
-        await _config.load_kube_config(
+        loader = await _config.load_kube_config(
             str(path), context=self._context, client_configuration=self.configuration, persist_config=False
         )
+        self._namespace = loader.current_context["context"].get("namespace")
 
     async def _refresh_if_old(self, _: object) -> None:
         if time.monotonic() - self._read_at >= _REREAD_SECONDS:
