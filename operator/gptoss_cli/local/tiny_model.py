@@ -13,7 +13,6 @@ import base64
 import hashlib
 import importlib
 import json
-import os
 import random
 import shutil
 import sys
@@ -23,6 +22,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from gptoss_cli.local.folders import cache_folder
 
 QUESTION = "What is the capital of France?"
 REASONING = "simple fact: Paris"
@@ -156,17 +157,14 @@ def make(out: Path, *, report: Callable[[str], None] = print) -> Made:
 
 def recipe() -> str:
     """Return the hash of all that the finished files depend on."""
-    parts = [_CONFIG, _TRAINING, _CONVERSATIONS, TOOL, TOOL_QUESTION, TOOL_ARGUMENTS, _CHAT_TEMPLATE]
+    parts: list[object] = [_CONFIG, _TRAINING, _CONVERSATIONS, TOOL, TOOL_QUESTION, TOOL_ARGUMENTS, _CHAT_TEMPLATE]
     parts += [_INSTRUCTIONS, _EFFORTS, _PATTERN, sorted(_SPECIAL.items()), _VOCABULARY_SHA256, 1]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 def default_folder() -> Path:
     """Return where the demo keeps the model: a folder of the user's cache."""
-    cache = os.environ.get("GPTOSS_CACHE") or str(
-        Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gptoss-operator"
-    )
-    return Path(cache) / "tiny-gpt-oss"
+    return cache_folder() / "tiny-gpt-oss"
 
 
 def _recipe_of(folder: Path) -> str | None:
