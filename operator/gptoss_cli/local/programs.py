@@ -21,6 +21,7 @@ from gptoss_cli.local.errors import ProgramError
 from gptoss_cli.local.folders import private_folder
 
 POLL_SECONDS = 0.05
+HOPELESS_RESTARTS = 3
 RECORD_SECONDS = 15.0
 
 
@@ -143,6 +144,8 @@ class Programs:
             if record is None or not record.alive():
                 code = record.exit_code if record else None
                 raise ProgramError(f"{name} ended (exit code {code}) before it was {what}:\n{self.last_lines(name)}")
+            if record.restarts >= HOPELESS_RESTARTS:
+                raise ProgramError(f"{name} ends again and again before it is {what}:\n{self.last_lines(name)}")
             if time.monotonic() > deadline:
                 raise ProgramError(f"{name} was not {what} within {seconds:.0f} s:\n{self.last_lines(name)}")
             time.sleep(POLL_SECONDS)

@@ -20,6 +20,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from gptoss_cli.local.errors import StepError
 
 Report = Callable[[str], None]
+HEARTBEAT_SECONDS = 30.0
 
 
 class Steps:
@@ -63,24 +64,35 @@ class Steps:
         began = time.monotonic()
         task = self._progress.add_task(title, total=1, said="")
         if not self._live:
-            self._console.print(f"{title} …", highlight=False)
+            self._print(f"{title} …")
 
         def report(said: str) -> None:
             if self._live:
                 self._progress.update(task, said=said[-90:])
             else:
-                self._console.print(
-                    f"  {title}: {said} ({time.monotonic() - began:.0f} s)", highlight=False, markup=False
-                )
+                self._print(f"  {title}: {said} ({time.monotonic() - began:.0f} s)")
 
+        over = threading.Event()
+        if not self._live:
+            threading.Thread(target=self._beat, args=(title, began, over), daemon=True).start()
         try:
             yield report
         except BaseException:
             self._progress.update(task, description=f"[red]{title}")
             raise
+        finally:
+            over.set()
         self._progress.update(task, completed=1)
         if not self._live:
-            self._console.print(f"{title}: done in {time.monotonic() - began:.1f} s", highlight=False)
+            self._print(f"{title}: done in {time.monotonic() - began:.1f} s")
+
+    def _beat(self, title: str, began: float, over: threading.Event) -> None:
+        """Say now and then, where no spinner shows it, that a quiet step goes on."""
+        while not over.wait(HEARTBEAT_SECONDS):
+            self._print(f"  {title}: {time.monotonic() - began:.0f} s so far")
+
+    def _print(self, line: str) -> None:
+        self._console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     def run(
         self, command: Sequence[str], report: Report, *, seconds: float, environment: Mapping[str, str] | None = None
