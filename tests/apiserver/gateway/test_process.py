@@ -66,7 +66,7 @@ class Process:
 
     async def ready(self) -> None:
         async with asyncio.timeout(10), aiohttp.ClientSession() as session:
-            while (await session.get(self.admin + "/readyz")).status != 200:
+            while (await session.get(self.admin + "/readyz")).status != 200:  # noqa: ASYNC110
                 await asyncio.sleep(0.05)
 
 
@@ -126,7 +126,7 @@ async def test_a_sleeping_model_is_reported_woken_and_answered_and_the_report_le
             assert [model.id async for model in api.models.list()] == ["assistant"]
             answer = asyncio.create_task(api.chat.completions.create(model="assistant", messages=MESSAGES))
             async with asyncio.timeout(5):
-                while not (demands := reports(plane, namespace)[0]["spec"].get("deployments")):
+                while not (demands := reports(plane, namespace)[0]["spec"].get("deployments")):  # noqa: ASYNC110
                     await asyncio.sleep(0.05)
             (demand,) = demands
             assert demand["waiting"] == 1
@@ -140,12 +140,12 @@ async def test_a_sleeping_model_is_reported_woken_and_answered_and_the_report_le
                 "-p", json.dumps(status),
             )  # fmt: skip
             async with asyncio.timeout(5):
-                while reports(plane, namespace)[0]["spec"]["deployments"][0]["drainEpochSeen"] != 4:
+                while reports(plane, namespace)[0]["spec"]["deployments"][0]["drainEpochSeen"] != 4:  # noqa: ASYNC110
                     await asyncio.sleep(0.05)
 
             plane.kubectl("delete", "gptoss", "assistant", "-n", namespace)
             async with asyncio.timeout(5):
-                while [model.id async for model in api.models.list()]:
+                while [model.id async for model in api.models.list()]:  # noqa: ASYNC110
                     await asyncio.sleep(0.05)
         process.program.send_signal(signal.SIGTERM)
         assert await asyncio.wait_for(process.program.wait(), 10) == 0

@@ -2,7 +2,7 @@
 
 import asyncio
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -120,9 +120,7 @@ class House:
         for raw in self.objects.values():
             gateway.catalogue.on_change(raw)
         gateway.catalogue.on_synced()
-        async with asyncio.timeout(2):
-            while not gateway.reporter.may_report:
-                await asyncio.sleep(0.005)
+        await eventually(lambda: gateway.reporter.may_report)
         return server
 
     def apply(self, raw: dict[str, Any]) -> None:
@@ -144,6 +142,13 @@ class House:
 
     def remove(self, name: str = "assistant", namespace: str = "ml") -> None:
         del self.engines.applications[route_prefix(namespace, name)]
+
+
+async def eventually(holds: Callable[[], bool], *, within: float = 3.0) -> None:
+    """Wait until something that tells nobody when it changes is so."""
+    async with asyncio.timeout(within):
+        while not holds():
+            await asyncio.sleep(0.005)
 
 
 def hashed(key: str) -> str:

@@ -8,7 +8,7 @@ import openai
 import pytest
 
 from gptoss_api.names import engine_model_id
-from tests.contract.gateway.house import KEY, OTHER_KEY, UID, House, client, model_object
+from tests.contract.gateway.house import KEY, OTHER_KEY, UID, House, client, eventually, model_object
 
 MESSAGES = [{"role": "user", "content": "Hi"}]
 AUTHORIZED = {"Authorization": f"Bearer {KEY}"}
@@ -77,10 +77,10 @@ async def test_only_the_model_of_a_body_is_rewritten_and_only_allowed_headers_pa
         "Cookie": "a=b",
         "traceparent": "00-" + "a" * 32 + "-" + "b" * 16 + "-01",
     }
-    async with aiohttp.ClientSession() as session:
-        async with session.post(server.url + "/v1/chat/completions", data=raw, headers=headers) as response:
-            assert response.status == 200
-            request_id = response.headers["x-request-id"]
+    url = server.url + "/v1/chat/completions"
+    async with aiohttp.ClientSession() as session, session.post(url, data=raw, headers=headers) as response:
+        assert response.status == 200
+        request_id = response.headers["x-request-id"]
     _, seen, body = application.posts[0]
     engine_id = engine_model_id("ml", "assistant", UID)
     assert body == raw.replace(b'\t"assistant"', f'\t"{engine_id}"'.encode())
@@ -197,11 +197,9 @@ async def test_client_that_leaves_reaches_the_engine(awake, stream):
     body = {"model": "assistant", "messages": MESSAGES, "stream": stream}
     session = aiohttp.ClientSession()
     post = asyncio.create_task(session.post(server.url + "/v1/chat/completions", json=body, headers=AUTHORIZED))
-    async with asyncio.timeout(2):
-        while not application.posts:
-            await asyncio.sleep(0.005)
-        if stream:
-            await application.streaming.wait()
+    await eventually(lambda: bool(application.posts))
+    if stream:
+        await asyncio.wait_for(application.streaming.wait(), 2)
     post.cancel()
     await asyncio.gather(post, return_exceptions=True)
     await session.close()
@@ -230,10 +228,10 @@ async def test_bad_bodies_are_refused_before_an_engine_sees_them(house, body, st
     application = house.deploy()
     server = await house.open_gateway(limits={"maxBodyBytes": 65536 if status == 413 else 1 << 20})
     headers = {**AUTHORIZED, "Content-Type": "application/json"}
-    async with aiohttp.ClientSession() as session:
-        async with session.post(server.url + "/v1/chat/completions", data=body, headers=headers) as response:
-            assert response.status == status
-            assert says in json.loads(await response.read())["error"]["message"]
+    url = server.url + "/v1/chat/completions"
+    async with aiohttp.ClientSession() as session, session.post(url, data=body, headers=headers) as response:
+        assert response.status == status
+        assert says in json.loads(await response.read())["error"]["message"]
     assert application.posts == []
 
 

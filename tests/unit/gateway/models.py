@@ -1,0 +1,24 @@
+"""Models and callers as the gateway's parts see them."""
+
+from typing import Any
+
+from gptoss_gateway.catalogue import ServedModel
+
+
+def model(uid: str = "u-1", name: str = "assistant", namespace: str = "ml", **more: Any) -> ServedModel:
+    """Return a sleeping model; keyword arguments are what the test is about."""
+    values: dict[str, Any] = {
+        "served_name": name,
+        "created": 0,
+        "cluster_name": None,
+        "may_sleep": True,
+        "wake_timeout_seconds": 600.0,
+        "max_held_requests": 100,
+        "ramp": 32,
+        "engine_ready": False,
+        "draining_epoch": None,
+        "refusal": None,
+        "last_wake_seconds": None,
+        "wake_stage": None,
+    }
+    return ServedModel(uid=uid, name=name, namespace=namespace, **(values | more))
