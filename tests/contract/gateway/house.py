@@ -147,7 +147,7 @@ class House:
 async def eventually(holds: Callable[[], bool], *, within: float = 3.0) -> None:
     """Wait until something that tells nobody when it changes is so."""
     async with asyncio.timeout(within):
-        while not holds():
+        while not holds():  # noqa: ASYNC110
             await asyncio.sleep(0.005)
 
 
