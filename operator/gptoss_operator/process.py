@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import signal
+from functools import partial
 from pathlib import Path
 
 import aiohttp
@@ -16,7 +17,7 @@ from gptoss_operator.clock import Clock, SystemClock
 from gptoss_operator.handlers import Watches
 from gptoss_operator.health import HealthServer
 from gptoss_operator.intake import Intake
-from gptoss_operator.keys import Key
+from gptoss_operator.keys import ClusterKey, Key
 from gptoss_operator.leadership import AlwaysLeader, Leadership, ReadOnly
 from gptoss_operator.metrics import Metrics
 from gptoss_operator.reconcile import Reconciler
@@ -74,6 +75,7 @@ class Engine:
                     installation=settings.installation,
                     dashboard=RayDashboard(cluster, session),
                     leadership=leadership,
+                    news=partial(self.queue.add, ClusterKey(cluster.name)),
                 )
                 for cluster in settings.ray_clusters
             },
@@ -105,6 +107,8 @@ class Engine:
         finally:
             self.queue.close()
             await self.trust.close()
+            for substrate in self.reconciler.substrates.values():
+                await substrate.close()
 
     def sick(self) -> str | None:
         """Say why the process should be restarted: a reconcile that never ends."""

@@ -118,6 +118,9 @@ class Reconciler:
         )
         asked = substrate.asked(key) if substrate is not None else None
         planned = plan(observed, self._memory.get(deployment.uid), site, asked=asked)
+        # Before the first await, so that no other look sees the same permit.
+        for other in self.starts.settle(key, starting=planned.starting, queued=planned.queued):
+            self.queue.add(other)
         try:
             await self._execute(key, raw, planned)
         except NotFound:
@@ -136,8 +139,6 @@ class Reconciler:
         if planned.status is not None:
             self.intake.seen(Kind.DEPLOYMENT, await self.kubernetes.write_status(raw, _wire(planned.status)))
         self._memory[raw["metadata"]["uid"]] = planned.memory
-        for other in self.starts.settle(key, starting=planned.starting, queued=planned.queued):
-            self.queue.add(other)
         for action in planned.actions:
             self.substrates[action.cluster].ask(key, action.wish)
             self.queue.add(ClusterKey(action.cluster))

@@ -7,7 +7,7 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from gptoss_api.clusters import RayCluster
-from gptoss_api.model import ApiModel, Name
+from gptoss_api.model import Name, StrictModel
 from gptoss_weights.sources.settings import SourceSettings
 
 
@@ -15,28 +15,28 @@ class SettingsError(Exception):
     """The settings file can't be used; the message names the file and what is wrong in it."""
 
 
-class S3Settings(ApiModel):
+class S3Settings(StrictModel):
     """An object store that isn't AWS."""
 
     endpoint: str | None = Field(default=None, description="URL of the store; none is AWS itself.")
     region: str | None = Field(default=None, description="Region to sign requests for.")
 
 
-class WeightSources(ApiModel):
+class WeightSources(StrictModel):
     """Where the operator reads signatures from. Credentials come from boto3's own environment."""
 
     file_roots: tuple[Path, ...] = Field(default=(), description="Folders below which file:// may be read.")
     s3: S3Settings = Field(default_factory=S3Settings)
 
 
-class MetricsSettings(ApiModel):
+class MetricsSettings(StrictModel):
     """Listener of /metrics, /healthz and /readyz."""
 
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = 9402
 
 
-class Settings(ApiModel):
+class Settings(StrictModel):
     """The operator's settings."""
 
     installation: Name = Field(description="Marks what this installation made on shared Ray clusters.")

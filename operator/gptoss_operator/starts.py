@@ -12,15 +12,15 @@ class Starts:
         self._waiting: dict[DeploymentKey, None] = {}
 
     def may(self, key: DeploymentKey) -> bool:
-        """Tell whether a key may start now. A yes is held until `settle`."""
+        """Tell whether a key may start now. Nothing is reserved: `settle` follows before anybody else asks."""
         if key in self._holders:
             return True
-        ahead = [other for other in self._waiting if other != key]
-        first = next(iter(self._waiting), key) == key or len(self._holders) + len(ahead) < self._limit
-        if len(self._holders) < self._limit and first:
-            self._holders.add(key)
-            return True
-        return False
+        ahead = 0
+        for other in self._waiting:
+            if other == key:
+                break
+            ahead += 1
+        return len(self._holders) + ahead < self._limit
 
     def settle(self, key: DeploymentKey, *, starting: bool, queued: bool) -> list[DeploymentKey]:
         """Say what came of it. Returns who should be looked at, for a permit is free."""

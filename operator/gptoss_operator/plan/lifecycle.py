@@ -23,6 +23,7 @@ from gptoss_operator.plan.applications import Absent, Keep, Present, Wish, cover
 from gptoss_operator.plan.arguments import Wanted, wanted_application
 from gptoss_operator.plan.observation import Distrusted, Memory, Observation, Presence, Site, Trusted
 
+_RECENT_SECONDS = 10.0
 FIRST_RETRY_SECONDS = 30.0
 LAST_RETRY_SECONDS = 600.0
 _MAY_PASS = frozenset(
@@ -263,6 +264,9 @@ def _starting(observed: Observation, verdict: Verdict) -> Verdict:
         if isinstance(observed.trust, Distrusted):
             return _fail(verdict, _untrusted(observed.trust))
         return _hold_start(verdict, now)
+    if application.presence is Presence.UNKNOWN:
+        # The time that a cluster can't be reached doesn't count against the start.
+        return _hold_start(verdict, now)
     present = application.presence is Presence.PRESENT
     if not observed.may_start and not present:
         return replace(_hold_start(verdict, now), queued=True)
@@ -270,9 +274,6 @@ def _starting(observed: Observation, verdict: Verdict) -> Verdict:
     if application.conflict is not None:
         stall = Stall(reason=Reason.ROUTE_CONFLICT, detail=Reason.ROUTE_CONFLICT, message=application.conflict)
         return replace(verdict, stall=stall, memory=replace(verdict.memory, start_began=now))
-    if application.presence is Presence.UNKNOWN:
-        # The time that a cluster can't be reached doesn't count against the start.
-        return replace(verdict, memory=replace(verdict.memory, start_began=now))
     if present and covers(application.deployed, wanted.config):
         if application.failure is not None:
             return _broken(observed, verdict)
@@ -442,7 +443,9 @@ def _timed(verdict: Verdict, observed: Observation, before: Phase) -> Verdict:
     """Follow a wake through its stages: demand → put → deploying → engineReady."""
     memory, now = verdict.memory, observed.now
     if before in {Phase.IDLE, Phase.SUSPENDED} and verdict.phase is Phase.STARTING:
-        memory = replace(memory, wake_began=now)
+        seen = observed.demand.activity_at
+        began = seen if seen is not None and now - seen < _RECENT_SECONDS else now
+        memory = replace(memory, wake_began=began, stage="demand", stage_began=began)
     if memory.wake_began is None:
         return replace(verdict, memory=memory)
     stage = _stage(verdict, observed)

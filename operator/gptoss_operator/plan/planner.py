@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from gptoss_api.deployment_status import GptOssDeploymentStatus
-from gptoss_operator.plan.applications import Wish
+from gptoss_operator.plan.applications import Present, Wish
 from gptoss_operator.plan.lifecycle import Phase, Verdict, decide, phase_of
 from gptoss_operator.plan.observation import Memory, Observation, Site
 from gptoss_operator.plan.status import status_for
@@ -64,7 +64,7 @@ def plan(observed: Observation, memory: Memory | None, site: Site, *, asked: Wis
         events=_events(observed, verdict),
         requeue_after=verdict.look_again,
         memory=verdict.memory,
-        starting=verdict.phase is Phase.STARTING and not verdict.queued and verdict.wanted is not None,
+        starting=verdict.phase is Phase.STARTING and isinstance(verdict.wish, Present) and verdict.stall is None,
         queued=verdict.queued,
         timings=verdict.timings,
         woke_seconds=verdict.woke_seconds,

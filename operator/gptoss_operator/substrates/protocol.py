@@ -47,3 +47,7 @@ class Substrate(Protocol):
     async def reconcile(self, *, complete: bool) -> Outcome:
         """Look, and bring about what is wanted. ``complete``: every deployment placed here has asked."""
         ...
+
+    async def close(self) -> None:
+        """End what runs beside reconciles."""
+        ...

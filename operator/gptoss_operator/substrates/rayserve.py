@@ -4,8 +4,7 @@ Deployments ask; one reconcile of the cluster looks, merges all wishes into the 
 configuration and writes it if it differs. What it sees flows back to the deployments it concerns.
 """
 
-import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -26,19 +25,25 @@ from gptoss_operator.plan.applications import (
 from gptoss_operator.plan.observation import ApplicationView, Failure, Presence
 from gptoss_operator.substrates.dashboard import ClusterError, ClusterRefusedError, RayDashboard
 from gptoss_operator.substrates.failures import failure_of
+from gptoss_operator.substrates.probes import Probes
 from gptoss_operator.substrates.protocol import Outcome
 
 MOVING_SECONDS = 1.0
 SETTLED_SECONDS = 15.0
 _AFTER_WRITE_SECONDS = 0.3
-_PROBES_AT_ONCE = 16
 
 
 class RayServe:
     """The substrate of one Ray cluster."""
 
     def __init__(
-        self, cluster: RayCluster, *, installation: str, dashboard: RayDashboard, leadership: Leadership
+        self,
+        cluster: RayCluster,
+        *,
+        installation: str,
+        dashboard: RayDashboard,
+        leadership: Leadership,
+        news: Callable[[], object],
     ) -> None:
         self._cluster = cluster
         self._installation = installation
@@ -48,8 +53,7 @@ class RayServe:
         self._views: dict[DeploymentKey, ApplicationView] = {}
         self._details: Mapping[str, Any] | None = None
         self._failed_attempts: dict[str, int] = {}
-        self._mute: dict[str, int] = {}
-        self._answered: set[str] = set()
+        self._probes = Probes(ask=dashboard.answers, news=news)
         self._trouble: tuple[str, str] | None = None
         self._unreachable = 0
         self._conflicts: Mapping[str, str] = {}
@@ -84,12 +88,16 @@ class RayServe:
             presence=Presence.PRESENT,
             status=str(application.get("status") or ""),
             deployed=config,
-            answering=self._answering(name),
+            answering=self._probes.answering(name),
             failure=self._failure(key, name, application),
             ready=ready,
             wanted=wanted,
             trouble=self._trouble,
         )
+
+    async def close(self) -> None:
+        """End what runs beside reconciles."""
+        await self._probes.close()
 
     async def reconcile(self, *, complete: bool) -> Outcome:
         """Look at the cluster, and bring about what is wanted."""
@@ -101,7 +109,6 @@ class RayServe:
             self._trouble = (Reason.CLUSTER_UNREACHABLE, f"{error}; what was known of it is kept.")
             return self._outcome(look_again=min(SETTLED_SECONDS, MOVING_SECONDS * self._unreachable))
         self._unreachable = 0
-        await self._ask_engines(details)
         self._details = details
         claims = self._claims(details)
         self._losers = {key: claims[self._name(key)] for key in self._wishes if claims[self._name(key)] != key}
@@ -127,8 +134,9 @@ class RayServe:
                 self._trouble = (reason, f"{error}; it is tried again.")
                 self._unreachable += 1
                 return self._outcome(look_again=min(SETTLED_SECONDS, MOVING_SECONDS * self._unreachable))
+        self._probes.look(self._prefixes(self._details))
         silent = any(
-            isinstance(wish, Present) and self._answering(self._name(key)) is not True
+            isinstance(wish, Present) and self._probes.answering(self._name(key)) is not True
             for key, wish in self._wishes.items()
         )
         moving = planned.moving or silent
@@ -153,8 +161,7 @@ class RayServe:
         for name, config in written.items():
             known = applications.get(name)
             if known is None:
-                self._answered.discard(name)
-                self._mute.pop(name, None)
+                self._probes.forget(name)
             if known is None or not covers(known.get("deployed_app_config"), config):
                 deployments = (known or {}).get("deployments") or {}
                 applications[name] = {"status": "DEPLOYING", "deployed_app_config": config, "deployments": deployments}
@@ -195,30 +202,14 @@ class RayServe:
             return None
         return failure_of(application)
 
-    async def _ask_engines(self, details: Mapping[str, Any]) -> None:
-        limit = asyncio.Semaphore(_PROBES_AT_ONCE)
-
-        async def ask(key: DeploymentKey, name: str) -> None:
-            application = details["applications"].get(name)
-            if application is None or application.get("status") in {DELETING, "NOT_STARTED"}:
-                self._mute.pop(name, None)
-                self._answered.discard(name)
-                return
-            async with limit:
-                if await self._dashboard.answers(route_prefix(key.namespace, key.name)):
-                    self._mute.pop(name, None)
-                    self._answered.add(name)
-                else:
-                    self._mute[name] = self._mute.get(name, 0) + 1
-
-        await asyncio.gather(*(ask(key, self._name(key)) for key in list(self._wishes)))
-
-    def _answering(self, name: str) -> bool | None:
-        mute = self._mute.get(name, 0)
-        if name in self._answered:
-            # One unanswered question may be the network's; two are the engine's.
-            return mute < 2
-        return False if mute else None
+    def _prefixes(self, details: Mapping[str, Any]) -> dict[str, str]:
+        """Route prefixes of the engines that may answer, by application name."""
+        prefixes = {}
+        for key in self._wishes:
+            application = details["applications"].get(self._name(key))
+            if application is not None and application.get("status") not in {DELETING, "NOT_STARTED"}:
+                prefixes[self._name(key)] = route_prefix(key.namespace, key.name)
+        return prefixes
 
     def _http_options(self) -> Mapping[str, Any]:
         address = urlsplit(self._cluster.serve_url)

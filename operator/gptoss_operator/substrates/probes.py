@@ -1,0 +1,66 @@
+"""Asks engines whether they answer, beside the reconcile: one that hangs must not delay another's wake."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+
+_AT_ONCE = 16
+_UNANSWERED_IS_MUTE = 2
+"""One unanswered question may be the network's; two in a row are the engine's."""
+
+
+class Probes:
+    """What is known of each engine, by its application's name.
+
+    ``ask`` gets a route prefix and tells whether its engine answered, within a deadline of its own;
+    ``news`` is called when what is known of one has changed.
+    """
+
+    def __init__(self, *, ask: Callable[[str], Awaitable[bool]], news: Callable[[], object]) -> None:
+        self._ask = ask
+        self._news = news
+        self._limit = asyncio.Semaphore(_AT_ONCE)
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._answered: set[str] = set()
+        self._unanswered: dict[str, int] = {}
+
+    def look(self, prefixes: Mapping[str, str]) -> None:
+        """Begin to ask each of these engines, unless that is under way, and forget all others."""
+        for name in {*self._tasks, *self._answered, *self._unanswered} - prefixes.keys():
+            self.forget(name)
+        for name, prefix in prefixes.items():
+            if name not in self._tasks:
+                self._tasks[name] = asyncio.create_task(self._question(name, prefix), name=f"probe {name}")
+
+    def answering(self, name: str) -> bool | None:
+        """Tell whether an engine answers; None if it was not asked yet."""
+        unanswered = self._unanswered.get(name, 0)
+        if name in self._answered:
+            return unanswered < _UNANSWERED_IS_MUTE
+        return False if unanswered else None
+
+    def forget(self, name: str) -> None:
+        """Whatever answered under this name is not there any more."""
+        if (task := self._tasks.pop(name, None)) is not None:
+            task.cancel()
+        self._answered.discard(name)
+        self._unanswered.pop(name, None)
+
+    async def close(self) -> None:
+        """End every question."""
+        tasks = tuple(self._tasks.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _question(self, name: str, prefix: str) -> None:
+        async with self._limit:
+            answered = await self._ask(prefix)
+        before = self.answering(name)
+        del self._tasks[name]
+        if answered:
+            self._answered.add(name)
+            self._unanswered.pop(name, None)
+        else:
+            self._unanswered[name] = self._unanswered.get(name, 0) + 1
+        if self.answering(name) != before:
+            self._news()

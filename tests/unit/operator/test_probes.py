@@ -1,0 +1,62 @@
+"""Engines are asked beside the reconcile."""
+
+import asyncio
+
+from gptoss_operator.substrates.probes import Probes
+
+
+class Engines:
+    def __init__(self) -> None:
+        self.answers: dict[str, bool] = {}
+        self.asked: list[str] = []
+        self.hanging = asyncio.Event()
+
+    async def ask(self, prefix: str) -> bool:
+        self.asked.append(prefix)
+        if prefix == "/hangs":
+            await self.hanging.wait()
+        return self.answers.get(prefix, False)
+
+
+async def test_one_that_hangs_delays_no_other() -> None:
+    engines, news = Engines(), asyncio.Event()
+    engines.answers["/quick"] = True
+    probes = Probes(ask=engines.ask, news=news.set)
+    probes.look({"hangs": "/hangs", "quick": "/quick"})
+    async with asyncio.timeout(5):
+        await news.wait()
+    assert probes.answering("quick") is True
+    assert probes.answering("hangs") is None
+    probes.look({"hangs": "/hangs", "quick": "/quick"})
+    await probes.close()
+    assert engines.asked.count("/hangs") == 1
+
+
+async def test_one_silence_may_be_the_networks_two_are_the_engines() -> None:
+    engines = Engines()
+    engines.answers["/a"] = True
+    heard: asyncio.Queue[bool | None] = asyncio.Queue()
+    probes = Probes(ask=engines.ask, news=lambda: heard.put_nowait(probes.answering("a")))
+    async with asyncio.timeout(5):
+        probes.look({"a": "/a"})
+        assert await heard.get() is True
+        engines.answers["/a"] = False
+        while heard.empty():
+            assert probes.answering("a") is True
+            probes.look({"a": "/a"})
+            await asyncio.sleep(0)
+    assert await heard.get() is False
+    assert engines.asked.count("/a") == 3
+    await probes.close()
+
+
+async def test_what_is_gone_is_forgotten_and_its_late_answer_too() -> None:
+    engines = Engines()
+    engines.answers["/hangs"] = True
+    probes = Probes(ask=engines.ask, news=lambda: None)
+    probes.look({"a": "/hangs"})
+    await asyncio.sleep(0)
+    probes.look({})
+    engines.hanging.set()
+    await probes.close()
+    assert probes.answering("a") is None
