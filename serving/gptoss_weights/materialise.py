@@ -310,7 +310,7 @@ class _Pull:
                 tally.cancelled.set()
             executor.shutdown(wait=False, cancel_futures=True)
             # Workers notice at their next chunk. One that hangs in a dead mount writes no more either.
-            wait(tasks, timeout=_FAREWELL_SECONDS)
+            wait([task for task in tasks if not task.cancelled()], timeout=_FAREWELL_SECONDS)
 
     def _report(self, tally: Tally, total: int, files_total: int) -> None:
         done, _, files_done = tally.counts()

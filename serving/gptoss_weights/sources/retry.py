@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Generator, Iterator
 from typing import Final
 
-from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_exponential_jitter
+from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
 from gptoss_weights.errors import SourceChangedError, SourceUnavailableError
 from gptoss_weights.sources.protocol import ObjectVersion, Source
@@ -23,9 +23,7 @@ def retrying(max_attempts: int, *, sleep: Callable[[float], None] = time.sleep) 
     return Retrying(
         retry=retry_if_exception(_passes),
         stop=stop_after_attempt(max_attempts),
-        wait=wait_exponential_jitter(
-            initial=_FIRST_WAIT_SECONDS, max=_LONGEST_WAIT_SECONDS, jitter=_FIRST_WAIT_SECONDS
-        ),
+        wait=wait_random_exponential(multiplier=_FIRST_WAIT_SECONDS, max=_LONGEST_WAIT_SECONDS),
         sleep=sleep,
         reraise=True,
     )
