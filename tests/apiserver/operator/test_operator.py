@@ -29,7 +29,10 @@ async def test_apply_becomes_ready_and_delete_leaves_nothing_of_ours(home: Stack
     assert not any(name.startswith("kopf") for name in found["metadata"].get("annotations") or {})
     status, metrics = await home.get("/metrics")
     assert status == 200
-    assert f'gptoss_deployment_condition{{name="assistant",namespace="{home.namespace}",status="True",type="Ready"}} 1.0' in metrics
+    assert (
+        f'gptoss_deployment_condition{{name="assistant",namespace="{home.namespace}",status="True",type="Ready"}} 1.0'
+        in metrics
+    )
     assert (await home.get("/readyz"))[0] == (await home.get("/healthz"))[0] == 200
     await home.kubectl("delete", "gptoss", "assistant", "-n", home.namespace)
     await home.until(lambda: list(home.ray.applications) == ["theirs"])

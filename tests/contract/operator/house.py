@@ -188,7 +188,10 @@ class House:
 
     def statuses(self) -> Any:
         return {
-            identity: {each["type"]: (each["status"], each["reason"]) for each in (raw.get("status") or {}).get("conditions", ())}
+            identity: {
+                each["type"]: (each["status"], each["reason"])
+                for each in (raw.get("status") or {}).get("conditions", ())
+            }
             for identity, raw in self.kubernetes.objects[Kind.DEPLOYMENT].items()
         }
 

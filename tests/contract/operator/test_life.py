@@ -71,8 +71,12 @@ async def test_goes_to_sleep_and_wakes_on_the_first_request(home: House) -> None
     await home.ready()
     assert home.status()["wake"]["lastSeconds"] >= 0
     assert {"Waking", "Woke", "Idle"} <= {reason for _, reason, _ in home.kubernetes.events}
-    stages = {sample.labels["stage"] for metric in home.engine.metrics.registry.collect()
-              for sample in metric.samples if metric.name == "gptoss_operator_wake_seconds"}
+    stages = {
+        sample.labels["stage"]
+        for metric in home.engine.metrics.registry.collect()
+        for sample in metric.samples
+        if metric.name == "gptoss_operator_wake_seconds"
+    }
     assert {"put", "total"} <= stages
 
 
