@@ -155,7 +155,7 @@ class Gateway:
             request,
             request_id=uuid.uuid4().hex,
             dialect=route.dialect if route else Dialect.OPENAI,
-            closing=self.closing,
+            closing=lambda: self.closing,
         )
         with self._counted():
             try:

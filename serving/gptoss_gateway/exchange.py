@@ -6,6 +6,7 @@ must be an event. *Answered*: bytes of the engine were sent; what breaks now can
 """
 
 import json
+from collections.abc import Callable
 
 from aiohttp import web
 
@@ -17,7 +18,7 @@ _EVENT_STREAM = "text/event-stream; charset=utf-8"
 class Exchange:
     """Answers one request, once."""
 
-    def __init__(self, request: web.Request, *, request_id: str, dialect: Dialect, closing: bool) -> None:
+    def __init__(self, request: web.Request, *, request_id: str, dialect: Dialect, closing: Callable[[], bool]) -> None:
         self.dialect = dialect
         self.request_id = request_id
         self.stream = False
@@ -25,9 +26,8 @@ class Exchange:
         self.status: int | None = None
         self.response: web.StreamResponse | None = None
         self._request = request
-        self._headers = {"x-request-id": request_id}
-        if closing:
-            self._headers["Connection"] = "close"
+        self._headers = {"x-request-id": request_id, "Server": "gptoss-gateway"}
+        self._closing = closing
 
     async def heartbeat(self, comment: str) -> None:
         """Show a waiting stream that it is alive; requests without a stream wait silently."""
@@ -51,16 +51,13 @@ class Exchange:
         self.response = web.Response(
             status=status, body=body, headers={**self._headers, **(headers or {})}, content_type="application/json"
         )
-        try:
-            await self.response.prepare(self._request)
-            await self._end()
-        except ConnectionError as error:
-            raise ClientLeftError from error
+        await self._prepare()
+        await self._end()
 
     async def fail(self, error: RequestError) -> None:
         """Tell the client what went wrong, in the way that its state still allows."""
         if self.response is None:
-            body = json.dumps(error.body(self.dialect), ensure_ascii=False).encode()
+            body = json.dumps(error.body(self.dialect)).encode()
             await self.answer(error.status, body, error.headers)
         else:
             await self._write(error.event(self.dialect))
@@ -78,6 +75,12 @@ class Exchange:
         self.response = web.StreamResponse(
             status=200, headers={**self._headers, "Content-Type": _EVENT_STREAM, "Cache-Control": "no-store"}
         )
+        await self._prepare()
+
+    async def _prepare(self) -> None:
+        assert self.response is not None  # noqa: S101 - made by every caller
+        if self._closing():
+            self.response.force_close()
         try:
             await self.response.prepare(self._request)
         except ConnectionError as error:
@@ -99,5 +102,5 @@ class Exchange:
 
 
 def _as_event(body: bytes, dialect: Dialect) -> bytes:
-    compact = json.dumps(json.loads(body), ensure_ascii=False, separators=(",", ":")).encode()
+    compact = json.dumps(json.loads(body), separators=(",", ":")).encode()
     return (b"" if dialect is Dialect.OPENAI else b"event: error\n") + b"data: " + compact + b"\n\n"

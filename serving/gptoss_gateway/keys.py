@@ -16,7 +16,7 @@ from typing import Annotated, Protocol
 import yaml
 from pydantic import Field, ValidationError
 
-from gptoss_api.model import Digest, Name, StrictModel
+from gptoss_api.model import Digest, StrictModel
 from gptoss_gateway.errors import SettingsError, UnauthorizedError
 from gptoss_gateway.settings import describe
 
@@ -58,7 +58,7 @@ ANONYMOUS = Caller(tenant="anonymous", namespaces=frozenset({"*"}))
 class Tenant(StrictModel):
     """One tenant of the keys file."""
 
-    name: Name = Field(description="Tenant, for logs and metrics.")
+    name: Annotated[str, Field(min_length=1, max_length=128)] = Field(description="Tenant, for logs and metrics.")
     keys: tuple[Digest, ...] = Field(description="SHA-256 of each key.")
     namespaces: tuple[Annotated[str, Field(pattern=r"^(\*|[a-z0-9]([-a-z0-9]*[a-z0-9])?)$")], ...] = Field(
         min_length=1, description="Namespaces whose models this tenant sees; `*` is every one."

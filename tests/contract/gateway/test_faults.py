@@ -6,7 +6,7 @@ import aiohttp
 import openai
 import pytest
 
-from tests.contract.gateway.house import client, model_object
+from tests.contract.gateway.house import UID, client, eventually, model_object
 from tests.contract.gateway.test_holding import ask
 from tests.contract.gateway.test_passing_through import AUTHORIZED, MESSAGES, metrics
 
@@ -75,6 +75,22 @@ async def test_an_application_that_is_gone_though_status_says_ready_waits(awake,
 async def read(stream, *, into: list) -> None:
     async for event in stream:
         into.append(event)  # noqa: PERF401 - what came before an error counts
+
+
+async def test_an_engine_that_failed_gets_no_request_before_it_was_seen_to_answer(awake, house):
+    server, _ = awake
+    house.remove()
+    async with client(server) as api:
+        gone = ask(api)
+        await house.reports.until("gateway-0", waiting=1)
+        gone.cancel()
+        await eventually(lambda: server.gateway.ledger.counts(UID) == (0, 0))
+        posts = [line for line in house.engines.requests if line.startswith("POST")]
+        kept = ask(api)
+        await eventually(lambda: server.gateway.ledger.counts(UID) == (1, 0))
+        assert [line for line in house.engines.requests if line.startswith("POST")] == posts
+        house.deploy()
+        assert (await kept).choices[0].message.content == "Hello world"
 
 
 @pytest.mark.parametrize("fault", ["cut-clean", "cut-inside"])
