@@ -41,8 +41,11 @@ _DENIED_CODES: Final = frozenset(
         "InvalidToken",
         "SignatureDoesNotMatch",
         "RequestTimeTooSkewed",
+        "XAdminUserNotFound",  # versitygw, of an unknown access key; with status 404
     }
 )
+# HEAD has no body, so botocore gives the status as the code.
+_MISSING_CODES: Final = frozenset({"NoSuchKey", "NotFound", "404", ""})
 _BUSY_CODES: Final = frozenset({"SlowDown", "RequestTimeout", "ServiceUnavailable", "InternalError"})
 
 
@@ -160,7 +163,7 @@ def _typed(name: str, error: ClientError) -> SourceError:
         )
     if code == "NoSuchBucket":
         return MissingFileError("the bucket does not exist; correct spec.model.uri", file=name)
-    if status == 404:
+    if status == 404 and code in _MISSING_CODES:
         return MissingFileError(f"{name} is not at the source; upload it", file=name)
     if status in (412, 416):
         return SourceChangedError(f"{name} was replaced while it was being read", file=name)

@@ -1,0 +1,90 @@
+"""`gptoss weights`: what it prints, how it ends, and how little it loads."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from click.testing import CliRunner
+
+from gptoss_cli.weights import weights
+from gptoss_weights.sources import SourceSettings
+from tests.unit.weights.builders import MODEL, model
+
+
+def run(*arguments, code=0):
+    found = CliRunner().invoke(weights, [str(argument) for argument in arguments], catch_exceptions=False)
+    assert found.exit_code == code, found.output
+    return found
+
+
+def run_json(*arguments, code=0):
+    return json.loads(run(*arguments, "--json", code=code).stdout)
+
+
+@pytest.fixture
+def signed(tmp_path):
+    made = model(tmp_path / "weights", shard_bytes=1000)
+    run("keygen", tmp_path / "key")
+    made.signed = run_json("sign", made.folder, "--model", MODEL, "--key", tmp_path / "key")
+    made.key = tmp_path / "key.pub"
+    return made
+
+
+def test_the_way_from_a_key_to_a_verified_copy(signed, tmp_path):
+    found = run_json("verify", signed.folder, "--key", signed.key, "--model", MODEL)
+    assert found["manifestDigest"] == signed.signed["manifestDigest"]
+    assert found["signer"] == signed.signed["signer"]
+    for place in (signed.folder, signed.folder / "model.sig", f"file://{signed.folder}"):
+        assert run_json("inspect", place, "--key", signed.key)["verified"] is True
+    assert run_json("inspect", signed.folder)["verified"] is False
+    copy = run_json("pull", f"file://{signed.folder}", "--to", tmp_path / "to", "--model", MODEL, "--key", signed.key)
+    assert copy["bytes"] == copy["fetchedBytes"] > 2000
+    pinned = ["--manifest-digest", copy["manifestDigest"]]
+    again = run_json("pull", f"file://{signed.folder}", "--to", tmp_path / "to", "--model", MODEL, *pinned)
+    assert (again["path"], again["fetchedBytes"]) == (copy["path"], 0)
+
+
+def test_text_for_people(signed):
+    assert f"subject: {MODEL}" in run("inspect", signed.folder).stdout
+    assert "ignored   README.md" in run("inspect", signed.folder).stdout
+    assert "unsignedFiles: -" in run("verify", signed.folder, "--key", signed.key).stdout
+
+
+def test_exit_codes_and_reasons(signed, tmp_path):
+    verify = ["verify", signed.folder, "--key", signed.key]
+    pull = ["pull", "--to", tmp_path / "to", "--model", MODEL, "--key", signed.key]
+    run("verify", signed.folder, code=2)
+    run("pull", "s3://models/x", "--to", tmp_path / "to", "--model", MODEL, code=2)
+    assert run_json(*verify, "--model", "other", code=3)["error"]["reason"] == "SubjectMismatch"
+    assert run_json(*pull, "http://x", code=3)["error"]["reason"] == "SourceNotAllowed"
+    (tmp_path / "open").mkdir()
+    (tmp_path / "open").chmod(0o777)
+    elsewhere = ["pull", "--to", tmp_path / "open", "--model", MODEL, "--key", signed.key]
+    assert run_json(*elsewhere, f"file://{signed.folder}", code=5)["error"]["reason"] == "StorageFailed"
+    assert run_json("keygen", tmp_path / "key", code=6)["error"]["reason"] == "SigningFailed"
+    shard = signed.folder / "model-00001-of-00002.safetensors"
+    shard.write_bytes(shard.read_bytes()[:-1] + b"!")
+    error = run_json(*verify, code=3)["error"]
+    assert (error["reason"], error["file"]) == ("DigestMismatch", shard.name)
+    shard.unlink()
+    assert run_json(*verify, code=4)["error"]["reason"] == "MissingFile"
+    (signed.folder / "model.sig").unlink()
+    found = run(*verify, code=3)
+    assert "Unsigned: there is no model.sig" in found.stderr
+
+
+def test_file_uris_keep_to_roots_where_there_are_some(signed, tmp_path, monkeypatch):
+    monkeypatch.setenv("GPTOSS_WEIGHTS_FILE_ROOTS", str(tmp_path / "elsewhere"))
+    assert SourceSettings.from_environment().file_roots
+    assert run_json("inspect", f"file://{signed.folder}", code=3)["error"]["reason"] == "SourceNotAllowed"
+
+
+def test_loads_neither_kopf_nor_kubernetes_nor_aiohttp():
+    code = (
+        "import sys, gptoss_cli.weights, gptoss_weights.materialise, gptoss_weights.sign, gptoss_weights.folder;"
+        "print([m for m in ('kopf', 'kubernetes', 'aiohttp', 'ray', 'torch', 'boto3', 'model_signing')"
+        " if m in sys.modules])"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
