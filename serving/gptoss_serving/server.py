@@ -1,0 +1,19 @@
+"""The Serve deployment of one engine: Ray LLM's server with the gateway's token and the OpenAI routes only."""
+
+from typing import Any
+
+from ray.llm._internal.serve.core.server.llm_server import LLMServer
+
+from gptoss_serving.gate import GatewayTokens
+from gptoss_serving.node import Node
+from gptoss_serving.routes import restrict
+
+
+class GptOssServer(LLMServer):
+    """Named in ``gptoss_api.application``: Ray derives the deployment's name from the class."""
+
+    async def __serve_build_asgi_app__(self) -> Any:
+        """Return the engine's own application, restricted. Ray calls it once the engine has started."""
+        tokens = GatewayTokens(Node.from_environment().gateway_tokens_file)
+        app = await super().__serve_build_asgi_app__()  # type: ignore[no-untyped-call]
+        return restrict(app, tokens)

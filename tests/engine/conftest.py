@@ -1,0 +1,72 @@
+"""Fixtures of the tests that run a real Ray: one for the whole session, signed weights, its applications."""
+
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from gptoss_api.application import WeightsArguments
+from gptoss_cli.local import tiny_model
+from gptoss_cli.local.ray_head import RayHead
+from gptoss_weights.sign import generate_key, sign_folder
+from tests.engine.ray import Applications, started_ray_head
+
+
+@dataclass(frozen=True, kw_only=True)
+class SignedFolder:
+    """A signed copy of the tiny model."""
+
+    folder: Path
+    weights: WeightsArguments
+
+    def flip_a_byte(self, name: str) -> None:
+        """Change one byte in the middle of a file, as a broken disk or an attacker would."""
+        file = self.folder / name
+        content = bytearray(file.read_bytes())
+        content[len(content) // 2] ^= 1
+        file.write_bytes(content)
+
+
+@pytest.fixture(scope="session")
+def weights_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder under which the session's Ray may read ``file://`` weights."""
+    return tmp_path_factory.mktemp("weights")
+
+
+@pytest.fixture(scope="session")
+def ray_head(tmp_path_factory: pytest.TempPathFactory, weights_root: Path) -> Iterator[RayHead]:
+    """A real, supervised Ray with token authentication and Serve on a port of its own."""
+    with started_ray_head(tmp_path_factory.mktemp("ray"), weights_root=weights_root) as head:
+        yield head
+
+
+@pytest.fixture(scope="session")
+def _applications(ray_head: RayHead) -> Applications:
+    return Applications(ray_head)
+
+
+@pytest.fixture
+def applications(_applications: Applications) -> Iterator[Applications]:
+    """That Ray's applications; what a test declared goes when it ends."""
+    yield _applications
+    for name in list(_applications.all()):
+        _applications.remove(name)
+
+
+@pytest.fixture
+def signed(weights_root: Path, tmp_path: Path, request: pytest.FixtureRequest) -> Callable[..., SignedFolder]:
+    """Makes signed copies of the tiny gpt-oss under the weights root."""
+    key = generate_key(tmp_path / "signing.key").private_key
+
+    def make(name: str, *, subject: str = "gpt-oss-tiny") -> SignedFolder:
+        model = tiny_model.make(tiny_model.default_folder()).path
+        folder = weights_root / name
+        shutil.copytree(model, folder)
+        request.addfinalizer(lambda: shutil.rmtree(folder))
+        manifest = sign_folder(folder, model=subject, key=key).manifest
+        weights = WeightsArguments(uri=f"file://{folder}", manifest_digest=manifest.digest, subject=subject)
+        return SignedFolder(folder=folder, weights=weights)
+
+    return make

@@ -1,0 +1,138 @@
+"""A real Ray for tests, and what they ask of it: deploy an application, wait for it, talk to it."""
+
+import json
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gptoss_api.application import ServingArguments, WeightsArguments, server_deployment_name
+from gptoss_api.names import GATEWAY_TOKEN_HEADER, application_name, engine_model_id, route_prefix
+from gptoss_cli.local.programs import Program, Programs
+from gptoss_cli.local.ray_head import RayHead
+
+GATEWAY_TOKEN = "the-gateways-token"
+STANDIN = "tests.engine.standin:build"
+REPOSITORY = Path(__file__).parents[2]
+START_SECONDS = 150.0
+
+
+@contextmanager
+def started_ray_head(base: Path, *, weights_root: Path, **environment: str) -> Iterator[RayHead]:
+    """Run a supervised Ray that ends with this process, however that ends."""
+    head = RayHead.prepare(
+        base,
+        gateway_tokens=(GATEWAY_TOKEN,),
+        file_roots=(weights_root,),
+        python_path=(REPOSITORY,),
+        environment=environment,
+    )
+    programs = Programs(base / "run", attached=True)
+    programs.start(Program(name="ray", command=head.command(), environment={}, grace_seconds=30))
+    try:
+        programs.wait("ray", head.ready, seconds=START_SECONDS)
+        yield head
+    finally:
+        programs.stop("ray")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """A reply over HTTP."""
+
+    status: int
+    text: str
+
+    def json(self) -> Any:
+        return json.loads(self.text)
+
+
+class Applications:
+    """The applications of one Ray, as a test sees them."""
+
+    def __init__(self, head: RayHead) -> None:
+        self.head = head
+        self._wanted: dict[str, dict[str, Any]] = {}
+
+    def put(self, name: str, *, weights: WeightsArguments, import_path: str = STANDIN, **engine: Any) -> str:
+        """Declare an application besides the others; return its name."""
+        arguments = ServingArguments(
+            installation="test",
+            namespace="ml",
+            name=name,
+            model_id=engine_model_id("ml", name, "uid"),
+            weights=weights,
+            tensor=1,
+            engine=engine,
+        )
+        application = application_name("test", "ml", name)
+        self._wanted[application] = {
+            "name": application,
+            "route_prefix": route_prefix("ml", name),
+            "import_path": import_path,
+            "args": arguments.wire(),
+            "deployments": [
+                {
+                    "name": server_deployment_name(arguments.model_id),
+                    "autoscaling_config": {"min_replicas": 1, "max_replicas": 1, "target_ongoing_requests": 8},
+                    "max_surge_percent": 100,
+                }
+            ],
+        }
+        self.head.request("PUT", {"applications": list(self._wanted.values())})
+        return application
+
+    def remove(self, application: str) -> None:
+        """Take an application away and wait until it is gone."""
+        self._wanted.pop(application, None)
+        self.head.request("PUT", {"applications": list(self._wanted.values())})
+        self._until(lambda: application not in self.all(), seconds=60, what=f"{application} is gone")
+
+    def all(self) -> dict[str, Any]:
+        return self.head.request("GET").get("applications") or {}
+
+    def wait(self, application: str, status: str, *, seconds: float = 60) -> dict[str, Any]:
+        """Wait until an application has a status; return Ray's details of it."""
+        self._until(
+            lambda: self.all().get(application, {}).get("status") == status, seconds=seconds, what=f"status {status}"
+        )
+        return dict(self.all()[application])
+
+    def wait_for_answer(self, name: str, *, seconds: float = 60) -> None:
+        """RUNNING is not answering: wait for the model list itself."""
+        self._until(lambda: self.ask(name, "/v1/models").status == 200, seconds=seconds, what=f"{name} answers")
+
+    def ask(
+        self, name: str, path: str, body: Any = None, *, token: str | None = GATEWAY_TOKEN, seconds: float = 60
+    ) -> Answer:
+        """Send a request through HAProxy; a broken connection is status 0."""
+        headers = {"Content-Type": "application/json"} | ({GATEWAY_TOKEN_HEADER: token} if token else {})
+        request = urllib.request.Request(
+            f"{self.head.serve_url}{route_prefix('ml', name)}{path}",
+            data=None if body is None else json.dumps(body).encode(),
+            headers=headers,
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=seconds) as reply:
+                return Answer(status=reply.status, text=reply.read().decode())
+        except urllib.error.HTTPError as error:
+            with error:
+                return Answer(status=error.code, text=error.read().decode())
+        except OSError as error:
+            return Answer(status=0, text=str(error))
+
+    def _until(self, reached: Any, *, seconds: float, what: str) -> None:
+        deadline = time.monotonic() + seconds
+        while not reached():
+            if time.monotonic() > deadline:
+                raise AssertionError(f"not within {seconds:.0f} s: {what}\n{json.dumps(self.all(), indent=1)[:6000]}")
+            time.sleep(0.25)
+
+
+def messages(details: dict[str, Any]) -> str:
+    """All that Ray says about an application."""
+    return "\n".join([str(details.get("message")), *(str(d.get("message")) for d in details["deployments"].values())])
