@@ -97,7 +97,7 @@ class Credentials:
         return f"kubeconfig {self._kubeconfig}" if self._kubeconfig else "the pod's service account"
 
     async def _read_kubeconfig(self, path: Path) -> None:
-        if not any(os.path.isfile(part) for part in str(path).split(os.pathsep)):  # noqa: PTH113
+        if not any(os.path.isfile(part) for part in str(path).split(os.pathsep)):  # noqa: ASYNC240, PTH113
             raise CredentialsError(f"kubeconfig {path} does not exist: name another with --kubeconfig or KUBECONFIG")
         loader = await _config.load_kube_config(
             str(path), context=self._context, client_configuration=self.configuration, persist_config=False

@@ -139,6 +139,9 @@ def error_from_status(answer: Mapping[str, Any], *, request: str, retry_after: f
     message = f"{request}: {answer.get('message') or reason or f'HTTP {code}'}"
     if code == 429:
         return TooManyRequests(message, retry_after=retry_after or details.get("retryAfterSeconds"))
+    if code == 500 and "failed to create typed patch object" in message:
+        # Server-side apply reports a field that is not in the schema as its own failure (1.36).
+        return Invalid(message, status=code, reason=reason)
     if code >= 500 or code == 408:
         return ServerFailed(message, retry_after=retry_after)
     kind = _BY_CODE.get(code, Invalid)
