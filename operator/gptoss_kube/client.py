@@ -16,7 +16,7 @@ import aiohttp
 from kubernetes.aio.client import ApiClient
 
 from gptoss_kube.credentials import Connection, Credentials
-from gptoss_kube.errors import Gone, KubeError, ServerFailed, Unauthorized, Unreachable, error_from_response
+from gptoss_kube.errors import Conflict, Gone, KubeError, ServerFailed, Unauthorized, Unreachable, error_from_response
 from gptoss_kube.resources import Resource
 
 Object = dict[str, Any]
@@ -122,8 +122,27 @@ class Kube:
         force: bool = True,
         timeout: float = TIMEOUT_SECONDS,
     ) -> Object:
-        """Apply ``obj["status"]``; guards as for ``apply``, and an absent object is NotFound."""
-        return await self._apply(obj, resource, "status", field_manager, force=force, timeout=timeout)
+        """Apply ``obj["status"]``; guards as for ``apply``, and an absent object is NotFound.
+
+        The API server ignores a uid in a custom resource's status (it copies the old metadata first) but
+        minds the resourceVersion. So a uid alone costs a GET: its resourceVersion becomes the guard.
+        """
+        metadata = obj["metadata"]
+        uid = metadata.get("uid")
+        if not uid or metadata.get("resourceVersion"):
+            return await self._apply(obj, resource, "status", field_manager, force=force, timeout=timeout)
+        for attempt in (1, 2, 3):
+            name, namespace = metadata["name"], metadata.get("namespace")
+            current = (await self.get(resource, name, namespace=namespace, timeout=timeout))["metadata"]
+            if current["uid"] != uid:
+                raise Conflict(f"{resource.kind} {name} was recreated: its uid is {current['uid']}, not {uid}")
+            guarded = {**obj, "metadata": {**metadata, "resourceVersion": current["resourceVersion"]}}
+            try:
+                return await self._apply(guarded, resource, "status", field_manager, force=force, timeout=timeout)
+            except Conflict:
+                if attempt == 3:
+                    raise
+        raise AssertionError("unreachable")
 
     async def merge_patch(
         self,

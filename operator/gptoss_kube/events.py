@@ -14,7 +14,7 @@ from gptoss_kube.errors import AlreadyExists, NotFound
 from gptoss_kube.resources import EVENTS
 
 MAX_NOTE_LENGTH = 1024
-"""Longest note that events.k8s.io/v1 accepts, in characters."""
+"""Longest note that events.k8s.io/v1 accepts, in bytes of UTF-8 whatever its message says (1.36)."""
 
 
 async def record(
@@ -30,7 +30,7 @@ async def record(
     now: datetime | None = None,
     timeout: float = TIMEOUT_SECONDS,
 ) -> None:
-    """Create an Event about a raw object, or count it once more; ``note`` is cut at 1,024 characters.
+    """Create an Event about a raw object, or count it once more; ``note`` is cut at 1,024 bytes.
 
     ``reason`` and ``action`` are CamelCase words of at most 128 characters, ``controller`` a qualified name
     (also the field manager), ``instance`` the process. Events of cluster-scoped objects go to ``default``.
@@ -98,4 +98,7 @@ def _event(
 
 
 def _cut(note: str) -> str:
-    return note if len(note) <= MAX_NOTE_LENGTH else note[: MAX_NOTE_LENGTH - 1] + "…"
+    raw = note.encode()
+    if len(raw) <= MAX_NOTE_LENGTH:
+        return note
+    return raw[: MAX_NOTE_LENGTH - 3].decode(errors="ignore") + "…"

@@ -237,6 +237,14 @@ async def test_status_is_applied_apart_and_never_creates(kube: Kube, namespace: 
     with_status = await kube.apply_status(status, resource=GPT_OSS_DEPLOYMENTS, field_manager=MANAGER)
     assert with_status["status"] == {"observedGeneration": 1, "state": "Idle"}
     assert with_status["spec"] == created["spec"]
+    mine = {**status, "metadata": {**metadata, "uid": created["metadata"]["uid"]}}
+    assert await kube.apply_status(mine, resource=GPT_OSS_DEPLOYMENTS, field_manager=MANAGER) == with_status
+    stale = {
+        "metadata": {**metadata, "resourceVersion": created["metadata"]["resourceVersion"]},
+        "status": {"state": "Serving"},
+    }
+    with pytest.raises(Conflict):
+        await kube.apply_status(stale, resource=GPT_OSS_DEPLOYMENTS, field_manager=MANAGER)
     other = {**status, "metadata": {**metadata, "uid": "00000000-0000-0000-0000-000000000000"}}
     with pytest.raises(Conflict):
         await kube.apply_status(other, resource=GPT_OSS_DEPLOYMENTS, field_manager=MANAGER)
@@ -257,7 +265,7 @@ async def test_the_same_event_is_one_event_that_counts(kube: Kube, namespace: st
     (event,) = (await kube.list(EVENTS, namespace=namespace)).items
     assert event["series"]["count"] == 3
     assert event["regarding"]["uid"] == about["metadata"]["uid"]
-    assert len(event["note"]) == 1024
+    assert len(event["note"].encode()) == 1024
 
 
 class Copy:
