@@ -36,6 +36,7 @@ _MAY_PASS = frozenset(
     }
 )
 """A node's trouble that may pass while the source stays as it is: tried again with back-off."""
+_WEIGHTS = frozenset(TrustReason)
 
 
 class Phase(StrEnum):
@@ -210,8 +211,8 @@ def _failed(observed: Observation, verdict: Verdict) -> Verdict:
     elif stall.reason not in {Reason.START_TIMEOUT, Reason.SERVING_VERSION_MISMATCH}:
         # Trust, or a place that was missing: look whether it holds still.
         if isinstance(observed.trust, Distrusted):
-            return _fail(verdict, _untrusted(observed.trust))
-        if observed.trust is not None:
+            verdict = _fail(verdict, _untrusted(observed.trust))
+        elif observed.trust is not None:
             return _new(observed, verdict, fresh=False)
     application = observed.application
     over = application.presence is Presence.ABSENT or (
@@ -351,13 +352,13 @@ def _broken(observed: Observation, verdict: Verdict) -> Verdict:
         return verdict
     if failure.reason == Reason.SERVING_VERSION_MISMATCH:
         stall = Stall(reason=failure.reason, detail=failure.reason, message=failure.message)
-    elif failure.reason and failure.reason not in _MAY_PASS:
+    elif failure.reason in _WEIGHTS and failure.reason not in _MAY_PASS:
         source = observed.trust.source if isinstance(observed.trust, Trusted) else "unknown"
         stall = Stall(reason=Reason.UNTRUSTED_WEIGHTS, detail=failure.reason, message=failure.message, weights=True)
         verdict = replace(verdict, failed_source=source)
     else:
         detail = failure.reason or Reason.ENGINE_FAILED
-        stall = Stall(reason=Reason.ENGINE_FAILED, detail=detail, message=failure.message, weights=bool(failure.reason))
+        stall = Stall(reason=Reason.ENGINE_FAILED, detail=detail, message=failure.message, weights=detail in _WEIGHTS)
         delay = _retry_delay(memory.failures)
         memory = replace(memory, failures=memory.failures + 1, retry_at=observed.now + delay)
         verdict = replace(verdict, memory=memory, look_again=delay)
@@ -435,7 +436,7 @@ def _written_stall(status: GptOssDeploymentStatus) -> Stall | None:
         detail=ready.reason if ready is not None else stalled.reason,
         message=stalled.message,
         weights=status.failed_source is not None
-        or (stalled.reason == Reason.ENGINE_FAILED and ready is not None and ready.reason != Reason.ENGINE_FAILED),
+        or (stalled.reason == Reason.ENGINE_FAILED and ready is not None and ready.reason in _WEIGHTS),
     )
 
 

@@ -95,7 +95,7 @@ class Stack:
             }
         )
 
-    async def object(self, name: str = "assistant") -> dict[str, Any]:
+    async def deployment(self, name: str = "assistant") -> dict[str, Any]:
         return json.loads(await self.kubectl("get", "gptoss", name, "-n", self.namespace, "-o", "json"))
 
     async def wait_for(self, kind: str, status: str, reason: str, name: str = "assistant", seconds: float = 45) -> Any:
@@ -105,7 +105,7 @@ class Stack:
         async def wait() -> Any:
             nonlocal found
             while True:
-                found = await self.object(name)
+                found = await self.deployment(name)
                 for condition in (found.get("status") or {}).get("conditions", ()):
                     if (condition["type"], condition["status"], condition["reason"]) == (kind, status, reason):
                         return found
@@ -127,7 +127,7 @@ class Stack:
         self.beats[gateway] = self.beats.get(gateway, 0) + 1
         entries = []
         for name, content in deployments.items():
-            uid = (await self.object(name))["metadata"]["uid"]
+            uid = (await self.deployment(name))["metadata"]["uid"]
             entries.append({"uid": uid, "namespace": self.namespace, "name": name, **content})
         await self.apply_object(
             {

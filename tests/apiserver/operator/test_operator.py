@@ -135,7 +135,7 @@ async def test_a_changed_engine_is_rolled_out_and_proved_anew(home: Stack) -> No
 
 async def _proved(home: Stack, generation: int) -> None:
     while True:
-        status = (await home.object())["status"]
+        status = (await home.deployment())["status"]
         ready = next(each for each in status["conditions"] if each["type"] == "Ready")
         if status.get("provedGeneration") == generation and ready["status"] == "True":
             return
@@ -161,7 +161,7 @@ async def _drain(home: Stack) -> int:
     async def drain() -> int:
         while True:
             await home.report(assistant={})
-            status = (await home.object())["status"]
+            status = (await home.deployment())["status"]
             zero = next(each for each in status["conditions"] if each["type"] == "ScaledToZero")
             if zero["reason"] == "Draining":
                 return status["drainEpoch"]

@@ -16,6 +16,7 @@ from gptoss_operator.cache import Kind
 from gptoss_operator.plan.observation import Trusted
 from gptoss_operator.process import Engine
 from gptoss_operator.settings import Settings
+from gptoss_operator.substrates import rayserve
 from gptoss_operator.workqueue import Priority
 from tests.builders import DIGEST, deployment_object
 from tests.contract.operator.fake_ray import GATEWAY_TOKEN, TOKEN, FakeRay
@@ -168,8 +169,8 @@ class House:
         """Wait until a predicate holds."""
 
         async def wait() -> None:
-            while not what():
-                await asyncio.sleep(0.01)  # the predicate reads two processes' worth of state
+            while not what():  # noqa: ASYNC110 - the predicate reads the state of several tasks
+                await asyncio.sleep(0.01)
 
         try:
             await asyncio.wait_for(wait(), seconds)
@@ -221,6 +222,9 @@ class House:
 
 @asynccontextmanager
 async def house(folder: Path, *, start: bool = True, **settings: Any) -> AsyncIterator[House]:
+    # What matters is what follows a look, not how long one is waited for.
+    rayserve.MOVING_SECONDS = 0.1
+    rayserve.SETTLED_SECONDS = 1.0
     ray = FakeRay()
     await ray.start()
     (folder / "ray-token").write_text(TOKEN)

@@ -1,0 +1,382 @@
+"""Properties of plans over random lives, and the single steps that people rely on."""
+
+import json
+from dataclasses import replace
+from typing import Any
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gptoss_api.deployment_status import GptOssDeploymentStatus
+from gptoss_operator.plan.applications import Absent, Keep, Present, Wish
+from gptoss_operator.plan.demand import UNKNOWN, Demand
+from gptoss_operator.plan.lifecycle import Phase, phase_of
+from gptoss_operator.plan.observation import (
+    ApplicationView,
+    Distrusted,
+    Failure,
+    Memory,
+    Observation,
+    Placement,
+    Presence,
+    Site,
+    Trust,
+    Trusted,
+)
+from gptoss_operator.plan.planner import Plan, plan
+from tests.builders import DIGEST, deployment
+
+SITE = Site(installation="test", import_path="x:build", gateway_url="http://gateway/v1")
+QUIET = Demand(known=True, active=False, activity_at=None, acknowledged=0)
+TRUSTED = Trusted(
+    manifest_digest=DIGEST, signer="ab", authority="release", policy="default", source="one", checked_at="then"
+)
+UNSIGNED = Distrusted(reason="Unsigned", message="sign it")
+AWAY = Distrusted(reason="SourceUnavailable", message="later", retryable=True)
+
+
+class World:
+    """A deployment, its engine and its operator, as far as plans see and change them."""
+
+    def __init__(self, **spec: Any) -> None:
+        self.spec: dict[str, Any] = {"scaling": {"idleSeconds": 60, "startTimeoutSeconds": 100}, **spec}
+        self.generation = 1
+        self.status = GptOssDeploymentStatus()
+        self.view = ApplicationView(presence=Presence.ABSENT)
+        self.reachable = True
+        self.trust: Trust = TRUSTED
+        self.demand = QUIET
+        self.memory: Memory | None = None
+        self.asked: Wish | None = None
+        self.now = 1000.0
+        self.annotations: dict[str, str] = {}
+
+    def observed(self) -> Observation:
+        return Observation(
+            deployment=deployment(generation=self.generation, annotations=self.annotations, **self.spec),
+            status=self.status,
+            placement=Placement(cluster="local"),
+            application=self.view if self.reachable else ApplicationView(trouble=("ClusterUnreachable", "no answer")),
+            trust=self.trust,
+            demand=self.demand,
+            now=self.now,
+            wall=f"time-{self.now}",
+        )
+
+    def plan(self) -> Plan:
+        return plan(self.observed(), self.memory, SITE, asked=self.asked)
+
+    def step(self) -> Plan:
+        """Plan, and execute as the operator does."""
+        planned = self.plan()
+        if planned.status is not None:
+            # As the API server stores it.
+            wire = json.loads(planned.status.model_dump_json(by_alias=True, exclude_none=True))
+            self.status = GptOssDeploymentStatus.model_validate(wire)
+        self.memory = planned.memory
+        for action in planned.actions:
+            self.asked = action.wish
+        return planned
+
+    def settle(self) -> None:
+        for _ in range(4):
+            planned = self.step()
+            if not planned.actions and planned.status is None:
+                return
+        raise AssertionError(f"plans never come to rest: {planned}")
+
+    def cluster(self) -> None:
+        """The cluster's key brings about what is asked."""
+        if not self.reachable:
+            return
+        match self.asked:
+            case Present(config=config):
+                if self.view.presence is not Presence.PRESENT or self.view.deployed != config:
+                    answering = self.view.answering if self.view.presence is Presence.PRESENT else False
+                    self.view = ApplicationView(
+                        presence=Presence.PRESENT, status="DEPLOYING", deployed=config, answering=answering
+                    )
+            case Absent():
+                self.view = ApplicationView(presence=Presence.ABSENT)
+
+    def engine_answers(self) -> None:
+        if self.view.presence is Presence.PRESENT:
+            self.view = replace(self.view, status="RUNNING", answering=True, failure=None, ready=1, wanted=1)
+
+    def live(self) -> None:
+        for _ in range(3):
+            self.settle()
+            self.cluster()
+            self.engine_answers()
+        self.settle()
+
+    @property
+    def phase(self) -> Phase:
+        return phase_of(self.status)
+
+    def condition(self, kind: str) -> tuple[str, str]:
+        return next((each.status, each.reason) for each in self.status.conditions if each.type == kind)
+
+
+def serving(**spec: Any) -> World:
+    world = World(**spec)
+    world.live()
+    assert world.phase is Phase.SERVING
+    return world
+
+
+def idle() -> World:
+    world = serving()
+    world.now += 61
+    world.settle()
+    world.demand = replace(QUIET, acknowledged=1)
+    world.live()
+    assert world.phase is Phase.IDLE
+    return world
+
+
+EVENTS = [
+    "time", "long", "demand", "quiet", "unknown", "ack", "answers", "mute", "fails", "refused", "lost", "unreachable",
+    "reachable", "cluster", "cluster", "unsigned", "away", "signed", "resigned", "spec", "bounds", "suspend", "resume",
+    "restart", "retry", "wake", "floor",
+]  # fmt: skip
+
+
+def happen(world: World, event: str) -> None:
+    match event:
+        case "time":
+            world.now += 30
+        case "long":
+            world.now += 700
+        case "demand":
+            world.demand = Demand(known=True, active=True, activity_at=world.now, acknowledged=0)
+        case "quiet":
+            world.demand = replace(QUIET, activity_at=world.demand.activity_at)
+        case "unknown":
+            world.demand = UNKNOWN
+        case "ack":
+            world.demand = replace(QUIET, acknowledged=world.status.drain_epoch or 0)
+        case "answers":
+            world.engine_answers()
+        case "mute" if world.view.presence is Presence.PRESENT:
+            world.view = replace(world.view, answering=False)
+        case "fails" if world.view.presence is Presence.PRESENT:
+            world.view = replace(world.view, status="DEPLOY_FAILED", failure=Failure(reason="", message="boom"))
+        case "refused" if world.view.presence is Presence.PRESENT:
+            failure = Failure(reason="DigestMismatch", message="model.safetensors")
+            world.view = replace(world.view, status="DEPLOY_FAILED", failure=failure)
+        case "lost":
+            world.view = ApplicationView(presence=Presence.ABSENT)
+        case "unreachable" | "reachable":
+            world.reachable = event == "reachable"
+        case "cluster":
+            world.cluster()
+        case "unsigned":
+            world.trust = UNSIGNED
+        case "away":
+            world.trust = AWAY
+        case "signed":
+            world.trust = TRUSTED
+        case "resigned":
+            world.trust = replace(TRUSTED, manifest_digest="sha256:" + "cd" * 32, source="two")
+        case "spec":
+            world.spec = {**world.spec, "engine": {"maxNumSeqs": world.generation + 1}}
+            world.generation += 1
+        case "bounds" | "floor":
+            scaling = {**world.spec["scaling"], "maxReplicas": 2, "minReplicas": int(event == "floor")}
+            world.generation += scaling != world.spec["scaling"]
+            world.spec = {**world.spec, "scaling": scaling}
+        case "suspend" | "resume":
+            world.generation += world.spec.get("suspend", False) != (event == "suspend")
+            world.spec = {**world.spec, "suspend": event == "suspend"}
+        case "restart":
+            world.memory, world.asked = None, None
+        case "retry" | "wake":
+            world.annotations = {**world.annotations, f"serving.gptoss.dev/{event}": str(world.now)}
+
+
+lives = st.lists(st.sampled_from(EVENTS), max_size=25)
+
+
+@settings(max_examples=600, deadline=None)
+@given(lives)
+def test_plans_come_to_rest_and_planning_again_is_empty(events: list[str]) -> None:
+    world = World()
+    for event in events:
+        happen(world, event)
+        world.settle()
+        again = world.plan()
+        assert again.actions == ()
+        assert again.status is None
+        assert again.events == ()
+
+
+@settings(max_examples=600, deadline=None)
+@given(lives)
+def test_a_restart_changes_no_replica_count(events: list[str]) -> None:
+    world = World()
+    for event in events:
+        happen(world, event)
+        world.settle()
+    world.cluster()
+    world.settle()
+    world.cluster()
+    before = world.view.presence, world.asked
+    phase = world.phase
+    world.memory, world.asked = None, None
+    world.settle()
+    world.cluster()
+    assert (world.view.presence is Presence.PRESENT) == (before[0] is Presence.PRESENT), (before, phase, world.asked)
+
+
+@settings(max_examples=600, deadline=None)
+@given(lives)
+def test_what_serves_is_taken_away_only_asleep_suspended_or_broken(events: list[str]) -> None:
+    world = World()
+    for event in events:
+        happen(world, event)
+        answering = world.reachable and world.view.presence is Presence.PRESENT and bool(world.view.answering)
+        unknown = not world.demand.known or not world.reachable
+        before = world.phase
+        world.settle()
+        if isinstance(world.asked, Absent) and before in {Phase.SERVING, Phase.DRAINING, Phase.STARTING}:
+            assert world.phase in {Phase.SUSPENDED, Phase.IDLE, Phase.FAILED}
+            if answering:
+                assert world.phase in {Phase.SUSPENDED, Phase.IDLE}
+            if world.phase is Phase.IDLE:
+                assert not unknown
+
+
+@settings(max_examples=300, deadline=None)
+@given(lives)
+def test_messages_are_bounded_and_bytes_are_stable(events: list[str]) -> None:
+    world = World()
+    for event in events:
+        happen(world, event)
+        one, two = world.plan(), world.plan()
+        assert one == two
+        if one.status is not None:
+            assert all(len(condition.message) <= 1024 for condition in one.status.conditions)
+        world.settle()
+
+
+def test_unknown_demand_restarts_the_idle_time() -> None:
+    world = serving()
+    world.demand = UNKNOWN
+    world.now += 1000
+    world.settle()
+    world.demand = QUIET
+    world.now += 59
+    world.settle()
+    assert world.phase is Phase.SERVING
+    world.now += 2
+    world.settle()
+    assert world.phase is Phase.DRAINING
+
+
+def test_a_restart_begins_the_idle_time_anew_and_ends_a_drain() -> None:
+    world = serving()
+    world.now += 61
+    world.settle()
+    assert world.phase is Phase.DRAINING
+    world.memory = None
+    world.settle()
+    assert world.phase is Phase.SERVING
+
+
+def test_each_drain_has_its_own_number_so_that_an_old_answer_means_nothing() -> None:
+    world = serving()
+    world.now += 61
+    world.settle()
+    world.demand = replace(QUIET, active=True, activity_at=world.now)
+    world.settle()
+    assert world.phase is Phase.SERVING
+    world.demand = replace(QUIET, activity_at=world.now, acknowledged=1)
+    world.now += 61
+    world.settle()
+    assert (world.phase, world.status.drain_epoch) == (Phase.DRAINING, 2)
+
+
+def test_changed_while_idle_stays_asleep_and_ready_by_its_signature() -> None:
+    world = idle()
+    happen(world, "spec")
+    world.trust = None
+    world.settle()
+    assert world.condition("Ready") == ("Unknown", "Progressing")
+    world.trust = TRUSTED
+    world.settle()
+    assert world.condition("Ready") == ("True", "Idle")
+    assert world.condition("EngineReady") == ("Unknown", "NotProved")
+    happen(world, "spec")
+    world.trust = UNSIGNED
+    world.settle()
+    assert world.condition("Ready") == ("False", "Unsigned")
+    assert world.asked == Absent()
+
+
+def test_a_floor_keeps_a_model_awake_and_wakes_a_sleeping_one() -> None:
+    world = idle()
+    happen(world, "floor")
+    world.live()
+    assert world.phase is Phase.SERVING
+    world.now += 5000
+    world.settle()
+    assert world.phase is Phase.SERVING
+
+
+def test_a_new_profile_in_a_new_operator_restarts_no_engine() -> None:
+    world = serving()
+    assert isinstance(world.asked, Present)
+    config = json.loads(json.dumps(world.asked.config))
+    config["args"]["engine"]["max_num_seqs"] = 999
+    assert world.status.engine is not None
+    line = world.status.engine.line.replace("--max-num-seqs 256", "--max-num-seqs 999")
+    world.status = world.status.model_copy(
+        update={"engine": world.status.engine.model_copy(update={"line": line, "profile_version": "gpt-oss-20b/0"})}
+    )
+    world.view = replace(world.view, deployed=config)
+    world.settle()
+    assert isinstance(world.asked, Present)
+    assert world.asked.config["args"] == config["args"]
+    assert world.status.engine is not None
+    assert world.status.engine.profile_version == "gpt-oss-20b/0"
+
+
+def test_a_roll_out_is_not_ready_until_the_new_generation_answers() -> None:
+    world = serving()
+    happen(world, "spec")
+    world.settle()
+    assert world.condition("Ready") == ("Unknown", "Progressing")
+    assert world.condition("EngineReady")[0] == "True"
+    world.live()
+    assert world.condition("Ready") == ("True", "Serving")
+    assert world.status.proved_generation == 2
+
+
+def test_bounds_alone_are_no_roll_out_to_prove() -> None:
+    world = serving()
+    assert isinstance(world.asked, Present)
+    arguments = world.asked.config["args"]
+    happen(world, "bounds")
+    world.live()
+    assert isinstance(world.asked, Present)
+    assert world.asked.config["args"] == arguments
+    assert world.condition("Ready") == ("True", "Serving")
+
+
+def test_a_start_waits_while_no_permit_is_free() -> None:
+    world = World()
+    planned = plan(replace(world.observed(), may_start=False), None, SITE)
+    assert planned.queued
+    assert not planned.starting
+    assert [action.wish for action in planned.actions] == [Keep()]
+
+
+def test_transition_times_move_only_with_the_status() -> None:
+    world = serving()
+    times = {each.type: each.last_transition_time for each in world.status.conditions}
+    world.now += 61
+    world.settle()
+    after = {each.type: each.last_transition_time for each in world.status.conditions}
+    assert world.phase is Phase.DRAINING
+    assert after == times
