@@ -23,7 +23,7 @@ async def until_answer(
     """Probe until the engine of a model answers.
 
     ``locate`` says where to probe and for which model id; it is asked before every probe. True as
-    soon as an engine lists that id; False once ``locate`` returns None.
+    soon as an engine lists that id, or refuses this gateway's token; False once ``locate`` returns None.
     """
     probes: set[asyncio.Task[bool]] = set()
     loop = asyncio.get_running_loop()
@@ -55,6 +55,8 @@ async def _answers(session: aiohttp.ClientSession, upstream: Upstream, model_id:
             allow_redirects=False,
             timeout=aiohttp.ClientTimeout(total=PROBE_TIMEOUT_SECONDS),
         ) as response:
+            if response.status in (401, 403):
+                return True  # it is up and refuses us: a request that goes there learns why
             if response.status != 200:
                 return False
             document = json.loads(await response.read())

@@ -128,8 +128,10 @@ async def test_no_plain_text_of_the_engines_side_reaches_a_client(awake, house):
         assert (await response.json())["error"]["code"] == "model_waking"
 
 
-async def test_a_refused_gateway_token_is_not_the_clients_401(awake, house):
+@pytest.mark.parametrize("state", ["serving", "waking"])
+async def test_a_refused_gateway_token_is_not_the_clients_401(awake, house, state):
     server, _ = awake
+    house.apply(model_object(state))
     (house.folder / "token").write_text("another")
     server.gateway.refresh()
     async with client(server) as api:
