@@ -1,0 +1,322 @@
+"""The generated CRDs on a real API server: every rule accepts and rejects, in our words."""
+
+import json
+import uuid
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import pytest
+
+from gptoss_api.deployment import GptOssDeployment
+from gptoss_api.model import ApiModel
+from gptoss_api.names import MAX_NAME_LENGTH
+from gptoss_api.policy import WeightTrustPolicySpec
+from gptoss_api.report import GatewayReportSpec
+from gptoss_cli.local.control_plane import ControlPlane
+from gptoss_cli.local.errors import StepError
+from gptoss_kube.client import Kube, Object
+from gptoss_kube.errors import Invalid
+from gptoss_kube.resources import (
+    CUSTOM_RESOURCE_DEFINITIONS,
+    GATEWAY_REPORTS,
+    GPT_OSS_DEPLOYMENTS,
+    WEIGHT_TRUST_POLICIES,
+    Resource,
+)
+
+pytestmark = pytest.mark.usefixtures("crds")
+
+MODEL = {"name": "gpt-oss-20b", "uri": "s3://models/gpt-oss-20b"}
+KEY = "-----BEGIN PUBLIC KEY-----\n" + "A" * 64 + "\n-----END PUBLIC KEY-----\n"
+DIGEST = "sha256:" + "0" * 64
+POLICY: dict[str, Any] = {
+    "sources": [{"prefix": "s3://models"}],
+    "authorities": [{"name": "security", "models": ["gpt-oss-*"], "key": {"publicKeyPEM": KEY}}],
+}
+REPORT: dict[str, Any] = {"gateway": "gateway-1", "heartbeat": 1, "renewedAt": "2026-11-21T00:00:00.000000Z"}
+
+
+@pytest.fixture
+async def kube(control_plane: ControlPlane) -> AsyncIterator[Kube]:
+    async with Kube(kubeconfig=control_plane.kubeconfig) as client:
+        yield client
+
+
+def deployment(namespace: str, spec: dict[str, Any], name: str = "assistant") -> Object:
+    return {"metadata": {"name": name, "namespace": namespace}, "spec": {"model": MODEL, **spec}}
+
+
+def policy(spec: dict[str, Any]) -> Object:
+    return {"metadata": {"name": f"policy-{uuid.uuid4().hex[:8]}"}, "spec": {**POLICY, **spec}}
+
+
+async def store(kube: Kube, obj: Object, resource: Resource = GPT_OSS_DEPLOYMENTS) -> Object:
+    typed = {"apiVersion": resource.api_version, "kind": resource.kind, **obj}
+    return await kube.create(typed, resource=resource, field_manager="test")
+
+
+ACCEPTED: dict[str, dict[str, Any]] = {
+    "the least": {},
+    "the demo's uri": {"model": {**MODEL, "uri": "file:///srv/weights/tiny"}},
+    "a trailing slash": {"model": {**MODEL, "uri": "s3://models/gpt-oss-20b/"}},
+    "a whole bucket": {"model": {**MODEL, "uri": "s3://models"}},
+    "a served name": {"model": {**MODEL, "servedName": "GPT-oss.20b_fast"}},
+    "custom with a subject": {"model": {**MODEL, "name": "custom"}, "verification": {"subject": "acme/finetune"}},
+    "a pinned manifest": {"verification": {"manifestDigest": DIGEST, "policyRef": {"name": "team"}}},
+    "tensor 1": {"parallelism": {"tensor": 1}},
+    "tensor 2": {"parallelism": {"tensor": 2}},
+    "tensor 4": {"parallelism": {"tensor": 4}},
+    "tensor 8": {"parallelism": {"tensor": 8}},
+    "equal bounds": {"scaling": {"minReplicas": 3, "maxReplicas": 3}},
+    "part of scaling": {"scaling": {"maxReplicas": 4}},
+    "engine arguments": {
+        "engine": {"maxModelLen": 8192, "extraArgs": {"block-size": 16, "enable-prefix-caching": "true"}}
+    },
+    "a ray cluster": {"substrate": {"rayServe": {"clusterName": "local"}}},
+    "recreate and suspended": {"rolloutStrategy": {"type": "Recreate"}, "suspend": True},
+}
+
+
+@pytest.mark.parametrize("spec", ACCEPTED.values(), ids=ACCEPTED.keys())
+async def test_accepts(kube: Kube, namespace: str, spec: dict[str, Any]):
+    stored = await store(kube, deployment(namespace, spec))
+    read = GptOssDeployment.parse(stored)
+    assert pruned(read.spec.model_dump(by_alias=True, exclude_none=True, mode="json")) == pruned(stored["spec"])
+
+
+URI_MESSAGE = "spec.model.uri must be s3://bucket/prefix or file:///folder"
+REJECTED: dict[str, tuple[dict[str, Any], str]] = {
+    "tensor 3": ({"parallelism": {"tensor": 3}}, "spec.parallelism.tensor must be 1, 2, 4 or 8"),
+    "tensor 16": ({"parallelism": {"tensor": 16}}, "spec.parallelism.tensor"),
+    "min above max": (
+        {"scaling": {"minReplicas": 3, "maxReplicas": 2}},
+        "spec.scaling.minReplicas must not exceed spec.scaling.maxReplicas",
+    ),
+    "min above the default max": (
+        {"scaling": {"minReplicas": 2}},
+        "spec.scaling.minReplicas must not exceed spec.scaling.maxReplicas",
+    ),
+    "http": ({"model": {**MODEL, "uri": "http://models/gpt-oss"}}, URI_MESSAGE),
+    "no bucket": ({"model": {**MODEL, "uri": "s3:///gpt-oss-20b"}}, URI_MESSAGE),
+    "a file on another host": ({"model": {**MODEL, "uri": "file://host/weights"}}, URI_MESSAGE),
+    "a relative file": ({"model": {**MODEL, "uri": "file://"}}, URI_MESSAGE),
+    "a query": ({"model": {**MODEL, "uri": "s3://models/a?versionId=1"}}, URI_MESSAGE),
+    "credentials": ({"model": {**MODEL, "uri": "s3://key:secret@models/a"}}, URI_MESSAGE),
+    "an empty segment": ({"model": {**MODEL, "uri": "s3://models//a"}}, URI_MESSAGE),
+    "a revision with s3": ({"model": {**MODEL, "revision": "main"}}, "revision"),
+    "an unknown model": ({"model": {**MODEL, "name": "gpt-5"}}, "spec.model.name"),
+    "custom without a subject": (
+        {"model": {**MODEL, "name": "custom"}},
+        "spec.verification.subject is required with spec.model.name custom",
+    ),
+    "a bad served name": ({"model": {**MODEL, "servedName": "-x"}}, "spec.model.servedName"),
+    "a served name with a slash": ({"model": {**MODEL, "servedName": "a/b"}}, "spec.model.servedName"),
+    "a long served name": ({"model": {**MODEL, "servedName": "a" * 64}}, "spec.model.servedName"),
+    "a forbidden argument": ({"engine": {"extraArgs": {"tokenizer": "x"}}}, "spec.engine.extraArgs may only hold"),
+    "a quoted number": ({"engine": {"extraArgs": {"seed": "1"}}}, "take whole numbers, without quotes"),
+    "a word for a boolean": ({"engine": {"extraArgs": {"enforce-eager": "yes"}}}, 'take "true" or "false"'),
+    "a short digest": ({"verification": {"manifestDigest": "sha256:12"}}, "spec.verification.manifestDigest"),
+    "a negative floor": ({"scaling": {"minReplicas": -1}}, "spec.scaling.minReplicas"),
+    "no replica at all": ({"scaling": {"maxReplicas": 0}}, "spec.scaling.maxReplicas"),
+    "an unknown strategy": ({"rolloutStrategy": {"type": "Canary"}}, "spec.rolloutStrategy.type"),
+    "an unknown field": ({"replicas": 3}, 'unknown field "spec.replicas"'),
+    "a url for a cluster": (
+        {"substrate": {"rayServe": {"clusterName": "a", "url": "http://a"}}},
+        'unknown field "spec.substrate.rayServe.url"',
+    ),
+}
+
+
+@pytest.mark.parametrize(("spec", "message"), REJECTED.values(), ids=REJECTED.keys())
+async def test_rejects(kube: Kube, namespace: str, spec: dict[str, Any], message: str):
+    with pytest.raises(Invalid) as caught:
+        await store(kube, deployment(namespace, spec))
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "name", ["a" * (MAX_NAME_LENGTH + 1), "1st", "with.dot"], ids=["48 characters", "digit first", "dot"]
+)
+async def test_rejects_names_that_children_could_not_carry(kube: Kube, namespace: str, name: str):
+    with pytest.raises(Invalid, match=r"metadata\.name must be a DNS-1035 label"):
+        await store(kube, deployment(namespace, {}, name))
+
+
+async def test_accepts_the_longest_name(kube: Kube, namespace: str):
+    assert await store(kube, deployment(namespace, {}, "a" * MAX_NAME_LENGTH))
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ({"substrate": {"rayServe": {"clusterName": "a"}}}, {"substrate": {"rayServe": {"clusterName": "b"}}}),
+        ({}, {"substrate": {"rayServe": {"clusterName": "a"}}}),
+        ({"substrate": {"rayServe": {"clusterName": "a"}}}, {}),
+    ],
+    ids=["changed", "added", "removed"],
+)
+async def test_the_substrate_is_immutable(kube: Kube, namespace: str, before: dict[str, Any], after: dict[str, Any]):
+    stored = await store(kube, deployment(namespace, before))
+    changed = {**stored, "spec": {**stored["spec"], "substrate": None, **after, "suspend": True}}
+    with pytest.raises(Invalid, match=r"spec\.substrate is immutable"):
+        await kube.replace(changed, resource=GPT_OSS_DEPLOYMENTS, field_manager="test")
+    kept = {**stored, "spec": {**stored["spec"], "suspend": True}}
+    assert await kube.replace(kept, resource=GPT_OSS_DEPLOYMENTS, field_manager="test")
+
+
+async def test_defaults_are_stored_in_full(kube: Kube, namespace: str):
+    stored = await store(kube, deployment(namespace, {}))
+    assert stored["spec"]["scaling"] == {
+        "minReplicas": 0,
+        "maxReplicas": 1,
+        "idleSeconds": 900,
+        "wakeTimeoutSeconds": 600,
+        "startTimeoutSeconds": 3600,
+        "maxHeldRequests": 100,
+        "initial": "Prove",
+    }
+    assert stored["spec"]["parallelism"] == {"tensor": 1}
+    assert stored["spec"]["rolloutStrategy"] == {"type": "BlueGreen"}
+    assert stored["spec"]["suspend"] is False
+
+
+POLICIES_REJECTED: dict[str, tuple[dict[str, Any], str]] = {
+    "http": ({"sources": [{"prefix": "http://models"}]}, "sources[].prefix must start with s3:// or file://"),
+    "credentials": ({"sources": [{"prefix": "s3://a:b@models"}]}, "hold no credentials"),
+    "no source": ({"sources": []}, "spec.sources"),
+    "no authority": ({"authorities": []}, "spec.authorities"),
+    "a private key": (
+        {"authorities": [{"name": "a", "models": ["*"], "key": {"publicKeyPEM": KEY.replace("PUBLIC", "PRIVATE")}}]},
+        "publicKeyPEM must be a PEM public key",
+    ),
+    "one name twice": ({"authorities": POLICY["authorities"] * 2}, "Duplicate value"),
+    "an unknown field": ({"mode": "Audit"}, 'unknown field "spec.mode"'),
+}
+
+
+@pytest.mark.parametrize(("spec", "message"), POLICIES_REJECTED.values(), ids=POLICIES_REJECTED.keys())
+async def test_rejects_policies(kube: Kube, spec: dict[str, Any], message: str):
+    with pytest.raises(Invalid) as caught:
+        await store(kube, policy(spec), WEIGHT_TRUST_POLICIES)
+    assert message in str(caught.value)
+
+
+async def test_a_whole_policy_survives_the_round_trip(kube: Kube):
+    whole = {
+        "default": True,
+        "namespaceSelector": {
+            "matchLabels": {"team": "ml"},
+            "matchExpressions": [{"key": "env", "operator": "In", "values": ["prod"]}],
+        },
+        "denied": {"manifestDigests": [DIGEST]},
+    }
+    obj = policy(whole)
+    stored = await store(kube, obj, WEIGHT_TRUST_POLICIES)
+    assert same(WeightTrustPolicySpec, stored)
+    await kube.delete(WEIGHT_TRUST_POLICIES, obj["metadata"]["name"])
+
+
+async def test_a_whole_report_survives_the_round_trip(kube: Kube, namespace: str):
+    demand = {
+        "uid": "u",
+        "namespace": "ml",
+        "name": "assistant",
+        "waiting": 1,
+        "inFlight": 2,
+        "lastRequest": "x",
+        "drainEpochSeen": 3,
+    }
+    obj = {"metadata": {"name": "gateway-1", "namespace": namespace}, "spec": {**REPORT, "deployments": [demand]}}
+    stored = await store(kube, obj, GATEWAY_REPORTS)
+    assert same(GatewayReportSpec, stored)
+    assert stored["spec"]["deployments"] == [demand]
+
+
+async def test_kubectl_refuses_unknown_fields_too(control_plane: ControlPlane, namespace: str):
+    manifest = {
+        "apiVersion": GPT_OSS_DEPLOYMENTS.api_version,
+        "kind": GPT_OSS_DEPLOYMENTS.kind,
+        **deployment(namespace, {"scaling": {"minimum": 1}}),
+    }
+    with pytest.raises(StepError, match="unknown field"):
+        control_plane.kubectl("apply", "-f", "-", stdin=json.dumps(manifest))
+
+
+@pytest.mark.parametrize(
+    "resource", [GPT_OSS_DEPLOYMENTS, WEIGHT_TRUST_POLICIES, GATEWAY_REPORTS], ids=lambda resource: resource.kind
+)
+async def test_every_field_is_explained_and_bounded(kube: Kube, resource: Resource):
+    name = f"{resource.plural}.{resource.group}"
+    crd = await kube.get(CUSTOM_RESOURCE_DEFINITIONS, name)
+    (version,) = crd["spec"]["versions"]
+    schema = version["schema"]["openAPIV3Schema"]
+    fields = dict(every_field(schema, ""))
+    assert fields
+    assert [path for path, field in fields.items() if not field.get("description")] == []
+    unbounded = [
+        path
+        for path, field in fields.items()
+        if (field["type"] == "array" and "maxItems" not in field)
+        or ("additionalProperties" in field and "maxProperties" not in field)
+        if "type" in field
+    ]
+    assert unbounded == []
+    conditions = {condition["type"]: condition["status"] for condition in crd["status"]["conditions"]}
+    assert conditions["Established"] == "True"
+    assert conditions.get("NonStructuralSchema", "False") == "False"
+
+
+def test_kubectl_explains(control_plane: ControlPlane):
+    text = control_plane.kubectl("explain", "gptoss.spec.scaling.idleSeconds")
+    assert "Seconds without a request after which the model goes to sleep" in text
+    assert "DESCRIPTION" in control_plane.kubectl("explain", "weighttrustpolicies.spec.authorities")
+
+
+async def test_columns_show_what_people_ask_for(kube: Kube, control_plane: ControlPlane, namespace: str):
+    await store(kube, deployment(namespace, {}))
+    status = {
+        "state": "Idle",
+        "replicas": {"ready": 0, "desired": 0},
+        "conditions": [
+            {
+                "type": "Ready",
+                "status": "True",
+                "reason": "Idle",
+                "message": "",
+                "lastTransitionTime": "2026-11-21T00:00:00Z",
+            }
+        ],
+    }
+    await kube.apply_status(
+        {"metadata": {"name": "assistant", "namespace": namespace}, "status": status},
+        resource=GPT_OSS_DEPLOYMENTS,
+        field_manager="test",
+    )
+    header, row = control_plane.kubectl("get", "gptoss", "-n", namespace).splitlines()
+    assert header.split() == ["NAME", "MODEL", "STATE", "READY", "REASON", "REPLICAS", "AGE"]
+    assert row.split()[:6] == ["assistant", "gpt-oss-20b", "Idle", "True", "Idle", "0"]
+    wide = control_plane.kubectl("get", "gptoss", "-n", namespace, "-o", "wide").splitlines()[0]
+    assert "URL" in wide.split()
+
+
+def same(model: type[ApiModel], stored: Object) -> bool:
+    dumped = model.model_validate(stored["spec"]).model_dump(by_alias=True, exclude_none=True, mode="json")
+    return bool(pruned(dumped) == pruned(stored["spec"]))
+
+
+def pruned(value: Any) -> Any:
+    """The value without empty objects and lists, which mean the same as absent ones."""
+    if isinstance(value, dict):
+        kept = {key: pruned(item) for key, item in value.items()}
+        return {key: item for key, item in kept.items() if item not in ({}, [])}
+    return [pruned(item) for item in value] if isinstance(value, list) else value
+
+
+def every_field(schema: Object, path: str) -> Iterator[tuple[str, Object]]:
+    for name, field in schema.get("properties", {}).items():
+        if not path and name in {"apiVersion", "kind", "metadata"}:
+            continue
+        yield f"{path}.{name}", field
+        yield from every_field(field, f"{path}.{name}")
+        if isinstance(field.get("items"), dict):
+            yield from every_field(field["items"], f"{path}.{name}[]")
