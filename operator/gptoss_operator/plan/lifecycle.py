@@ -12,18 +12,16 @@ A decision is written into the status before it is acted on: whoever dies in bet
 nothing done, or something that the next process does again to the same effect.
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
-from enum import StrEnum
+from dataclasses import replace
 
-from gptoss_api.conditions import ConditionType, Reason, TrustReason
-from gptoss_api.deployment_status import GptOssDeploymentStatus
+from gptoss_api.conditions import Reason, TrustReason
 from gptoss_api.names import PAUSED_ANNOTATION, RETRY_ANNOTATION, WAKE_ANNOTATION
 from gptoss_operator.plan.applications import Absent, Keep, Present, Wish, covers
-from gptoss_operator.plan.arguments import Wanted, wanted_application
+from gptoss_operator.plan.arguments import wanted_application
 from gptoss_operator.plan.observation import Distrusted, Memory, Observation, Presence, Site, Trusted
+from gptoss_operator.plan.verdict import OF_WEIGHTS, Phase, Stall, Verdict, phase_of, written_stall
+from gptoss_operator.plan.wakes import timed
 
-_RECENT_SECONDS = 10.0
 FIRST_RETRY_SECONDS = 30.0
 LAST_RETRY_SECONDS = 600.0
 _MAY_PASS = frozenset(
@@ -36,69 +34,6 @@ _MAY_PASS = frozenset(
     }
 )
 """A node's trouble that may pass while the source stays as it is: tried again with back-off."""
-_WEIGHTS = frozenset(TrustReason)
-
-
-class Phase(StrEnum):
-    """Where a deployment stands."""
-
-    NEW = "New"
-    STARTING = "Starting"
-    SERVING = "Serving"
-    DRAINING = "Draining"
-    IDLE = "Idle"
-    SUSPENDED = "Suspended"
-    FAILED = "Failed"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Stall:
-    """Why it can't go on. ``reason`` is Stalled's, ``detail`` Ready's; ``weights`` if a node refused them."""
-
-    reason: str
-    detail: str
-    message: str
-    weights: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class Verdict:
-    """What was decided.
-
-    Attributes:
-        phase: the new phase.
-        wish: what is asked of the Ray cluster.
-        wanted: the application behind the wish, where it is known.
-        memory: what to remember.
-        proved: this generation has answered.
-        proved_generation: last generation that has.
-        drain_epoch: number of the last drain.
-        stall: why it can't go on.
-        failed_source: fingerprint of the source that a start failed with.
-        last_retry: retry annotation that was acted on.
-        last_wake: wake annotation that was acted on.
-        paused: nothing but the status is written.
-        queued: it waits for other starts to finish.
-        timings: wake stages that ended now, with their seconds.
-        woke_seconds: seconds of a wake that ended now.
-        look_again: seconds until time alone may change the decision.
-    """
-
-    phase: Phase
-    wish: Wish
-    memory: Memory
-    wanted: Wanted | None = None
-    proved_generation: int | None = None
-    drain_epoch: int | None = None
-    stall: Stall | None = None
-    failed_source: str | None = None
-    last_retry: str | None = None
-    last_wake: str | None = None
-    paused: bool = False
-    queued: bool = False
-    timings: tuple[tuple[str, float], ...] = ()
-    woke_seconds: float | None = None
-    look_again: float | None = None
 
 
 def decide(observed: Observation, memory: Memory | None, site: Site) -> Verdict:
@@ -113,7 +48,7 @@ def decide(observed: Observation, memory: Memory | None, site: Site) -> Verdict:
         memory=memory,
         proved_generation=status.proved_generation,
         drain_epoch=status.drain_epoch,
-        stall=_written_stall(status),
+        stall=written_stall(status),
         failed_source=status.failed_source,
         last_retry=annotations.get(RETRY_ANNOTATION, status.last_retry),
         last_wake=annotations.get(WAKE_ANNOTATION, status.last_wake),
@@ -134,27 +69,7 @@ def decide(observed: Observation, memory: Memory | None, site: Site) -> Verdict:
     verdict = replace(verdict, wanted=wanted)
     if annotations.get(PAUSED_ANNOTATION) == "true":
         return replace(verdict, paused=True, last_retry=status.last_retry, last_wake=status.last_wake)
-    return _timed(_next(observed, verdict), observed, before)
-
-
-def phase_of(status: GptOssDeploymentStatus) -> Phase:
-    """Read the phase back from the conditions."""
-    conditions = {condition.type: condition for condition in status.conditions}
-    stalled = conditions.get(ConditionType.STALLED)
-    if stalled is not None and stalled.status == "True":
-        # A conflict on the Ray cluster may resolve itself any moment: the wish stands.
-        return Phase.STARTING if stalled.reason == Reason.ROUTE_CONFLICT else Phase.FAILED
-    zero = conditions.get(ConditionType.SCALED_TO_ZERO)
-    return _PHASES.get(zero.reason, Phase.NEW) if zero is not None else Phase.NEW
-
-
-_PHASES: dict[str, Phase] = {
-    Reason.SERVING: Phase.SERVING,
-    Reason.DRAINING: Phase.DRAINING,
-    Reason.WAKING: Phase.STARTING,
-    Reason.IDLE: Phase.IDLE,
-    Reason.SUSPENDED: Phase.SUSPENDED,
-}
+    return timed(_next(observed, verdict), observed, before)
 
 
 def _next(observed: Observation, verdict: Verdict) -> Verdict:
@@ -352,13 +267,13 @@ def _broken(observed: Observation, verdict: Verdict) -> Verdict:
         return verdict
     if failure.reason == Reason.SERVING_VERSION_MISMATCH:
         stall = Stall(reason=failure.reason, detail=failure.reason, message=failure.message)
-    elif failure.reason in _WEIGHTS and failure.reason not in _MAY_PASS:
+    elif failure.reason in OF_WEIGHTS and failure.reason not in _MAY_PASS:
         source = observed.trust.source if isinstance(observed.trust, Trusted) else "unknown"
         stall = Stall(reason=Reason.UNTRUSTED_WEIGHTS, detail=failure.reason, message=failure.message, weights=True)
         verdict = replace(verdict, failed_source=source)
     else:
         detail = failure.reason or Reason.ENGINE_FAILED
-        stall = Stall(reason=Reason.ENGINE_FAILED, detail=detail, message=failure.message, weights=detail in _WEIGHTS)
+        stall = Stall(reason=Reason.ENGINE_FAILED, detail=detail, message=failure.message, weights=detail in OF_WEIGHTS)
         delay = _retry_delay(memory.failures)
         memory = replace(memory, failures=memory.failures + 1, retry_at=observed.now + delay)
         verdict = replace(verdict, memory=memory, look_again=delay)
@@ -423,55 +338,3 @@ def _retry_delay(failures: int) -> float:
 
 def _until(moment: float | None, now: float) -> float | None:
     return max(0.1, moment - now) if moment is not None else None
-
-
-def _written_stall(status: GptOssDeploymentStatus) -> Stall | None:
-    conditions = {condition.type: condition for condition in status.conditions}
-    stalled = conditions.get(ConditionType.STALLED)
-    if stalled is None or stalled.status != "True":
-        return None
-    ready = conditions.get(ConditionType.READY)
-    return Stall(
-        reason=stalled.reason,
-        detail=ready.reason if ready is not None else stalled.reason,
-        message=stalled.message,
-        weights=status.failed_source is not None
-        or (stalled.reason == Reason.ENGINE_FAILED and ready is not None and ready.reason in _WEIGHTS),
-    )
-
-
-def _timed(verdict: Verdict, observed: Observation, before: Phase) -> Verdict:
-    """Follow a wake through its stages: demand → put → deploying → engineReady."""
-    memory, now = verdict.memory, observed.now
-    if before in {Phase.IDLE, Phase.SUSPENDED} and verdict.phase is Phase.STARTING:
-        seen = observed.demand.activity_at
-        began = seen if seen is not None and now - seen < _RECENT_SECONDS else now
-        memory = replace(memory, wake_began=began, stage="demand", stage_began=began)
-    if memory.wake_began is None:
-        return replace(verdict, memory=memory)
-    stage = _stage(verdict, observed)
-    if stage == memory.stage:
-        return replace(verdict, memory=memory)
-    timings = tuple(_ended(memory, now))
-    if stage is None:
-        seconds = now - memory.wake_began
-        memory = replace(memory, wake_began=None, stage=None, stage_began=None)
-        return replace(verdict, memory=memory, timings=timings, woke_seconds=seconds)
-    memory = replace(memory, stage=stage, stage_began=now)
-    return replace(verdict, memory=memory, timings=timings)
-
-
-def _ended(memory: Memory, now: float) -> Iterable[tuple[str, float]]:
-    if memory.stage is not None and memory.stage_began is not None:
-        yield memory.stage, now - memory.stage_began
-
-
-def _stage(verdict: Verdict, observed: Observation) -> str | None:
-    if verdict.phase is not Phase.STARTING:
-        return None
-    if not isinstance(verdict.wish, Present):
-        return "demand"
-    application = observed.application
-    if application.presence is not Presence.PRESENT or not covers(application.deployed, verdict.wish.config):
-        return "put"
-    return "engineReady" if application.status == "RUNNING" else "deploying"

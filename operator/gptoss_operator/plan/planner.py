@@ -4,9 +4,10 @@ from dataclasses import dataclass
 
 from gptoss_api.deployment_status import GptOssDeploymentStatus
 from gptoss_operator.plan.applications import Present, Wish
-from gptoss_operator.plan.lifecycle import Phase, Verdict, decide, phase_of
+from gptoss_operator.plan.lifecycle import decide
 from gptoss_operator.plan.observation import Memory, Observation, Site
 from gptoss_operator.plan.status import status_for
+from gptoss_operator.plan.verdict import Phase, Verdict, phase_of
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,8 +15,8 @@ from gptoss_api.deployment_status import (
     WeightsStatus,
 )
 from gptoss_operator.plan.applications import Present, covers
-from gptoss_operator.plan.lifecycle import Phase, Verdict
 from gptoss_operator.plan.observation import Distrusted, Observation, Presence, Site, Trusted
+from gptoss_operator.plan.verdict import Phase, Verdict
 
 _Claim = tuple[str, str, str]
 """Status, reason and message of a condition."""
@@ -58,11 +58,6 @@ def status_for(observed: Observation, verdict: Verdict, site: Site) -> GptOssDep
         failed_source=verdict.failed_source,
         conditions=conditions,
     )
-
-
-def same_status(before: GptOssDeploymentStatus, after: GptOssDeploymentStatus) -> bool:
-    """Tell whether a status needs no write."""
-    return before == after
 
 
 def _ready(observed: Observation, verdict: Verdict) -> _Claim:

@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from gptoss_api.deployment_status import GptOssDeploymentStatus
 from gptoss_operator.plan.applications import Absent, Keep, Present, Wish
 from gptoss_operator.plan.demand import UNKNOWN, Demand
-from gptoss_operator.plan.lifecycle import Phase, phase_of
 from gptoss_operator.plan.observation import (
     ApplicationView,
     Distrusted,
@@ -24,6 +23,7 @@ from gptoss_operator.plan.observation import (
     Trusted,
 )
 from gptoss_operator.plan.planner import Plan, plan
+from gptoss_operator.plan.verdict import Phase, phase_of
 from tests.builders import DIGEST, deployment
 
 SITE = Site(installation="test", import_path="x:build", gateway_url="http://gateway/v1")
