@@ -273,7 +273,7 @@ async def test_many_held_requests_are_released_in_order_and_in_groups_and_nobody
         await asyncio.gather(*held)
     order = [json.loads(body)["messages"][0]["content"] for _, _, body in application.posts]
     assert [sorted(order[:2]), sorted(order[2:4]), sorted(order[4:])] == [["0", "1"], ["2", "3"], ["4", "late"]]
-    assert application.arrivals[2] - application.arrivals[0] > 0.05
+    assert application.arrivals[-1] - application.arrivals[0] > 0.18
 
 
 async def test_the_report_goes_when_the_gateway_stops_and_its_open_requests_are_told(house):
