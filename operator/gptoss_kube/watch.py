@@ -16,7 +16,7 @@ from typing import Self
 import aiohttp
 
 from gptoss_kube.client import Kube, Object
-from gptoss_kube.errors import KubeError, Unreachable, error_from_status
+from gptoss_kube.errors import KubeError, ServerFailed, Unreachable, error_from_status
 from gptoss_kube.resources import Resource
 
 log = logging.getLogger(__name__)
@@ -88,6 +88,9 @@ class Informer:
             except KubeError as error:
                 self.last_error = error
                 log.warning("following %s: %s", self._resource.plural, error)
+            except Exception as error:  # an answer we can't read must not end the following for ever
+                self.last_error = ServerFailed(f"watch {self._resource.plural}: {error!r}")
+                log.exception("following %s", self._resource.plural)
             failures = 1 if time.monotonic() - started > _BACKOFF_SECONDS[1] else failures + 1
             least, most = _BACKOFF_SECONDS
             await asyncio.sleep(min(most, least * 2**failures) * random.uniform(0.5, 1.0))  # noqa: S311

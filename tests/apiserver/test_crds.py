@@ -22,7 +22,7 @@ from gptoss_kube.resources import (
     GPT_OSS_DEPLOYMENTS,
     WEIGHT_TRUST_POLICIES,
     Resource,
-)
+)from tests.controlplane import empty_namespace
 
 pytestmark = pytest.mark.usefixtures("crds")
 
@@ -36,14 +36,25 @@ POLICY: dict[str, Any] = {
 REPORT: dict[str, Any] = {"gateway": "gateway-1", "heartbeat": 1, "renewedAt": "2026-11-21T00:00:00.000000Z"}
 
 
+@pytest.fixture(scope="module")
+def namespace(control_plane: ControlPlane) -> Iterator[str]:
+    """One namespace for all: these tests only create, under names of their own."""
+    name = f"crds-{uuid.uuid4().hex[:8]}"
+    control_plane.kubectl("create", "namespace", name)
+    yield name
+    empty_namespace(control_plane, name)
+    control_plane.kubectl("delete", "namespace", name, "--wait=false")
+
+
 @pytest.fixture
 async def kube(control_plane: ControlPlane) -> AsyncIterator[Kube]:
     async with Kube(kubeconfig=control_plane.kubeconfig) as client:
         yield client
 
 
-def deployment(namespace: str, spec: dict[str, Any], name: str = "assistant") -> Object:
-    return {"metadata": {"name": name, "namespace": namespace}, "spec": {"model": MODEL, **spec}}
+def deployment(namespace: str, spec: dict[str, Any], name: str | None = None) -> Object:
+    metadata = {"name": name or f"assistant-{uuid.uuid4().hex[:8]}", "namespace": namespace}
+    return {"metadata": metadata, "spec": {"model": MODEL, **spec}}
 
 
 def policy(spec: dict[str, Any]) -> Object:
@@ -273,7 +284,7 @@ def test_kubectl_explains(control_plane: ControlPlane):
 
 
 async def test_columns_show_what_people_ask_for(kube: Kube, control_plane: ControlPlane, namespace: str):
-    await store(kube, deployment(namespace, {}))
+    await store(kube, deployment(namespace, {}, "shown"))
     status = {
         "state": "Idle",
         "replicas": {"ready": 0, "desired": 0},
@@ -288,14 +299,14 @@ async def test_columns_show_what_people_ask_for(kube: Kube, control_plane: Contr
         ],
     }
     await kube.apply_status(
-        {"metadata": {"name": "assistant", "namespace": namespace}, "status": status},
+        {"metadata": {"name": "shown", "namespace": namespace}, "status": status},
         resource=GPT_OSS_DEPLOYMENTS,
         field_manager="test",
     )
-    header, row = control_plane.kubectl("get", "gptoss", "-n", namespace).splitlines()
+    header, row = control_plane.kubectl("get", "gptoss", "shown", "-n", namespace).splitlines()
     assert header.split() == ["NAME", "MODEL", "STATE", "READY", "REASON", "REPLICAS", "AGE"]
-    assert row.split()[:6] == ["assistant", "gpt-oss-20b", "Idle", "True", "Idle", "0"]
-    wide = control_plane.kubectl("get", "gptoss", "-n", namespace, "-o", "wide").splitlines()[0]
+    assert row.split()[:6] == ["shown", "gpt-oss-20b", "Idle", "True", "Idle", "0"]
+    wide = control_plane.kubectl("get", "gptoss", "shown", "-n", namespace, "-o", "wide").splitlines()[0]
     assert "URL" in wide.split()
 
 
