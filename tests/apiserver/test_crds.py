@@ -22,7 +22,8 @@ from gptoss_kube.resources import (
     GPT_OSS_DEPLOYMENTS,
     WEIGHT_TRUST_POLICIES,
     Resource,
-)from tests.controlplane import empty_namespace
+)
+from tests.controlplane import empty_namespace
 
 pytestmark = pytest.mark.usefixtures("crds")
 
