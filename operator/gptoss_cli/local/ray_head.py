@@ -185,7 +185,7 @@ class RayHead:
                 return  # somebody was faster, with applications of theirs
             self.request("PUT", {"applications": [], "http_options": options, "proxy_location": "HeadOnly"})
         except urllib.error.HTTPError as error:
-            text = error.read(2000).decode(errors="replace")
+            text = error.read().decode(errors="replace")[-1500:]
             raise ProgramError(f"Ray Serve did not start: {error.code} {text}") from error
         except OSError as error:
             raise ProgramError(f"Ray's dashboard at {self.dashboard_url} does not answer: {error}") from error

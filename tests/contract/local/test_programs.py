@@ -45,6 +45,12 @@ def test_a_program_without_restart_stays_down_and_says_how_it_ended(programs: Pr
         programs.wait("shell", lambda: False, seconds=10)
 
 
+def test_waiting_for_a_program_that_crashes_again_and_again_gives_up(programs: Programs):
+    programs.start(Program(name="crashing", command=("false",), environment={}, restart=True))
+    with pytest.raises(ProgramError, match="again and again"):
+        programs.wait("crashing", lambda: False, seconds=60)
+
+
 def test_waiting_has_a_deadline(programs: Programs):
     programs.start(sleeper())
     with pytest.raises(ProgramError, match="not ready within 0 s"):
