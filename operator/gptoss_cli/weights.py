@@ -1,7 +1,7 @@
 """`gptoss weights`: make keys, sign, verify, look at and pull weights. Needs no cluster and no operator.
 
-Exit codes: 0 good · 2 wrong usage · 3 not trusted (unsigned, another signer, other bytes, forbidden
-content) · 4 the source failed · 5 the local folder failed · 6 signing failed. With ``--json`` one
+Exit codes are those of every command (``exit_codes``): 3 is "not trusted", 1 a source, folder or key
+that fails. With ``--json`` one
 object is printed, on failure ``{"error": {"reason", "message", "file", "retryable"}}``.
 """
 
@@ -11,22 +11,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import click
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-from gptoss_weights.errors import SigningError, SourceError, StorageError, TrustError, UnsignedError, WeightsError
+from gptoss_cli.exit_codes import HELP, ExitCode
+from gptoss_weights.errors import StorageError, TrustError, UnsignedError, WeightsError
 from gptoss_weights.manifest import FileRole, Manifest, parse_manifest
 from gptoss_weights.signature import TrustedKey, parse_bundle, verify_bundle
 
-_EXIT_CODES: Final[tuple[tuple[type[WeightsError], int], ...]] = (
-    (TrustError, 3),
-    (SourceError, 4),
-    (StorageError, 5),
-    (SigningError, 6),
-)
 _json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 _key_option = click.option(
     "--key",
@@ -37,9 +32,7 @@ _key_option = click.option(
 )
 
 
-@click.group(
-    epilog="Exit codes: 0 good, 2 usage, 3 not trusted, 4 source failed, 5 local folder failed, 6 signing failed."
-)
+@click.group(epilog=HELP)
 def weights() -> None:
     """Sign, verify and pull weights."""
 
@@ -268,7 +261,7 @@ def _reported(*, as_json: bool) -> Iterator[None]:
             click.echo(json.dumps({"error": described}))
         else:
             click.echo(str(error), err=True)
-        sys.exit(next((code for kind, code in _EXIT_CODES if isinstance(error, kind)), 1))
+        sys.exit(ExitCode.NEGATIVE if isinstance(error, TrustError) else ExitCode.FAILED)
 
 
 def _print(found: dict[str, Any], *, as_json: bool) -> None:

@@ -59,9 +59,9 @@ class Location:
 
     def within(self, prefix: "Location") -> bool:
         """Tell whether this place is ``prefix`` or lies below it, on path-segment boundaries."""
-        return (self.scheme, self.bucket) == (prefix.scheme, prefix.bucket) and self.segments[
-            : len(prefix.segments)
-        ] == prefix.segments
+        same_root = (self.scheme, self.bucket) == (prefix.scheme, prefix.bucket)
+        depth = len(prefix.segments)
+        return same_root and self.segments[:depth] == prefix.segments
 
 
 def _refuse(problem: str) -> NoReturn:

@@ -61,14 +61,14 @@ def test_exit_codes_and_reasons(signed, tmp_path):
     (tmp_path / "open").mkdir()
     (tmp_path / "open").chmod(0o777)
     elsewhere = ["pull", "--to", tmp_path / "open", "--model", MODEL, "--key", signed.key]
-    assert run_json(*elsewhere, f"file://{signed.folder}", code=5)["error"]["reason"] == "StorageFailed"
-    assert run_json("keygen", tmp_path / "key", code=6)["error"]["reason"] == "SigningFailed"
+    assert run_json(*elsewhere, f"file://{signed.folder}", code=1)["error"]["reason"] == "StorageFailed"
+    assert run_json("keygen", tmp_path / "key", code=1)["error"]["reason"] == "SigningFailed"
     shard = signed.folder / "model-00001-of-00002.safetensors"
     shard.write_bytes(shard.read_bytes()[:-1] + b"!")
     error = run_json(*verify, code=3)["error"]
     assert (error["reason"], error["file"]) == ("DigestMismatch", shard.name)
     shard.unlink()
-    assert run_json(*verify, code=4)["error"]["reason"] == "MissingFile"
+    assert run_json(*verify, code=1)["error"]["reason"] == "MissingFile"
     (signed.folder / "model.sig").unlink()
     found = run(*verify, code=3)
     assert "Unsigned: there is no model.sig" in found.stderr
