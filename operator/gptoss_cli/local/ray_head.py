@@ -39,6 +39,7 @@ _START_SECONDS = 90.0
 _STOP_SECONDS = 4.0
 _RESTART_SECONDS = (0.5, 15.0)
 _OBJECT_STORE_BYTES = 100 * 1024 * 1024
+_LONGEST_PARENT = 16
 _PR_SET_CHILD_SUBREAPER = 36  # prctl(2)
 _PORT_NAMES = ("gcs", "dashboard", "serve", "fallback", "stats", "metrics", "fallback_grpc", "agent", "export")
 
@@ -49,7 +50,7 @@ class RayHead:
 
     Attributes:
         base: private folder for token, logs and verified weights. Ray's own temporary folder is
-            another, short one, for the paths of Unix sockets are limited to 107 bytes.
+            another, short one: HAProxy takes 97 characters for its socket's path, of which Ray uses 58.
         ports: by name; ``dashboard`` and ``serve`` are what others connect to.
         environment: what Ray's nodes get besides this module's own, such as credentials of an object store.
         file_roots: folders under which ``file://`` weights may be read.
@@ -118,8 +119,9 @@ class RayHead:
     @property
     def temporary(self) -> Path:
         """Ray's own folder: the same for the same base, and short."""
-        digest = hashlib.sha256(str(self.base.absolute()).encode()).hexdigest()[:10]
-        return Path(tempfile.gettempdir()) / f"gptoss-ray-{os.getuid()}-{digest}"
+        digest = hashlib.sha256(f"{os.getuid()} {self.base.absolute()}".encode()).hexdigest()[:8]
+        parent = tempfile.gettempdir()
+        return Path(parent if len(parent) <= _LONGEST_PARENT else "/tmp") / f"gptoss-{digest}"  # noqa: S108 - made 0700
 
     def command(self) -> list[str]:
         """Return the command line of the supervising process; it holds no secret."""
@@ -138,7 +140,7 @@ class RayHead:
 
     def node_environment(self) -> dict[str, str]:
         """Return the environment in which Ray starts: what ``gptoss_serving`` asks of a node."""
-        proxy = self.temporary / "haproxy"
+        proxy = self.temporary / "h"
         path = os.pathsep.join([*map(str, self.python_path), *filter(None, [os.environ.get("PYTHONPATH")])])
         return {
             "GPTOSS_DEVICE": "cpu",
@@ -153,7 +155,7 @@ class RayHead:
             "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": str(MAX_REQUEST_SECONDS),
             "RAY_SERVE_HAPROXY_CLOSE_SPREAD_TIME_S": "5",
             "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(proxy / "haproxy.cfg"),
-            "RAY_SERVE_HAPROXY_SOCKET_PATH": str(proxy / "admin.sock"),
+            "RAY_SERVE_HAPROXY_SOCKET_PATH": str(proxy / "s"),
             "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(proxy),
             "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(proxy / "server-state"),
             "RAY_SERVE_HAPROXY_STATS_PORT": str(self.ports["stats"]),
@@ -170,7 +172,8 @@ class RayHead:
     def ready(self) -> bool:
         """Tell whether Serve runs: applications can be put, and will listen where they should."""
         with contextlib.suppress(OSError, ValueError):
-            return bool(self.request("GET").get("http_options"))
+            proxies = (self.request("GET").get("proxies") or {}).values()
+            return any(proxy.get("status") == "HEALTHY" for proxy in proxies)
         return False
 
     def start_serve(self) -> None:
@@ -261,7 +264,7 @@ def clean(head: RayHead) -> None:
 
 def _start_ray(head: RayHead) -> "subprocess.Popen[bytes]":
     private_folder(head.temporary)
-    private_folder(head.temporary / "haproxy")
+    private_folder(head.temporary / "h")
     private_folder(head.temporary / "plasma")
     ports = head.ports
     command = [
