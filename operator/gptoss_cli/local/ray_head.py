@@ -162,6 +162,8 @@ class RayHead:
             "RAY_SERVE_HAPROXY_METRICS_PORT": str(self.ports["metrics"]),
             "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(self.ports["fallback"]),
             "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(self.ports["fallback_grpc"]),
+            "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
+            "RAY_SERVE_HAPROXY_STARTUP_TIMEOUT_S": "60",
             "RAY_USAGE_STATS_ENABLED": "0",
             "VLLM_NO_USAGE_STATS": "1",
             "VLLM_CPU_KVCACHE_SPACE": "1",
@@ -229,7 +231,7 @@ def serve_forever(head: RayHead) -> None:
             child = _start_ray(head)
             try:
                 _wait_for_dashboard(head, child)
-                head.start_serve()
+                _start_serve(head, child)
                 _say(f"Ray is up: dashboard {head.dashboard_url}, Serve {head.serve_url}")
                 code = child.wait()
                 _say(f"Ray ended with {code}")
@@ -293,6 +295,21 @@ def _wait_for_dashboard(head: RayHead, child: "subprocess.Popen[bytes]") -> None
             return
         time.sleep(0.3)
     raise ProgramError(f"Ray's dashboard did not answer within {_START_SECONDS:.0f} s")
+
+
+def _start_serve(head: RayHead, child: "subprocess.Popen[bytes]") -> None:
+    """Start Serve; on a busy machine its proxies may miss Ray's deadline at the first tries."""
+    deadline = time.monotonic() + _START_SECONDS
+    while not head.ready():
+        if child.poll() is not None:
+            raise ProgramError(f"ray start ended with {child.returncode}")
+        try:
+            head.start_serve()
+        except ProgramError as error:
+            if time.monotonic() > deadline:
+                raise
+            _say(f"{error}; trying again")
+        time.sleep(0.5)
 
 
 def _processes_of(head: RayHead) -> Iterator[int]:
