@@ -1,0 +1,219 @@
+"""The whole product for tests: real API server, real Ray, operator and gateways as processes of their own.
+
+Only the engine is a stand-in. Everything is asked from outside: kubectl, HTTP, signals.
+"""
+
+import hashlib
+import json
+import secrets
+import signal
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from gptoss_api.names import API_VERSION
+from gptoss_cli.local.control_plane import ControlPlane
+from gptoss_cli.local.ports import free_ports
+from gptoss_cli.local.programs import Program, Programs
+from gptoss_cli.local.ray_head import RayHead
+from tests.controlplane import GATEWAY_USER, OPERATOR_USER, REPOSITORY
+from tests.engine.ray import GATEWAY_TOKEN, STANDIN
+
+SYSTEM = "gptoss-system"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reply:
+    """An answer of a gateway; status 0 is a connection that broke."""
+
+    status: int
+    text: str
+    seconds: float
+
+    def json(self) -> Any:
+        return json.loads(self.text)
+
+    @property
+    def content(self) -> str:
+        return str(self.json()["choices"][0]["message"]["content"])
+
+
+class Whole:
+    """One installation on the session's Ray and control plane, in a namespace of its own."""
+
+    def __init__(self, plane: ControlPlane, head: RayHead, folder: Path, namespace: str) -> None:
+        self.plane, self.head, self.namespace = plane, head, namespace
+        self.key = f"gptoss-{secrets.token_urlsafe(32)}"
+        self.gateways: list[str] = []
+        self._folder = folder
+        self._programs = Programs(folder / "run", attached=True)
+        self._ports = dict(
+            zip(("operator", "gateway-0", "gateway-1", "admin-0", "admin-1"), free_ports(5), strict=True)
+        )
+        (folder / "gateway.token").write_text(GATEWAY_TOKEN)
+        digest = hashlib.sha256(self.key.encode()).hexdigest()
+        tenant = {"name": "test", "keys": [f"sha256:{digest}"], "namespaces": [namespace]}
+        (folder / "keys.yaml").write_text(yaml.safe_dump({"tenants": [tenant]}))
+        plane.kubectl("apply", "-f", str(REPOSITORY / "examples" / "local" / "rbac.yaml"))
+
+    # ── processes ──
+
+    def start_operator(self) -> None:
+        settings = {
+            **self._common(),
+            "installation": self.namespace,
+            "gatewayURL": f"{self.url()}/v1",
+            "servingImportPath": STANDIN,
+            "namespaces": [self.namespace],
+            "weightSources": {"fileRoots": [str(root) for root in self.head.file_roots]},
+            "metrics": {"host": "127.0.0.1", "port": self._ports["operator"]},
+        }
+        self._start("operator", "gptoss_operator", OPERATOR_USER, settings, self._ports["operator"])
+
+    def start_gateway(self, number: int = 0) -> None:
+        settings = {
+            **self._common(),
+            "listen": {"host": "127.0.0.1", "port": self._ports[f"gateway-{number}"]},
+            "admin": {"host": "127.0.0.1", "port": self._ports[f"admin-{number}"]},
+            "keysFile": str(self._folder / "keys.yaml"),
+            "namespaces": [self.namespace],
+        }
+        name = f"gateway-{number}"
+        self.gateways.append(name)
+        self._start(name, "gptoss_gateway", GATEWAY_USER, settings, self._ports[f"admin-{number}"])
+
+    def kill(self, name: str) -> None:
+        """SIGKILL one of our processes; its supervisor starts it again."""
+        record = self._programs.record(name)
+        assert record is not None
+        assert record.program is not None
+        record.program.signal(signal.SIGKILL)
+
+    def stop(self) -> None:
+        self._programs.stop_all()
+
+    def log(self, name: str, lines: int = 40) -> str:
+        return self._programs.last_lines(name, lines)
+
+    # ── Kubernetes ──
+
+    def trust(self, folder: Path, public_key: str) -> None:
+        """Trust a key for everything below a folder, in this namespace."""
+        self._apply(
+            "WeightTrustPolicy",
+            f"policy-{self.namespace}",
+            {
+                "default": True,
+                "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": self.namespace}},
+                "sources": [{"prefix": folder.as_uri()}],
+                "authorities": [{"name": "test", "models": ["*"], "key": {"publicKeyPEM": public_key}}],
+            },
+            namespaced=False,
+        )
+
+    def apply(self, name: str, uri: str, *, subject: str = "gpt-oss-tiny", model: Any = None, **spec: Any) -> None:
+        body = {"model": {"name": "custom", "uri": uri, **(model or {})}, "verification": {"subject": subject}, **spec}
+        self._apply("GptOssDeployment", name, body)
+
+    def delete(self, name: str) -> None:
+        self.plane.kubectl("delete", "gptoss", name, "-n", self.namespace)
+
+    def condition(self, name: str, kind: str) -> tuple[str, str, str]:
+        raw = json.loads(self.plane.kubectl("get", "gptoss", name, "-n", self.namespace, "-o", "json"))
+        for each in (raw.get("status") or {}).get("conditions", []):
+            if each["type"] == kind:
+                return each["status"], each["reason"], each["message"]
+        return "", "", ""
+
+    def status(self, name: str) -> dict[str, Any]:
+        raw = json.loads(self.plane.kubectl("get", "gptoss", name, "-n", self.namespace, "-o", "json"))
+        return dict(raw.get("status") or {})
+
+    def wait(self, name: str, kind: str, status: str, reason: str, *, seconds: float = 90) -> None:
+        self.until(
+            lambda: self.condition(name, kind)[:2] == (status, reason),
+            seconds=seconds,
+            what=lambda: f"{name} {kind}={status} {reason}, but {json.dumps(self.status(name), indent=1)}",
+        )
+
+    # ── HTTP ──
+
+    def url(self, gateway: int = 0) -> str:
+        return f"http://127.0.0.1:{self._ports[f'gateway-{gateway}']}"
+
+    def chat(self, model: str, *, gateway: int = 0, seconds: float = 120, key: str | None = None, **more: Any) -> Reply:
+        body = {"model": model, "messages": [{"role": "user", "content": "Hello"}], **more}
+        return self.ask("/v1/chat/completions", body, gateway=gateway, seconds=seconds, key=key)
+
+    def ask(
+        self, path: str, body: Any = None, *, gateway: int = 0, seconds: float = 120, key: str | None = None
+    ) -> Reply:
+        key = self.key if key is None else key
+        request = urllib.request.Request(
+            self.url(gateway) + path,
+            data=None if body is None else json.dumps(body).encode(),
+            headers={"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {}),
+        )
+        began = time.monotonic()
+        try:
+            with urllib.request.urlopen(request, timeout=seconds) as reply:
+                return Reply(status=reply.status, text=reply.read().decode(), seconds=time.monotonic() - began)
+        except urllib.error.HTTPError as error:
+            with error:
+                return Reply(status=error.code, text=error.read().decode(), seconds=time.monotonic() - began)
+        except (OSError, ValueError) as error:
+            return Reply(status=0, text=repr(error), seconds=time.monotonic() - began)
+
+    def metrics(self, name: str = "operator") -> str:
+        port = self._ports[name if name == "operator" else name.replace("gateway", "admin")]
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as reply:
+            return str(reply.read().decode())
+
+    def until(
+        self, reached: Callable[[], object], *, seconds: float, what: str | Callable[[], str], every: float = 0.2
+    ) -> None:
+        """Wait for what can only be asked for, with a deadline."""
+        deadline = time.monotonic() + seconds
+        while not reached():
+            if time.monotonic() > deadline:
+                text = what if isinstance(what, str) else what()
+                raise AssertionError(f"not within {seconds:.0f} s: {text}\n{self.log('operator')}")
+            time.sleep(every)
+
+    def _common(self) -> dict[str, Any]:
+        ray = {
+            "name": "shared",
+            "dashboardURL": self.head.dashboard_url,
+            "serveURL": self.head.serve_url,
+            "tokenFile": str(self.head.token_file),
+            "gatewayTokenFile": str(self._folder / "gateway.token"),
+        }
+        return {"systemNamespace": SYSTEM, "defaultRayCluster": "shared", "rayClusters": [ray]}
+
+    def _start(self, name: str, module: str, user: str, settings: dict[str, Any], health: int) -> None:
+        path = self._folder / f"{name}.yaml"
+        path.write_text(yaml.safe_dump(settings))
+        command = [sys.executable, "-P", "-m", module, "--settings", str(path)]
+        command += ["--kubeconfig", str(self.plane.kubeconfig_for(user))]
+        self._programs.start(Program(name=name, command=command, environment={}, restart=True))
+        self._programs.wait(name, lambda: _ready(health), seconds=60)
+
+    def _apply(self, kind: str, name: str, spec: dict[str, Any], *, namespaced: bool = True) -> None:
+        metadata = {"name": name} | ({"namespace": self.namespace} if namespaced else {})
+        raw = {"apiVersion": API_VERSION, "kind": kind, "metadata": metadata, "spec": spec}
+        self.plane.kubectl("apply", "--server-side", "--force-conflicts", "-f", "-", stdin=json.dumps(raw))
+
+
+def _ready(port: int) -> bool:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=2) as reply:
+            return bool(reply.status == 200)
+    except OSError:
+        return False
