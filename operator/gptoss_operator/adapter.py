@@ -1,5 +1,6 @@
 """The boundary to Kubernetes, made of gptoss_kube's client."""
 
+import contextlib
 import logging
 import socket
 import uuid
@@ -9,7 +10,7 @@ from typing import Any
 
 from gptoss_api.names import FIELD_MANAGER
 from gptoss_kube.client import Kube
-from gptoss_kube.errors import KubeError
+from gptoss_kube.errors import KubeError, NotFound
 from gptoss_kube.resources import (
     EVENTS,
     GATEWAY_REPORTS,
@@ -60,6 +61,11 @@ class KubernetesAdapter:
             "status": status,
         }
         return await self._kube.apply_status(document, resource=GPT_OSS_DEPLOYMENTS, field_manager=FIELD_MANAGER)
+
+    async def delete_report(self, name: str) -> None:
+        """Delete the report of a gateway that is gone."""
+        with contextlib.suppress(NotFound):
+            await self._kube.delete(GATEWAY_REPORTS, name, namespace=self._settings.system_namespace)
 
     async def tell(self, deployment: Raw, *, type_: str, reason: str, message: str) -> None:
         """Record an event."""

@@ -17,6 +17,10 @@ class Kubernetes(Protocol):
         """Apply the status of exactly this object (its uid is a guard) and return what the server made of it."""
         ...
 
+    async def delete_report(self, name: str) -> None:
+        """Delete the report of a gateway that is gone."""
+        ...
+
     async def tell(self, deployment: Raw, *, type_: str, reason: str, message: str) -> None:
         """Record an event about a deployment. Never fails: events are for people."""
         ...

@@ -34,7 +34,7 @@ class Cache:
         self._objects: dict[Kind, dict[Identity, Raw]] = {kind: {} for kind in Kind}
         self._claims: dict[tuple[str, str], set[DeploymentKey]] = defaultdict(set)
         self.policies_version = 0
-        """Grows whenever a policy or a namespace's labels change."""
+        """Grows whenever a policy changes."""
 
     def get(self, kind: Kind, namespace: str, name: str) -> Raw | None:
         """Return an object, or None if there is none."""
@@ -90,9 +90,7 @@ class Cache:
             for raw in (before, after):
                 if raw is not None and not self._claims[(identity[0], served_name(raw))]:
                     del self._claims[(identity[0], served_name(raw))]
-        elif (kind is Kind.POLICY and (before or {}).get("spec") != (after or {}).get("spec")) or (
-            kind is Kind.NAMESPACE and _labels(before) != _labels(after)
-        ):
+        elif kind is Kind.POLICY and (before or {}).get("spec") != (after or {}).get("spec"):
             self.policies_version += 1
 
 
@@ -110,10 +108,6 @@ def _identity(raw: Mapping[str, Any]) -> Identity:
 def _version(raw: Mapping[str, Any]) -> int:
     version = str(raw["metadata"].get("resourceVersion") or "0")
     return int(version) if version.isdigit() else 0
-
-
-def _labels(raw: Raw | None) -> Mapping[str, str]:
-    return (raw or {}).get("metadata", {}).get("labels") or {}
 
 
 def _lean(kind: Kind, raw: Mapping[str, Any]) -> Raw:

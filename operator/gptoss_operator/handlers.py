@@ -12,7 +12,6 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import kopf
-from kopf._core.engines.peering import Identity
 
 from gptoss_api.names import GROUP, VERSION
 from gptoss_kube.credentials import Connection
@@ -84,7 +83,6 @@ class Watches:
                 namespaces=tuple({*self._namespaces, self._system_namespace}) if self._namespaces else (),
                 standalone=True,
                 stop_flag=stop,
-                identity=Identity("gptoss-operator"),
             )
         )
         # kopf takes over the process' signal handlers; ours are put back.

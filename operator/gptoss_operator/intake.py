@@ -14,6 +14,7 @@ from gptoss_operator.plan.demand import Demand, Gateway, changed_uids, demand_fo
 from gptoss_operator.workqueue import Priority, WorkQueue
 
 _LOG = logging.getLogger(__name__)
+_DEAD_SECONDS = 3600.0
 
 
 class Intake:
@@ -41,14 +42,15 @@ class Intake:
                 self._deployment(DeploymentKey(*identity), before, raw)
             case Kind.REPORT:
                 self._report(metadata["name"], raw)
-            case _:
+            case Kind.POLICY:
                 if version != self._cache.policies_version:
                     self.everything(Priority.CHANGE)
+            case Kind.NAMESPACE:
+                self._namespace(metadata["name"])
 
     def gone(self, kind: Kind, namespace: str, name: str, uid: str | None = None) -> None:
         """An object was deleted. With a uid, only if it is that very one."""
         before = self._cache.get(kind, namespace, name)
-        version = self._cache.policies_version
         if not self._cache.remove(kind, namespace, name, uid):
             return
         match kind:
@@ -57,9 +59,10 @@ class Intake:
             case Kind.REPORT:
                 old = self._gateways.pop(name, None)
                 self._enqueue(changed_uids(old, None))
-            case _:
-                if version != self._cache.policies_version:
-                    self.everything(Priority.CHANGE)
+            case Kind.POLICY:
+                self.everything(Priority.CHANGE)
+            case Kind.NAMESPACE:
+                self._namespace(name)
 
     def everything(self, priority: Priority) -> None:
         """Ask for a look at every deployment."""
@@ -69,6 +72,21 @@ class Intake:
     def demand(self, uid: str) -> Demand:
         """Return the demand for a deployment, as all gateways report it."""
         return demand_for(uid, self._gateways, self._clock.now())
+
+    def dead_gateways(self) -> list[str]:
+        """Return the names of reports whose gateway has not been heard of for an hour."""
+        now = self._clock.now()
+        return sorted(
+            name
+            for name, gateway in self._gateways.items()
+            if now - max(gateway.first_seen, gateway.beat_at or gateway.first_seen) > _DEAD_SECONDS
+        )
+
+    def _namespace(self, namespace: str) -> None:
+        """Its labels may have changed, and with them the policies that select it."""
+        for key in sorted(self._keys_by_uid.values()):
+            if key.namespace == namespace:
+                self._queue.add(key)
 
     def _deployment(self, key: DeploymentKey, before: Raw | None, after: Mapping[str, Any] | None) -> None:
         for raw in (before, after):

@@ -92,6 +92,7 @@ class Engine:
             queue=self.queue,
             clusters=tuple(cluster.name for cluster in settings.ray_clusters),
             seconds=settings.resync_seconds,
+            leadership=leadership,
         )
         self._began: dict[Key, float] = {}
 

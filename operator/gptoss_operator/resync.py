@@ -12,6 +12,7 @@ from gptoss_operator.boundary import Kubernetes
 from gptoss_operator.cache import Cache, Kind
 from gptoss_operator.intake import Intake
 from gptoss_operator.keys import ClusterKey, Key
+from gptoss_operator.leadership import Leadership
 from gptoss_operator.workqueue import Priority, WorkQueue
 
 _LOG = logging.getLogger(__name__)
@@ -30,6 +31,7 @@ class Resync:
         queue: WorkQueue[Key],
         clusters: tuple[str, ...],
         seconds: float,
+        leadership: Leadership,
     ) -> None:
         self._kubernetes = kubernetes
         self._cache = cache
@@ -37,6 +39,7 @@ class Resync:
         self._queue = queue
         self._clusters = clusters
         self._seconds = seconds
+        self._leadership = leadership
 
     async def first(self) -> None:
         """List until every kind was listed once: before that nothing may be decided."""
@@ -73,6 +76,10 @@ class Resync:
             there = {(raw["metadata"].get("namespace") or "", raw["metadata"]["name"]) for raw in listed}
             for namespace, name in sorted(before - there):
                 self._intake.gone(kind, namespace, name)
+        if self._leadership.may_write():
+            for name in self._intake.dead_gateways():
+                # A gateway that restarts under another name would leave its report for ever.
+                await self._kubernetes.delete_report(name)
         self._intake.everything(Priority.RESYNC)
         for cluster in self._clusters:
             self._queue.add(ClusterKey(cluster), Priority.RESYNC)

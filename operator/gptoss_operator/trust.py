@@ -42,6 +42,7 @@ class Question:
     uid: str
     generation: int
     policies: int
+    labels: frozenset[tuple[str, str]]
     retry: str | None
 
 
@@ -91,6 +92,7 @@ class TrustDesk:
             uid=deployment.uid,
             generation=deployment.generation,
             policies=self._cache.policies_version,
+            labels=frozenset(self._cache.namespace_labels(deployment.namespace).items()),
             retry=deployment.annotations.get(RETRY_ANNOTATION),
         )
         entry = self._entries.get(key)
@@ -125,13 +127,10 @@ class TrustDesk:
             entry.answer = await self._ask(deployment, before)
         finally:
             entry.task = None
-            anew = (
-                isinstance(before, Trusted)
-                and isinstance(entry.answer, Trusted)
-                and before.source != entry.answer.source
-            )
-            entry.pause = FIRST_LOOK_SECONDS if before is None or anew else min(LAST_LOOK_SECONDS, entry.pause * 2)
-            settled = isinstance(entry.answer, Trusted) and entry.answer.doubt is None and not eager
+            settled = _settled(entry.answer) and not eager
+            same = _settled(before) == _settled(entry.answer) and _source(before) == _source(entry.answer)
+            again = before is not None and same and not settled
+            entry.pause = min(LAST_LOOK_SECONDS, entry.pause * 2) if again else FIRST_LOOK_SECONDS
             entry.look_at = self._clock.now() + (LAST_LOOK_SECONDS if settled else entry.pause)
         # Called even if nothing changed: the reconcile then plans the next look.
         self._changed(key)
@@ -183,6 +182,14 @@ class TrustDesk:
             WeightTrustPolicy(name=raw["metadata"]["name"], spec=WeightTrustPolicySpec.model_validate(raw["spec"]))
             for raw in self._cache.all(Kind.POLICY)
         ]
+
+
+def _settled(answer: Trust) -> bool:
+    return isinstance(answer, Trusted) and answer.doubt is None
+
+
+def _source(answer: Trust) -> str | None:
+    return answer.source if isinstance(answer, Trusted) else None
 
 
 class SignatureCheck:

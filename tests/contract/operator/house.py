@@ -72,6 +72,9 @@ class FakeKubernetes:
         self.status_writes += 1
         return self.put(Kind.DEPLOYMENT, {**stored, "status": copy.deepcopy(dict(status))})
 
+    async def delete_report(self, name: str) -> None:
+        self.objects[Kind.REPORT].pop(("gptoss-system", name), None)
+
     async def tell(self, deployment: Raw, *, type_: str, reason: str, message: str) -> None:
         self.events.append((deployment["metadata"]["name"], reason, message))
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from gptoss_operator.cache import Kind
 from gptoss_weights.errors import SourceUnavailableError, UnsignedError, UntrustedSignerError
 from tests.contract.operator.house import House, house
 
@@ -300,3 +301,39 @@ async def test_two_deployments_with_one_application_name_do_not_fight(home: Hous
     await home.until(lambda: home.condition("Stalled", "c", "a-b") == ("True", "RouteConflict"))
     assert home.condition("Ready", "b-c", "a") == ("True", "Serving")
     assert home.ray.starts["gptoss-test-a-b-c"] == 1
+
+
+async def test_a_doubt_is_looked_at_again_soon_however_long_all_was_well(home: House) -> None:
+    home.apply()
+    await home.ready()
+    for _ in range(5):
+        asked = home.trust.asked
+        home.pass_time(601)
+        await home.until(lambda: home.trust.asked > asked)  # noqa: B023 - awaited within the round
+        await home.settled()
+    home.trust.error = SourceUnavailableError("the store does not answer")
+    home.pass_time(601)
+    await home.until(lambda: home.condition("WeightsVerified") == ("Unknown", "SourceUnavailable"))
+    home.trust.error = None
+    home.pass_time(31)
+    await home.until(lambda: home.condition("WeightsVerified") == ("True", "Verified"))
+
+
+async def test_another_namespaces_labels_ask_for_no_check_and_its_own_do(home: House) -> None:
+    home.apply()
+    await home.ready()
+    asked = home.trust.asked
+    for name, labels in (("other", {"a": "b"}), ("ml", {"team": "search"})):
+        raw = {"metadata": {"name": name, "uid": name, "labels": labels}}
+        home.engine.intake.seen(Kind.NAMESPACE, home.kubernetes.put(Kind.NAMESPACE, raw))
+        await home.settled()
+        assert home.trust.asked == asked + (name == "ml")
+
+
+async def test_the_report_of_a_gateway_that_is_long_gone_is_deleted(home: House) -> None:
+    home.report("dead")
+    home.report("alive")
+    home.clock.time += 3601
+    home.report("alive")
+    await home.engine.resync.once()
+    assert [name for _, name in home.kubernetes.objects[Kind.REPORT]] == ["alive"]

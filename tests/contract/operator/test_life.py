@@ -49,6 +49,7 @@ async def test_running_is_not_answering(home: House) -> None:
     await home.until(lambda: home.ray.running(APP))
     await home.settled()
     assert home.condition("Ready") == ("Unknown", "Progressing")
+    assert home.condition("ScaledToZero") == ("False", "Waking"), "gateways go on holding requests"
     home.ray.mute.clear()
     await home.ready()
 

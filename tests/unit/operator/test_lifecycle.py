@@ -50,6 +50,8 @@ class World:
         self.asked: Wish | None = None
         self.now = 1000.0
         self.annotations: dict[str, str] = {}
+        self.wishes: list[Wish] = []
+        """Everything that was asked since the last event."""
 
     def observed(self) -> Observation:
         return Observation(
@@ -76,6 +78,7 @@ class World:
         self.memory = planned.memory
         for action in planned.actions:
             self.asked = action.wish
+            self.wishes.append(action.wish)
         return planned
 
     def settle(self) -> None:
@@ -238,8 +241,9 @@ def test_what_serves_is_taken_away_only_asleep_suspended_or_broken(events: list[
         answering = world.reachable and world.view.presence is Presence.PRESENT and bool(world.view.answering)
         unknown = not world.demand.known or not world.reachable
         before = world.phase
+        world.wishes.clear()
         world.settle()
-        if isinstance(world.asked, Absent) and before in {Phase.SERVING, Phase.DRAINING, Phase.STARTING}:
+        if any(isinstance(wish, Absent) for wish in world.wishes) and before in {Phase.SERVING, Phase.DRAINING, Phase.STARTING}:
             assert world.phase in {Phase.SUSPENDED, Phase.IDLE, Phase.FAILED}
             if answering:
                 assert world.phase in {Phase.SUSPENDED, Phase.IDLE}
