@@ -201,7 +201,7 @@ def happen(world: World, event: str) -> None:
 lives = st.lists(st.sampled_from(EVENTS), max_size=25)
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(lives)
 def test_plans_come_to_rest_and_planning_again_is_empty(events: list[str]) -> None:
     world = World()
@@ -214,7 +214,7 @@ def test_plans_come_to_rest_and_planning_again_is_empty(events: list[str]) -> No
         assert again.events == ()
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(lives)
 def test_a_restart_changes_no_replica_count(events: list[str]) -> None:
     world = World()
@@ -232,7 +232,7 @@ def test_a_restart_changes_no_replica_count(events: list[str]) -> None:
     assert (world.view.presence is Presence.PRESENT) == (before[0] is Presence.PRESENT), (before, phase, world.asked)
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(lives)
 def test_what_serves_is_taken_away_only_asleep_suspended_or_broken(events: list[str]) -> None:
     world = World()
@@ -251,7 +251,7 @@ def test_what_serves_is_taken_away_only_asleep_suspended_or_broken(events: list[
                 assert not unknown
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(lives)
 def test_messages_are_bounded_and_bytes_are_stable(events: list[str]) -> None:
     world = World()
@@ -384,3 +384,16 @@ def test_transition_times_move_only_with_the_status() -> None:
     after = {each.type: each.last_transition_time for each in world.status.conditions}
     assert world.phase is Phase.DRAINING
     assert after == times
+
+
+def test_weights_signed_anew_do_not_restart_a_start_that_is_under_way() -> None:
+    world = World()
+    world.settle()
+    world.cluster()
+    assert isinstance(world.asked, Present)
+    before = world.asked.config
+    happen(world, "resigned")
+    world.settle()
+    assert world.phase is Phase.STARTING
+    assert isinstance(world.asked, Present)
+    assert world.asked.config == before
