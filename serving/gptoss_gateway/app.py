@@ -321,7 +321,7 @@ async def _fail(exchange: Exchange, error: RequestError) -> None:
 
 
 def _engine_headers(request: web.Request, exchange: Exchange) -> dict[str, str]:
-    """Return what an engine is told of a request's headers; Ray Serve obeys too many others (RAY.md §5)."""
+    """Return what an engine is told of a request's headers; Ray Serve obeys too many others."""
     headers = {"Content-Type": "application/json", "x-request-id": exchange.request_id}
     accept = request.headers.get("Accept", "")
     headers["Accept"] = accept if len(accept) <= 256 and accept.isascii() and accept else "*/*"

@@ -1,6 +1,6 @@
 """Asks a waking engine whether it answers, often enough that a held request is released at once.
 
-An application that is being deployed makes requests hang in Ray's fallback proxy (RAY.md §7), so
+An application that is being deployed makes requests hang in Ray's fallback proxy, so
 each probe is short, and a new one starts every interval whether or not earlier ones came back.
 """
 

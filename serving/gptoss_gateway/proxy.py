@@ -1,7 +1,7 @@
 """One request to an engine and its answer back: bytes as they are, failures as what they are.
 
 An attempt that fails before a byte of the answer was sent raises UpstreamUnavailableError and may be made
-again. HAProxy and Ray Serve speak plain text where an engine speaks JSON (RAY.md §7), which tells
+again. HAProxy and Ray Serve speak plain text where an engine speaks JSON (docs/ray-serve.md), which tells
 their errors from the engine's; no such text ever reaches a client.
 """
 

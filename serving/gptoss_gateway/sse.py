@@ -2,7 +2,7 @@
 
 Bytes are passed on in whole lines, which no client can tell from the original: half a line is of no
 use to it, and an error event can follow whole lines if the stream breaks. A stream cut by HAProxy
-looks like a clean end (RAY.md §7), so only the last event of its kind proves that it is complete.
+looks like a clean end, so only the last event of its kind proves that it is complete.
 """
 
 import json
