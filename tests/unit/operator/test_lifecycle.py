@@ -243,7 +243,8 @@ def test_what_serves_is_taken_away_only_asleep_suspended_or_broken(events: list[
         before = world.phase
         world.wishes.clear()
         world.settle()
-        if any(isinstance(wish, Absent) for wish in world.wishes) and before in {Phase.SERVING, Phase.DRAINING, Phase.STARTING}:
+        awake = before in {Phase.SERVING, Phase.DRAINING, Phase.STARTING}
+        if awake and any(isinstance(wish, Absent) for wish in world.wishes):
             assert world.phase in {Phase.SUSPENDED, Phase.IDLE, Phase.FAILED}
             if answering:
                 assert world.phase in {Phase.SUSPENDED, Phase.IDLE}
@@ -397,3 +398,15 @@ def test_weights_signed_anew_do_not_restart_a_start_that_is_under_way() -> None:
     assert world.phase is Phase.STARTING
     assert isinstance(world.asked, Present)
     assert world.asked.config == before
+
+
+def test_a_failed_roll_out_never_takes_away_what_still_answers() -> None:
+    world = serving()
+    happen(world, "spec")
+    world.settle()
+    world.cluster()
+    happen(world, "fails")
+    world.wishes.clear()
+    world.settle()
+    assert world.condition("Ready") == ("False", "EngineFailed")
+    assert not any(isinstance(wish, Absent) for wish in world.wishes)
