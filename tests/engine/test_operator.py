@@ -56,7 +56,7 @@ def use(home: House, source: SignedFolder) -> dict[str, Any]:
 
 async def gone(applications: Applications, name: str) -> None:
     async def wait() -> None:
-        while name in await asyncio.to_thread(applications.all):
+        while name in await asyncio.to_thread(applications.all):  # noqa: ASYNC110 - Ray tells nobody
             await asyncio.sleep(0.2)
 
     await asyncio.wait_for(wait(), SECONDS)
