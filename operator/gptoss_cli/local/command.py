@@ -78,11 +78,12 @@ def status(*, as_json: bool) -> None:
         click.echo(json.dumps({"running": running is not None, "address": address, "programs": programs}))
     else:
         console = Console()
-        table = Table("program", "process", "restarts", "log", box=None)
+        table = Table("program", "process", "restarts", box=None)
         for record in records:
             pid = str(record.program.pid) if record.program and record.alive() else "ended"
-            table.add_row(record.name, pid, str(record.restarts), str(stack.programs.log(record.name)))
+            table.add_row(record.name, pid, str(record.restarts))
         console.print(table if records else "Nothing is running.")
+        console.print(f"\nlogs: {stack.programs.folder}", highlight=False, soft_wrap=True)
         if running:
             _print_next(console, running)
     sys.exit(0 if running else 3)
