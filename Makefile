@@ -115,7 +115,7 @@ check-generated: env  ## Fail if a generated file is not current
 	$(BIN)/python -m gptoss_api.reference --check docs/api.md
 
 lock: $(UV)  ## Resolve the dependencies again and pin them by hash
-	@"$(UV)" pip compile --quiet pyproject.toml --extra serving-cpu --extra dev --python-version 3.11 --universal \
+	@"$(UV)" pip compile --quiet pyproject.toml --extra serving-cpu --extra dev --python-version 3.11 \
 		--override locks/overrides.txt --generate-hashes --no-header -o locks/dev.txt
 
 bench-wake: setup  ## Print the wake figures against a stand-in that starts at once

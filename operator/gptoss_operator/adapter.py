@@ -3,16 +3,14 @@
 import contextlib
 import logging
 import socket
-import uuid
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from typing import Any
 
-from gptoss_api.names import FIELD_MANAGER
+from gptoss_api.names import FIELD_MANAGER, GROUP
 from gptoss_kube.client import Kube
-from gptoss_kube.errors import KubeError, NotFound
+from gptoss_kube.errors import Conflict, KubeError, NotFound
+from gptoss_kube.events import record
 from gptoss_kube.resources import (
-    EVENTS,
     GATEWAY_REPORTS,
     GPT_OSS_DEPLOYMENTS,
     NAMESPACES,
@@ -54,13 +52,17 @@ class KubernetesAdapter:
         return items
 
     async def write_status(self, deployment: Raw, status: Mapping[str, Any]) -> Raw:
-        """Apply the status of exactly this object."""
+        """Apply the status of exactly this object.
+
+        What we know of it is the guard, so that no read precedes the write; only a newer version costs one.
+        """
         metadata = deployment["metadata"]
-        document = {
-            "metadata": {name: metadata[name] for name in ("namespace", "name", "uid")},
-            "status": status,
-        }
-        return await self._kube.apply_status(document, resource=GPT_OSS_DEPLOYMENTS, field_manager=FIELD_MANAGER)
+        identity = {name: metadata[name] for name in ("namespace", "name", "uid")}
+        guarded = {"metadata": {**identity, "resourceVersion": metadata["resourceVersion"]}, "status": status}
+        try:
+            return await self._apply_status(guarded)
+        except Conflict:
+            return await self._apply_status({"metadata": identity, "status": status})
 
     async def delete_report(self, name: str) -> None:
         """Delete the report of a gateway that is gone."""
@@ -68,30 +70,21 @@ class KubernetesAdapter:
             await self._kube.delete(GATEWAY_REPORTS, name, namespace=self._settings.system_namespace)
 
     async def tell(self, deployment: Raw, *, type_: str, reason: str, message: str) -> None:
-        """Record an event."""
-        metadata = deployment["metadata"]
-        now = datetime.now(UTC)
-        event = {
-            "apiVersion": EVENTS.api_version,
-            "kind": EVENTS.kind,
-            "metadata": {"name": f"{metadata['name']}.{uuid.uuid4().hex[:16]}", "namespace": metadata["namespace"]},
-            "eventTime": now.strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
-            "reportingController": "serving.gptoss.dev/operator",
-            "reportingInstance": self._instance,
-            "action": "Reconcile",
-            "type": type_,
-            "reason": reason,
-            "note": message[:1024],
-            "regarding": {
-                "apiVersion": deployment.get("apiVersion"),
-                "kind": deployment.get("kind"),
-                "namespace": metadata["namespace"],
-                "name": metadata["name"],
-                "uid": metadata["uid"],
-                "resourceVersion": metadata.get("resourceVersion"),
-            },
-        }
+        """Record an event; one that can't be written is no reason to fail."""
         try:
-            await self._kube.create(event, resource=EVENTS, field_manager=FIELD_MANAGER, timeout=_EVENT_SECONDS)
+            await record(
+                self._kube,
+                regarding=deployment,
+                reason=reason,
+                note=message,
+                action="Reconcile",
+                controller=f"{GROUP}/{FIELD_MANAGER}",
+                instance=self._instance,
+                kind="Warning" if type_ == "Warning" else "Normal",
+                timeout=_EVENT_SECONDS,
+            )
         except KubeError as error:
-            _LOG.info("an event about %s was not recorded: %s", metadata["name"], error)
+            _LOG.info("an event about %s was not recorded: %s", deployment["metadata"]["name"], error)
+
+    async def _apply_status(self, document: Raw) -> Raw:
+        return await self._kube.apply_status(document, resource=GPT_OSS_DEPLOYMENTS, field_manager=FIELD_MANAGER)

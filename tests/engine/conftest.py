@@ -10,7 +10,7 @@ import pytest
 from gptoss_api.application import WeightsArguments
 from gptoss_cli.local import tiny_model
 from gptoss_cli.local.ray_head import RayHead
-from gptoss_weights.sign import generate_key, sign_folder
+from gptoss_weights.sign import KeyPair, generate_key, sign_folder
 from tests.engine.ray import Applications, started_ray_head
 
 
@@ -56,16 +56,21 @@ def applications(_applications: Applications) -> Iterator[Applications]:
 
 
 @pytest.fixture
-def signed(weights_root: Path, tmp_path: Path, request: pytest.FixtureRequest) -> Callable[..., SignedFolder]:
+def signing_key(tmp_path: Path) -> KeyPair:
+    """The key that signs this test's weights."""
+    return generate_key(tmp_path / "signing.key")
+
+
+@pytest.fixture
+def signed(weights_root: Path, signing_key: KeyPair, request: pytest.FixtureRequest) -> Callable[..., SignedFolder]:
     """Makes signed copies of the tiny gpt-oss under the weights root."""
-    key = generate_key(tmp_path / "signing.key").private_key
 
     def make(name: str, *, subject: str = "gpt-oss-tiny") -> SignedFolder:
         model = tiny_model.make(tiny_model.default_folder()).path
         folder = weights_root / name
         shutil.copytree(model, folder)
         request.addfinalizer(lambda: shutil.rmtree(folder))
-        manifest = sign_folder(folder, model=subject, key=key).manifest
+        manifest = sign_folder(folder, model=subject, key=signing_key.private_key).manifest
         weights = WeightsArguments(uri=f"file://{folder}", manifest_digest=manifest.digest, subject=subject)
         return SignedFolder(folder=folder, weights=weights)
 
