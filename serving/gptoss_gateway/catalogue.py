@@ -216,8 +216,8 @@ def _refusal(*, suspended: bool, engine_ready: bool, conditions: Mapping[str, Co
     if engine_ready:
         return None  # an older generation still serves
     ready, stalled = conditions.get(ConditionType.READY), conditions.get(ConditionType.STALLED)
-    if _is(ready, "False") and _is(stalled, "True") and stalled is not None:
-        return Refusal(reason=stalled.reason, message=stalled.message)
+    if ready is not None and _is(ready, "False") and _is(stalled, "True"):
+        return Refusal(reason=ready.reason, message=ready.message)  # Stalled names the kind, Ready the cause
     return None
 
 

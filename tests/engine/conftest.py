@@ -51,8 +51,7 @@ def _applications(ray_head: RayHead) -> Applications:
 def applications(_applications: Applications) -> Iterator[Applications]:
     """That Ray's applications; what a test declared goes when it ends."""
     yield _applications
-    for name in list(_applications.all()):
-        _applications.remove(name)
+    _applications.forget_all()
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """A real Ray for tests, and what they ask of it: deploy an application, wait for it, talk to it."""
 
+import contextlib
 import json
 import time
 import urllib.error
@@ -91,6 +92,12 @@ class Applications:
         self._wanted.pop(application, None)
         self.head.request("PUT", {"applications": list(self._wanted.values())})
         self._until(lambda: application not in self.all(), seconds=60, what=f"{application} is gone")
+
+    def forget_all(self) -> None:
+        """Take every application away. Not waited for: a replica drains for half a minute, and names are not reused."""
+        self._wanted.clear()
+        with contextlib.suppress(OSError):  # a test may have killed this Ray just now
+            self.head.request("PUT", {"applications": []})
 
     def all(self) -> dict[str, Any]:
         return self.head.request("GET").get("applications") or {}

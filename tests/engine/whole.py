@@ -96,6 +96,16 @@ class Whole:
         assert record.program is not None
         record.program.signal(signal.SIGKILL)
 
+    def until_restarted(self, name: str, *, seconds: float = 60) -> None:
+        """Wait until a killed process runs anew and is ready."""
+
+        def restarted() -> bool:
+            record = self._programs.record(name)
+            port = self._ports[name if name == "operator" else name.replace("gateway", "admin")]
+            return record is not None and record.restarts > 0 and record.program is not None and _ready(port)
+
+        self.until(restarted, seconds=seconds, what=f"{name} is back")
+
     def stop(self) -> None:
         self._programs.stop_all()
 
