@@ -184,8 +184,8 @@ def model_object(
     ]
     if state == "stalled":
         conditions = [
-            condition("Ready", "False", "UntrustedWeights"),
-            condition("Stalled", "True", "UntrustedSigner", "the key abc is not among the policy's authorities"),
+            condition("Ready", "False", "UntrustedSigner", "the key abc is not among the policy's authorities"),
+            condition("Stalled", "True", "UntrustedWeights", "the key abc is not among the policy's authorities"),
             condition("EngineReady", "False", "Stopped"),
         ]
     raw["status"] = {"conditions": conditions, "drainEpoch": epoch, "wake": more.get("wake") or {"lastSeconds": 42.2}}
