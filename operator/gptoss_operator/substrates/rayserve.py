@@ -205,7 +205,7 @@ class RayServe:
     def _prefixes(self, details: Mapping[str, Any]) -> dict[str, str]:
         """Route prefixes of the engines that may answer, by application name."""
         prefixes = {}
-        for key in self._wishes:
+        for key in self._wishes.keys() - self._losers.keys():
             application = details["applications"].get(self._name(key))
             if application is not None and application.get("status") not in {DELETING, "NOT_STARTED"}:
                 prefixes[self._name(key)] = route_prefix(key.namespace, key.name)
