@@ -1,5 +1,6 @@
 """Fixtures of the tests that run a real Ray: one for the whole session, signed weights, its applications."""
 
+import itertools
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -12,6 +13,9 @@ from gptoss_cli.local import tiny_model
 from gptoss_cli.local.ray_head import RayHead
 from gptoss_weights.sign import KeyPair, generate_key, sign_folder
 from tests.engine.ray import Applications, started_ray_head
+
+
+_numbers = itertools.count(1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +70,8 @@ def signed(weights_root: Path, signing_key: KeyPair, request: pytest.FixtureRequ
 
     def make(name: str, *, subject: str = "gpt-oss-tiny") -> SignedFolder:
         model = tiny_model.make(tiny_model.default_folder()).path
-        folder = weights_root / name
+        # Never one place twice: a node that has a verified copy from there does not look at it again.
+        folder = weights_root / f"{name}-{next(_numbers)}"
         shutil.copytree(model, folder)
         request.addfinalizer(lambda: shutil.rmtree(folder))
         manifest = sign_folder(folder, model=subject, key=signing_key.private_key).manifest

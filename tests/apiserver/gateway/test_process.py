@@ -47,7 +47,8 @@ def rights(control_plane, crds):
     }
     for obj in (role, binding):
         control_plane.kubectl("apply", "-f", "-", stdin=json.dumps(obj))
-    return control_plane
+    yield control_plane
+    control_plane.kubectl("delete", "clusterrolebinding,clusterrole", "test-gateway")
 
 
 @pytest.fixture
