@@ -14,7 +14,6 @@ from gptoss_cli.local.ray_head import RayHead
 from gptoss_weights.sign import KeyPair, generate_key, sign_folder
 from tests.engine.ray import Applications, started_ray_head
 
-
 _numbers = itertools.count(1)
 
 
