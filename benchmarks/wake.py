@@ -20,6 +20,7 @@ import struct
 import sys
 import tempfile
 import time
+import urllib.request
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -186,8 +187,6 @@ def _start_ours(
 
 
 def _is_ready(port: int) -> bool:
-    import urllib.request
-
     with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=2) as answer:
         return bool(answer.status == 200)
     return False

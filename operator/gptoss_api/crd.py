@@ -21,7 +21,7 @@ from gptoss_api.names import GROUP, VERSION
 from gptoss_api.policy import WeightTrustPolicySpec
 from gptoss_api.report import GatewayReportSpec
 
-_DROPPED = {"title", "discriminator", "$defs", "examples"}
+_DROPPED = {"title", "discriminator", "$defs", "examples", "propertyNames"}
 
 
 def crds() -> dict[str, dict[str, Any]]:
@@ -208,8 +208,6 @@ def _structural(schema: Schema, definitions: dict[str, Schema], where: str) -> S
             result[key] = _structural(value, definitions, f"{where}[]")
         elif key == "additionalProperties" and isinstance(value, dict):
             result[key] = _structural(value, definitions, f"{where}{{}}")
-        elif key == "propertyNames":
-            continue
         else:
             result[key] = value
     return result

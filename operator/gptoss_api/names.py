@@ -19,9 +19,6 @@ WAKE_ANNOTATION = f"{GROUP}/wake"
 GATEWAY_TOKEN_HEADER = "x-gptoss-gateway-token"  # noqa: S105 - a header's name
 """Replicas answer only to requests that carry this header with a token they know the hash of."""
 
-CREDENTIALS_SECRET = "gptoss-model-credentials"  # noqa: S105 - an object's name
-"""The one Secret of a namespace that may hold a tenant's credentials for its object store."""
-
 MAX_REQUEST_SECONDS = 3600
 """Longest permitted generation. HAProxy's hard stop and graceful shutdown derive from it."""
 
