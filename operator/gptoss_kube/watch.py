@@ -10,7 +10,6 @@ import logging
 import random
 import time
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
 from typing import Self
 
 import aiohttp
@@ -71,8 +70,7 @@ class Informer:
     async def __aexit__(self, *_: object) -> None:
         if self._task is not None:
             self._task.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._task
+            await asyncio.wait({self._task})
 
     @property
     def objects(self) -> Mapping[tuple[str, str], Object]:

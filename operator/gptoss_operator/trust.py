@@ -139,10 +139,8 @@ class TrustDesk:
         loop = asyncio.get_running_loop()
         try:
             policies = self._policies()
-            found = await asyncio.wait_for(
-                loop.run_in_executor(self._threads, self._check, deployment, policies, self._clock.wall()),
-                _CHECK_SECONDS,
-            )
+            async with asyncio.timeout(_CHECK_SECONDS):
+                found = await loop.run_in_executor(self._threads, self._check, deployment, policies, self._clock.wall())
         except WeightsError as error:
             # A place that refuses or fails may be mended without a change of what is signed.
             no = Distrusted(reason=error.reason, message=error.message, retryable=isinstance(error, SourceError))

@@ -200,7 +200,8 @@ class Admission:
         change = self._changes.setdefault(uid, asyncio.Event())
         change.clear()
         try:
-            await asyncio.wait_for(change.wait(), _FENCE_POLL_SECONDS)
+            async with asyncio.timeout(_FENCE_POLL_SECONDS):
+                await change.wait()
         except TimeoutError:
             return  # the fence lifts without an event
         finally:

@@ -59,8 +59,7 @@ async def followed(kube: Kube, namespaces: Sequence[str], catalogue: Catalogue) 
             yield
         finally:
             syncing.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await syncing
+            await asyncio.wait({syncing})
 
 
 def new_identity() -> str:

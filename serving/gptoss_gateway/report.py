@@ -78,8 +78,7 @@ class Reporter:
         """Stop writing and delete the report, so nobody waits for this gateway."""
         if self._task is not None:
             self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+            await asyncio.wait({self._task})
         try:
             await self._store.delete(self.identity, deadline=WRITE_TIMEOUT_SECONDS)
         except Exception as error:  # noqa: BLE001 - the operator outlives a report that stays behind
@@ -99,7 +98,8 @@ class Reporter:
 
     async def _until_due(self, seconds: float) -> None:
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._urgent.wait(), seconds)
+            async with asyncio.timeout(seconds):
+                await self._urgent.wait()
 
     async def _write(self) -> bool:
         began = self._clock()

@@ -47,13 +47,13 @@ class Server:
         self.gateway.closing = True
         if self._site is not None:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(hurry.wait(), shutdown.delay_seconds)
+                async with asyncio.timeout(shutdown.delay_seconds):
+                    await hurry.wait()
             await self._site.stop()
             await self.gateway.finish_open_requests(shutdown.grace_seconds, hurry)
         if self._refreshing is not None:
             self._refreshing.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._refreshing
+            await asyncio.wait({self._refreshing})
         await self._clients.cleanup()
         await self.gateway.stop()
         await self._admin.cleanup()

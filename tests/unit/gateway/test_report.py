@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from gptoss_gateway import report
-from gptoss_gateway.report import FENCE_SECONDS, Reporter
+from gptoss_gateway.report import COALESCE_SECONDS, FENCE_SECONDS, Reporter
 
 
 class Store:
@@ -55,6 +55,15 @@ async def test_it_is_written_at_the_start_and_again_when_told_to(started):
     assert (await store.next())["heartbeat"] == 1
     reporter.notify()
     assert (await store.next())["heartbeat"] == 2
+
+
+async def test_it_ends_though_it_was_told_to_write_at_that_moment(started):
+    reporter, store = started
+    await store.next()
+    await asyncio.sleep(2 * COALESCE_SECONDS)  # it waits for the next reason now
+    reporter.notify()
+    ended, _ = await asyncio.wait({asyncio.create_task(reporter.stop())}, timeout=2)
+    assert ended
 
 
 async def test_many_reasons_are_few_writes(started):
