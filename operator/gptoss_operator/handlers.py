@@ -72,6 +72,7 @@ class Watches:
         stop = asyncio.Event()
         settings = kopf.OperatorSettings()
         settings.posting.enabled = False
+        settings.persistence.diffbase_storage = _NoDifferences()
         # Otherwise a timer kills the whole living process some minutes after kopf was cancelled.
         settings.process.ultimate_exiting_timeout = None
         # The list must stay referenced: dropped, the tasks are collected while they run.
@@ -122,6 +123,19 @@ class Watches:
                 self._intake.seen(kind, raw)
 
         return handle
+
+
+class _NoDifferences(kopf.DiffBaseStorage):
+    """Spares kopf the copies and comparisons of every object that only its other kinds of handlers need."""
+
+    def build(self, **_: Any) -> kopf.BodyEssence:
+        return kopf.BodyEssence()
+
+    def fetch(self, **_: Any) -> kopf.BodyEssence | None:
+        return None
+
+    def store(self, **_: Any) -> None:
+        return
 
 
 async def _end(tasks: list["asyncio.Task[None]"]) -> None:

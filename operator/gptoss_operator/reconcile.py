@@ -62,7 +62,7 @@ class Reconciler:
 
     async def _cluster(self, key: ClusterKey) -> float | None:
         substrate = self.substrates[key.name]
-        outcome = await substrate.reconcile(complete=self.complete and self._all_asked(key.name, substrate))
+        outcome = await substrate.reconcile(complete=lambda: self.complete and self._all_asked(key.name, substrate))
         unreachable = outcome.trouble is not None and outcome.trouble[0] == Reason.CLUSTER_UNREACHABLE
         self.metrics.cluster_reachable.labels(key.name).set(not unreachable)
         if outcome.wrote:

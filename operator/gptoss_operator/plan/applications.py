@@ -6,7 +6,7 @@ hides a part of it. What may change in place (bounds, queues, drain time) stands
 from the first write on: added later, Ray would restart the engine for it (measured with Ray 2.60).
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -99,6 +99,8 @@ def covers(deployed: Any, wanted: Any) -> bool:
     Ray may fill in what was left open; lists of named things are compared by name.
     Arguments are compared exactly: a key too many restarts the engine just as one too few does.
     """
+    if deployed == wanted:
+        return True
     if isinstance(wanted, Mapping):
         return isinstance(deployed, Mapping) and all(
             key in deployed and (deployed[key] == value if key == "args" else covers(deployed[key], value))
@@ -109,7 +111,7 @@ def covers(deployed: Any, wanted: Any) -> bool:
             return False
         by_name = {each.get("name"): each for each in deployed if isinstance(each, Mapping)}
         return all(covers(by_name.get(each["name"]), each) for each in wanted)
-    return bool(deployed == wanted)
+    return False
 
 
 def plan_cluster(
@@ -118,7 +120,7 @@ def plan_cluster(
     failed_attempts: Mapping[str, int],
     *,
     installation: str,
-    complete: bool,
+    complete: Callable[[], bool],
     http_options: Mapping[str, Any],
 ) -> ClusterPlan:
     """Merge our wishes into a cluster's configuration.
@@ -128,7 +130,8 @@ def plan_cluster(
         wishes: by application name, what every deployment planned so far wants.
         failed_attempts: by application name, the attempt whose failure Ray still shows.
         installation: marks what is ours.
-        complete: every deployment of this cluster is known and planned, so what nobody wants may go.
+        complete: tells whether every deployment of this cluster is known and planned, so that what nobody
+            wants may go; asked only if there is such an application.
         http_options: for a cluster where Serve doesn't run yet.
     """
     applications: Mapping[str, Mapping[str, Any]] = details.get("applications") or {}
@@ -154,9 +157,10 @@ def plan_cluster(
     conflicts: dict[str, str] = {}
     changed = False
     moving = any(applications[name].get("status") not in _SETTLED for name in applications if name in {*ours, *wishes})
+    unwanted: Wish = Absent() if not ours.keys() <= wishes.keys() and complete() else Keep()
     for name in sorted(ours.keys() | wishes.keys()):
         deployed = ours.get(name)
-        wish = wishes.get(name, Absent() if complete else Keep())
+        wish = wishes.get(name, unwanted)
         match wish:
             case Keep():
                 if deployed is not None:

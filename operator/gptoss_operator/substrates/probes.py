@@ -1,9 +1,10 @@
 """Asks engines whether they answer, beside the reconcile: one that hangs must not delay another's wake."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Set
 
 _AT_ONCE = 16
+_STEADY_SECONDS = 15.0
 _UNANSWERED_IS_MUTE = 2
 """One unanswered question may be the network's; two in a row are the engine's."""
 
@@ -22,13 +23,23 @@ class Probes:
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._answered: set[str] = set()
         self._unanswered: dict[str, int] = {}
+        self._asked_at: dict[str, float] = {}
 
-    def look(self, prefixes: Mapping[str, str]) -> None:
-        """Begin to ask each of these engines, unless that is under way, and forget all others."""
-        for name in {*self._tasks, *self._answered, *self._unanswered} - prefixes.keys():
+    def look(self, prefixes: Mapping[str, str], *, steady: Set[str] = frozenset()) -> None:
+        """Begin to ask each of these engines, unless that is under way, and forget all others.
+
+        Args:
+            prefixes: route prefixes by application name.
+            steady: applications of which no change is expected: while such a one answers, it is asked only now
+                and then, so that a wake does not wait behind questions to everything that is awake.
+        """
+        for name in self._asked_at.keys() - prefixes.keys():
             self.forget(name)
+        now = asyncio.get_running_loop().time()
         for name, prefix in prefixes.items():
-            if name not in self._tasks:
+            due = name not in steady or self._asked_at.get(name, -_STEADY_SECONDS) + _STEADY_SECONDS <= now
+            if name not in self._tasks and (due or name not in self._answered or name in self._unanswered):
+                self._asked_at[name] = now
                 self._tasks[name] = asyncio.create_task(self._question(name, prefix), name=f"probe {name}")
 
     def answering(self, name: str) -> bool | None:
@@ -44,6 +55,7 @@ class Probes:
             task.cancel()
         self._answered.discard(name)
         self._unanswered.pop(name, None)
+        self._asked_at.pop(name, None)
 
     async def close(self) -> None:
         """End every question."""

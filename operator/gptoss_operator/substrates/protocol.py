@@ -1,5 +1,6 @@
 """What every substrate can do. The Ray Serve substrate shares one cluster between deployments."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -44,8 +45,11 @@ class Substrate(Protocol):
         """Return what was last seen of a deployment's application."""
         ...
 
-    async def reconcile(self, *, complete: bool) -> Outcome:
-        """Look, and bring about what is wanted. ``complete``: every deployment placed here has asked."""
+    async def reconcile(self, *, complete: Callable[[], bool]) -> Outcome:
+        """Look, and bring about what is wanted.
+
+        ``complete`` tells whether every deployment placed here has asked; it walks all of them.
+        """
         ...
 
     async def close(self) -> None:

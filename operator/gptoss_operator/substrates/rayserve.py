@@ -78,11 +78,12 @@ class RayServe:
             return ApplicationView(trouble=self._trouble)
         name = self._name(key)
         application = self._details["applications"].get(name)
-        config = (application or {}).get("deployed_app_config")
-        ours = config is not None and is_ours({**config, "name": name}, self._installation)
         conflict = self._conflict(key, name)
-        if application is None or application.get("status") == DELETING or not ours or conflict is not None:
+        if application is None or application.get("status") == DELETING or conflict is not None:
             return ApplicationView(presence=Presence.ABSENT, conflict=conflict, trouble=self._trouble)
+        config = application.get("deployed_app_config")
+        if config is None or not is_ours({**config, "name": name}, self._installation):
+            return ApplicationView(presence=Presence.ABSENT, trouble=self._trouble)
         ready, wanted = _replicas(application)
         return ApplicationView(
             presence=Presence.PRESENT,
@@ -99,7 +100,7 @@ class RayServe:
         """End what runs beside reconciles."""
         await self._probes.close()
 
-    async def reconcile(self, *, complete: bool) -> Outcome:
+    async def reconcile(self, *, complete: Callable[[], bool]) -> Outcome:
         """Look at the cluster, and bring about what is wanted."""
         try:
             details = await self._dashboard.applications()
@@ -134,7 +135,7 @@ class RayServe:
                 self._trouble = (reason, f"{error}; it is tried again.")
                 self._unreachable += 1
                 return self._outcome(look_again=min(SETTLED_SECONDS, MOVING_SECONDS * self._unreachable))
-        self._probes.look(self._prefixes(self._details))
+        self._probes.look(self._prefixes(self._details), steady=_running(self._details))
         silent = any(
             isinstance(wish, Present) and self._probes.answering(self._name(key)) is not True
             for key, wish in self._wishes.items()
@@ -215,6 +216,10 @@ class RayServe:
         address = urlsplit(self._cluster.serve_url)
         loopback = address.hostname in {"127.0.0.1", "localhost", "::1"}
         return {"host": "127.0.0.1" if loopback else "0.0.0.0", "port": address.port or 80}  # noqa: S104
+
+
+def _running(details: Mapping[str, Any]) -> frozenset[str]:
+    return frozenset(name for name, each in details["applications"].items() if each.get("status") == "RUNNING")
 
 
 def _runs_for(details: Mapping[str, Any], name: str, key: DeploymentKey) -> bool:

@@ -38,7 +38,9 @@ def details(*configs: dict[str, Any], **more: Any) -> dict[str, Any]:
 def planned(
     seen: dict[str, Any], wishes: dict[str, Any], *, complete: bool = True, failed: dict[str, int] | None = None
 ) -> Any:
-    return plan_cluster(seen, wishes, failed or {}, installation="test", complete=complete, http_options={"port": 8000})
+    return plan_cluster(
+        seen, wishes, failed or {}, installation="test", complete=lambda: complete, http_options={"port": 8000}
+    )
 
 
 FOREIGN = {"name": "theirs", "route_prefix": "/theirs", "import_path": "their.app:app", "args": {"a": 1}}

@@ -50,6 +50,29 @@ async def test_one_silence_may_be_the_networks_two_are_the_engines() -> None:
     await probes.close()
 
 
+async def test_a_steady_engine_that_answers_is_asked_only_now_and_then(monkeypatch) -> None:
+    engines = Engines()
+    engines.answers["/a"] = True
+    heard: asyncio.Queue[bool | None] = asyncio.Queue()
+    probes = Probes(ask=engines.ask, news=lambda: heard.put_nowait(probes.answering("a")))
+
+    async def look(*, steady: bool) -> int:
+        probes.look({"a": "/a"}, steady={"a"} if steady else set())
+        for _ in range(5):
+            await asyncio.sleep(0)
+        return engines.asked.count("/a")
+
+    assert [await look(steady=True) for _ in range(3)] == [1, 1, 1]
+    assert await look(steady=False) == 2
+    monkeypatch.setattr("gptoss_operator.substrates.probes._STEADY_SECONDS", 0.0)
+    engines.answers["/a"] = False
+    assert await look(steady=True) == 3
+    monkeypatch.undo()
+    assert await look(steady=True) == 4, "one that did not answer is asked again at once"
+    assert probes.answering("a") is False
+    await probes.close()
+
+
 async def test_what_is_gone_is_forgotten_and_its_late_answer_too() -> None:
     engines = Engines()
     engines.answers["/hangs"] = True
