@@ -27,7 +27,7 @@ PYTHON ?= $(shell for each in python3 python3.12 python3.11; do \
 	>/dev/null 2>&1 && command -v "$$each" && break; done)
 
 .PHONY: help setup prerequisites env assets demo demo-down demo-status test test-fast test-unit test-contract \
-	test-apiserver test-engine lint format types contracts generate check-generated lock bench-wake clean
+	test-apiserver test-engine fuzz lint format types contracts generate check-generated lock bench-wake clean
 
 help:  ## Say what there is
 	@grep -hE '^[a-z-]+:.*?## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:.*?## /\t/' | \
@@ -87,6 +87,9 @@ test-apiserver: setup  ## Against a real kube-apiserver and etcd
 
 test-engine: setup  ## Against a real Ray Serve and a real vLLM on the CPU: minutes
 	@$(PYTEST) tests/engine $(ARGS)
+
+fuzz: env  ## Feed every parser of untrusted bytes 20,000 inputs: minutes (the tests feed it 100)
+	@FUZZ_EXAMPLES=20000 $(PYTEST) tests/unit/weights/test_fuzz.py --timeout 3600 $(ARGS)
 
 lint: env contracts  ## Style and formatting
 	@echo "== lint"

@@ -29,14 +29,21 @@ MAX_SEGMENT_BYTES: Final = 255
 MAX_SEGMENTS: Final = 8
 MAX_SUBJECT_LENGTH: Final = 253
 
-# Copies of the weights in other formats, which OpenAI's repositories carry beside the ones vLLM loads.
+# Copies of the weights in other formats, which OpenAI's repositories carry beside the ones vLLM loads:
+# signed and never fetched. metal/model.bin is Apple's format, no pickle.
 _OTHER_COPIES: Final = frozenset({"original", "metal"})
+_OTHER_COPY_SUFFIXES: Final = frozenset({".safetensors", ".json", ".txt", ".jinja", ".tiktoken", ".bin"})
 _SERVED_SUFFIXES: Final = frozenset({".safetensors", ".json", ".jinja", ".txt", ".tiktoken"})
 _DOCUMENT_SUFFIXES: Final = frozenset({".md", ".pdf", ".png", ".jpg", ".jpeg", ".svg", ".gif", ".webp"})
 _DOCUMENTS: Final = frozenset(
     {"license", "notice", "usage_policy", "readme", ".gitattributes", ".gitignore", "acceptable_use_policy"}
 )
+_DOCUMENT_TEXT_SUFFIXES: Final = frozenset({"", ".txt", ".md"})
+# With it, Transformers loads another model than the signed one.
+_ADAPTER: Final = "adapter_config.json"
 _REQUIRED: Final = ("config.json", "tokenizer.json")
+_TENSORS_SUFFIX: Final = ".safetensors"
+_INDEX: Final = "model.safetensors.index.json"
 _DIGEST: Final = re.compile(r"[0-9a-f]{64}")
 
 
@@ -139,11 +146,16 @@ def role_of(name: str) -> FileRole:
         ForbiddenContentError: its format is neither; unknown formats fail closed.
     """
     path = PurePosixPath(name)
-    if path.parts[0] in _OTHER_COPIES:
-        return FileRole.IGNORED
     suffix = path.suffix.lower()
-    if path.name.lower() in _DOCUMENTS or path.stem.lower() in _DOCUMENTS or suffix in _DOCUMENT_SUFFIXES:
+    if suffix in _DOCUMENT_SUFFIXES or _is_document(path):
         return FileRole.IGNORED
+    if len(path.parts) > 1 and path.parts[0] in _OTHER_COPIES and path.suffix in _OTHER_COPY_SUFFIXES:
+        return FileRole.IGNORED
+    if path.name.lower() == _ADAPTER:
+        raise ForbiddenContentError(
+            f"the signed file {name} makes an engine load another model; merge the adapter, remove it and sign again",
+            file=name,
+        )
     if path.suffix in _SERVED_SUFFIXES and not path.name.startswith("."):
         return FileRole.SERVED
     raise ForbiddenContentError(
@@ -151,6 +163,12 @@ def role_of(name: str) -> FileRole:
         "txt and tiktoken); remove it from the folder and sign again",
         file=name,
     )
+
+
+def _is_document(path: PurePosixPath) -> bool:
+    if path.name.lower() in _DOCUMENTS:
+        return True
+    return path.stem.lower() in _DOCUMENTS and path.suffix.lower() in _DOCUMENT_TEXT_SUFFIXES
 
 
 def _subject(value: Any) -> tuple[str, str]:
@@ -226,8 +244,15 @@ def _check_complete(files: tuple[ManifestFile, ...]) -> None:
             raise ForbiddenContentError(
                 f"the manifest lists no {required}; put it into the folder and sign again", file=required
             )
-    if not any(name.endswith(".safetensors") for name in served):
+    tensors = [name for name in served if name.endswith(_TENSORS_SUFFIX) and "/" not in name]
+    if not tensors:
         raise ForbiddenContentError("the manifest lists no .safetensors file; sign the folder that vLLM loads")
+    if len(tensors) > 1 and _INDEX not in served:
+        raise ForbiddenContentError(
+            f"the manifest lists {len(tensors)} .safetensors files and no {_INDEX}, which says what is where; "
+            "put it into the folder and sign again",
+            file=_INDEX,
+        )
 
 
 def _hex_digest(value: Any, what: str) -> str:

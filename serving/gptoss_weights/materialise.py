@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 from gptoss_weights import metrics
-from gptoss_weights.content import INDEX_SUFFIX, check_complete, check_index, check_json, check_safetensors
+from gptoss_weights.content import TENSORS_SUFFIX, Contents, check_size
 from gptoss_weights.errors import (
     ForbiddenContentError,
     ManifestChangedError,
@@ -247,6 +247,8 @@ class _Pull:
     def _versions(self, source: Source, manifest: Manifest) -> dict[str, ObjectVersion]:
         found = self._in_parallel(manifest.served, lambda file: source.stat(file.name), tally=Tally(), total=0)
         versions = {file.name: version for file, version in zip(manifest.served, found, strict=True)}
+        for name, version in versions.items():
+            check_size(name, version.size)
         total = sum(version.size for version in versions.values())
         if total > self._limits.max_bytes:
             raise ForbiddenContentError(f"the listed files are longer than {self._limits.max_bytes} bytes in all")
@@ -257,32 +259,20 @@ class _Pull:
     def _bring_all(
         self, transfer: Transfer, manifest: Manifest, versions: dict[str, ObjectVersion], total: int
     ) -> None:
-        served = manifest.served
-        tensors = [file for file in served if file.name.endswith(".safetensors")]
-        others = [file for file in served if not file.name.endswith(".safetensors")]
-        staging = transfer.staging
-        tally = transfer.tally
-        names = [file.name for file in served]
-        weight_maps: dict[str, dict[str, str]] = {}
+        # The largest first, so that no thread is left alone with it at the end.
+        served = sorted(manifest.served, key=lambda file: versions[file.name].size, reverse=True)
+        contents = Contents(file.name for file in served)
 
-        def bring_other(file: ManifestFile) -> None:
+        def bring(file: ManifestFile) -> None:
             transfer.bring(file, versions[file.name])
-            if file.name.endswith(".json"):
-                document = check_json(staging / file.name, name=file.name)
-                if file.name.endswith(INDEX_SUFFIX):
-                    weight_maps[file.name] = check_index(document, name=file.name, listed=names)
+            contents.check(transfer.staging / file.name, name=file.name)
 
-        def bring_tensors(file: ManifestFile) -> tuple[str, frozenset[str]]:
-            transfer.bring(file, versions[file.name])
-            return file.name, check_safetensors(staging / file.name, name=file.name)
-
-        self._in_parallel(others, bring_other, tally=tally, total=total, files_total=len(served))
-        found = dict(self._in_parallel(tensors, bring_tensors, tally=tally, total=total, files_total=len(served)))
-        for name, weight_map in weight_maps.items():
-            folder = name.rpartition("/")[0]
-            prefix = f"{folder}/" if folder else ""
-            beside = {file.removeprefix(prefix): held for file, held in found.items() if file.startswith(prefix)}
-            check_complete(weight_map, beside, name=name)
+        for group in (
+            [file for file in served if not file.name.endswith(TENSORS_SUFFIX)],
+            [file for file in served if file.name.endswith(TENSORS_SUFFIX)],
+        ):
+            self._in_parallel(group, bring, tally=transfer.tally, total=total, files_total=len(served))
+        contents.check_together()
 
     def _in_parallel(
         self,

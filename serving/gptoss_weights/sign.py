@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
-from gptoss_weights.content import INDEX_SUFFIX, check_complete, check_index, check_json, check_safetensors
+from gptoss_weights.content import Contents
 from gptoss_weights.errors import SigningError
 from gptoss_weights.hashing import hash_file
 from gptoss_weights.manifest import (
@@ -119,13 +119,10 @@ def check_folder(folder: Path, names: list[str]) -> None:
         ForbiddenContentError: an engine may not open one of its files.
     """
     served = [name for name in names if role_of(name) is FileRole.SERVED]
-    tensors = {name: check_safetensors(folder / name, name=name) for name in served if name.endswith(".safetensors")}
+    contents = Contents(served)
     for name in served:
-        if not name.endswith(".json"):
-            continue
-        document = check_json(folder / name, name=name)
-        if name.endswith(INDEX_SUFFIX):
-            check_complete(check_index(document, name=name, listed=served), tensors, name=name)
+        contents.check(folder / name, name=name)
+    contents.check_together()
 
 
 def _names(folder: Path) -> list[str]:

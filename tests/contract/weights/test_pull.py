@@ -259,6 +259,23 @@ def test_space_is_checked_before_bytes(weights, pulled, served_by):
     assert source.opened == {}
 
 
+def test_a_file_too_large_for_its_kind_is_refused_before_bytes(weights, pulled, served_by, monkeypatch):
+    monkeypatch.setattr("gptoss_weights.content.MAX_JSON_BYTES", 10)
+    source = served_by(from_folder(weights.folder))
+    with pytest.raises(ForbiddenContentError, match="a file of its kind"):
+        pulled()
+    assert source.opened == {}
+
+
+def test_shards_that_contradict_their_signed_index_are_refused(weights, pulled, tmp_path, monkeypatch):
+    monkeypatch.setattr("gptoss_weights.sign.check_folder", lambda *_: None)
+    (weights.folder / SECOND).write_bytes((weights.folder / SHARD).read_bytes())
+    digest = weights.sign().manifest.digest
+    with pytest.raises(ForbiddenContentError, match=r"not there"):
+        pulled(digest=digest)
+    assert list((tmp_path / "private" / "ready").iterdir()) == []
+
+
 def test_a_source_that_sends_nothing_is_stalled(weights, pulled, served_by):
     released = threading.Event()
 

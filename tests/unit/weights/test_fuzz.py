@@ -1,0 +1,176 @@
+"""One fuzz target per parser: whatever the bytes, it answers, or raises the one error that it promises.
+
+Inputs are good ones with a few edits, text of the parser's own alphabet, and arbitrary bytes. Each target
+runs a bounded number of examples; ``FUZZ_EXAMPLES`` raises it for a long run.
+"""
+
+import json
+import os
+import struct
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from gptoss_weights import strictjson
+from gptoss_weights.content import INDEX_SUFFIX, Contents
+from gptoss_weights.errors import (
+    ForbiddenContentError,
+    MalformedManifestError,
+    MalformedSignatureError,
+    SourceNotAllowedError,
+    UntrustedSignerError,
+)
+from gptoss_weights.location import Location
+from gptoss_weights.manifest import parse_manifest
+from gptoss_weights.signature import TrustedKey, parse_bundle, verify_bundle
+from tests.unit.weights.builders import bundle, private_key, public_pem, safetensors, statement, text
+
+bounded = settings(
+    max_examples=int(os.environ.get("FUZZ_EXAMPLES", "100")),
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20)
+values = st.recursive(
+    scalars, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4)
+)
+punctuation = st.text(alphabet='{}[]":,\\ud8u0e1-.09 \n\0aN', max_size=60).map(lambda found: found.encode())
+
+
+def edited(good: bytes):
+    """Good bytes with up to three stretches replaced, which hits deeper than random bytes do."""
+
+    def apply(edits):
+        content = good
+        for start, length, replacement in edits:
+            start %= len(content) + 1
+            content = content[:start] + replacement + content[start + length :]
+        return content
+
+    edit = st.tuples(st.integers(0, 10**6), st.integers(0, 12), st.binary(max_size=8) | punctuation)
+    return st.lists(edit, min_size=1, max_size=3).map(apply)
+
+
+def replaced(document):
+    """A good document with one value, at any depth, replaced by another."""
+    paths = list(_paths(document))
+
+    def apply(choice):
+        path, value = choice
+        fresh = json.loads(json.dumps(document))
+        holder = fresh
+        for part in path[:-1]:
+            holder = holder[part]
+        holder[path[-1]] = value
+        return json.dumps(fresh).encode()
+
+    return st.tuples(st.sampled_from(paths), values).map(apply)
+
+
+def _paths(document, path=()):
+    items = document.items() if isinstance(document, dict) else enumerate(document)
+    for key, value in items:
+        yield (*path, key)
+        if isinstance(value, dict | list):
+            yield from _paths(value, (*path, key))
+
+
+def only(*kinds):
+    """Run the block; let nothing but these errors pass unnoticed, and hold them to unquoted, short text."""
+
+    class Expected:
+        def __enter__(self):
+            return self
+
+        def __exit__(self, kind, error, trace):
+            if error is None or not isinstance(error, kinds):
+                return False
+            assert len(str(error)) < 1500
+            assert str(error).isprintable()
+            return True
+
+    return Expected()
+
+
+@bounded
+@given(st.binary(max_size=200) | punctuation | values.map(lambda found: json.dumps(found).encode()))
+def test_strict_json(raw):
+    with only(strictjson.StrictJSONError):
+        document = strictjson.parse(raw, max_bytes=10_000, max_depth=8)
+        assert strictjson.parse(json.dumps(document).encode(), max_bytes=20_000, max_depth=8) == document
+
+
+@bounded
+@given(edited(text(bundle())) | replaced(bundle()) | st.binary(max_size=200))
+def test_bundles(raw):
+    trusted = [TrustedKey.from_pem("release-team", public_pem(private_key()))]
+    with only(MalformedSignatureError, UntrustedSignerError):
+        assert verify_bundle(parse_bundle(raw), trusted).manifest.subject
+
+
+@bounded
+@given(edited(text(statement())) | replaced(statement()) | st.binary(max_size=200))
+def test_manifests(raw):
+    with only(MalformedManifestError, ForbiddenContentError):
+        assert parse_manifest(raw).served
+
+
+@bounded
+@given(st.data())
+def test_tensor_files(tmp_path, data):
+    good = {
+        "a": {"dtype": "BF16", "shape": [2, 2], "data_offsets": [0, 8]},
+        "b": {"dtype": "U8", "shape": [4], "data_offsets": [8, 12]},
+        "__metadata__": {"format": "pt"},
+    }
+    header = st.one_of(edited(json.dumps(good).encode()), replaced(good))
+    framed = header.map(lambda raw: struct.pack("<Q", len(raw)) + raw + bytes(12))
+    raw = data.draw(framed | edited(safetensors(header=good, tail=bytes(12))) | st.binary(max_size=200))
+    _check(tmp_path, "model.safetensors", raw)
+
+
+@bounded
+@given(edited(b'{"weight_map": {"a": "model.safetensors"}}') | replaced({"weight_map": {"a": "model.safetensors"}}))
+def test_indexes(tmp_path, raw):
+    _check(tmp_path, f"model{INDEX_SUFFIX}", raw)
+
+
+@bounded
+@given(edited(b'{"a": [1, 2.5e3, {"b": "\\u00e9\\n"}], "vocab": {"x": 1}}') | punctuation | st.binary(max_size=200))
+def test_configurations(tmp_path, raw):
+    _check(tmp_path, "config.json", raw)
+
+
+@bounded
+@given(st.binary(max_size=200))
+def test_texts(tmp_path, raw):
+    _check(tmp_path, "chat_template.jinja", raw)
+
+
+@bounded
+@given(st.text(max_size=60) | st.text(alphabet="s3file:/.%\\ab-\0é@?", max_size=40).map("s3://".__add__))
+def test_places(uri):
+    with only(SourceNotAllowedError):
+        place = Location.parse(uri)
+        assert Location.parse(str(place)) == place
+        assert ".." not in place.segments
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("unit", ['\\"', '"', "[", '"[', "{]", "\\", '"\\', '"a":', "[]", "1", " ", "-", "[1e9,"])
+def test_no_text_is_slow_to_refuse(unit):
+    raw = (unit * (2_000_000 // len(unit))).encode()
+    for head in (b"", b'"', b'{"'):
+        with only(strictjson.StrictJSONError):
+            strictjson.parse(head + raw, max_bytes=10**7, max_depth=8)
+
+
+def _check(folder, name, raw):
+    path = folder / name
+    path.write_bytes(raw)
+    contents = Contents([name, "model.safetensors"])
+    with only(ForbiddenContentError):
+        contents.check(path, name=name)
+        if not name.endswith(INDEX_SUFFIX):
+            contents.check_together()
