@@ -41,8 +41,18 @@ class Limits(StrictModel):
     max_body_bytes: Annotated[int, Field(ge=1024)] = Field(
         default=8 * 1024 * 1024, description="Largest request body, in bytes."
     )
+    max_bodies_bytes: Annotated[int, Field(ge=1024)] = Field(
+        default=512 * 1024 * 1024,
+        description="Request bodies in memory together, in bytes: coming in, held, or on their way to an engine.",
+    )
     body_seconds: Annotated[float, Field(gt=0)] = Field(
         default=30.0, description="Time a client has to send its body, in seconds."
+    )
+    stall_seconds: Annotated[float, Field(gt=0)] = Field(
+        default=60.0, description="Time that a client may let an answer lie unread before it is dropped, in seconds."
+    )
+    idle_seconds: Annotated[float, Field(gt=0)] = Field(
+        default=600.0, description="Longest silence of an engine within a stream, in seconds."
     )
 
 
