@@ -93,7 +93,7 @@ class Gateway:
         self.max_request_seconds: float = MAX_REQUEST_SECONDS
         self._keys = keys
         self._room = WaitingRoom(max_requests=settings.limits.max_held_total, max_bytes=settings.limits.max_held_bytes)
-        self._intake = Intake(settings.limits)
+        self.intake = Intake(settings.limits)
         self._open: set[asyncio.Task[object]] = set()
         self._none_open = asyncio.Event()
         self._none_open.set()
@@ -210,8 +210,8 @@ class Gateway:
     async def _infer(self, request: web.BaseRequest, route: Route, exchange: Exchange) -> None:
         arrived = asyncio.get_running_loop().time()
         caller = self._keys.authenticate(request.headers)
-        with Parcel(self._intake) as parcel:
-            await self._intake.read(request, parcel)
+        with Parcel(self.intake) as parcel:
+            await self.intake.read(request, parcel)
             body = parse_body(parcel.body)
             if route.dialect is Dialect.RESPONSES:
                 require_stateless(body)

@@ -6,7 +6,7 @@ GatewayError
 ├── ClientLeftError           the client closed its connection: nobody is left to tell
 └── RequestError              ends one request, in the shape its client library understands
     ├── BadRequestError 400 · UnauthorizedError 401 · NotFoundError 404 · TooSlowError 408 · TooLargeError 413
-    ├── UnsupportedMediaError 415
+    ├── UnsupportedMediaError 415 · HeadTooLargeError 431
     ├── TooManyHeldError 429
     ├── ModelRefusedError 503    suspended, or can't start: no use in waiting
     ├── UnattendedError 503      nobody starts it: the operator does not react
@@ -165,6 +165,14 @@ class UnsupportedMediaError(RequestError):
     status = 415
     type = "invalid_request_error"
     code = "unsupported_media_type"
+
+
+class HeadTooLargeError(RequestError):
+    """The request line and headers are larger than the gateway takes."""
+
+    status = 431
+    type = "invalid_request_error"
+    code = "headers_too_large"
 
 
 class TooManyHeldError(RequestError):

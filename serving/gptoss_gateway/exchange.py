@@ -88,8 +88,8 @@ class Exchange:
 
     async def _prepare(self) -> None:
         assert self.response is not None  # noqa: S101 - made by every caller
-        if self._closing():
-            self.response.force_close()
+        if self._closing() or not self._request.content.is_eof():
+            self.response.force_close()  # what is left of a body that nobody reads must not look like a request
         try:
             await self.response.prepare(self._request)
         except ConnectionError as error:

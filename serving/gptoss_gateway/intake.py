@@ -4,7 +4,7 @@ import asyncio
 from types import TracebackType
 
 import aiohttp
-from aiohttp import web
+from aiohttp import HttpVersion11, web
 from aiohttp.web_protocol import RequestPayloadError
 
 from gptoss_gateway.errors import (
@@ -76,6 +76,7 @@ class Intake:
         self._require_form(request)
         try:
             async with asyncio.timeout(self._limits.body_seconds):
+                await _invite(request)
                 parcel.body = await self._collect(request, parcel)
         except TimeoutError as error:
             raise TooSlowError(f"The body did not arrive within {self._limits.body_seconds:g} s.") from error
@@ -103,3 +104,10 @@ class Intake:
 
     def _too_large(self) -> TooLargeError:
         return TooLargeError(f"The body is larger than {self._limits.max_body_bytes} bytes, the most that is taken.")
+
+
+async def _invite(request: web.BaseRequest) -> None:
+    """Tell a client that asks first to send its body: only now, so a refused one is never sent."""
+    if request.headers.get("Expect", "").lower() == "100-continue" and request.version >= HttpVersion11:
+        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        request.writer.output_size = 0  # the answer's own head is still to come
