@@ -16,7 +16,13 @@ import aiohttp
 from gptoss_gateway import prober
 from gptoss_gateway.catalogue import Catalogue, ServedModel
 from gptoss_gateway.demand import Claim, Ledger
-from gptoss_gateway.errors import ModelRefusedError, NotFoundError, RequestError, WakeTimedOutError
+from gptoss_gateway.errors import (
+    ModelRefusedError,
+    NotFoundError,
+    RequestError,
+    UnattendedError,
+    WakeTimedOutError,
+)
 from gptoss_gateway.hold import Ticket, WaitingRoom
 from gptoss_gateway.metering import Metering
 from gptoss_gateway.upstream import Upstream, Upstreams
@@ -30,6 +36,11 @@ RAMP_SECONDS = 0.1
 """Between two groups of released requests; a group is as large as the engine takes at once."""
 DEFAULT_RETRY_AFTER_SECONDS = 30.0
 """Told to clients of a model whose wakes were never measured."""
+UNATTENDED_SECONDS = 30.0
+"""Demand that was reported for so long without any change of the status has no operator to see it.
+
+An operator that was killed works again within 20 s, and one that works reacts at once.
+"""
 _FENCE_POLL_SECONDS = 0.25
 
 
@@ -69,6 +80,7 @@ class Admission:
         self._doubted: set[str] = set()
         self._wakers: dict[str, asyncio.Task[None]] = {}
         self._changes: dict[str, asyncio.Event] = {}
+        self._unattended: set[str] = set()
         catalogue.listen(self._on_change)
         for model in catalogue.all():
             self._on_change(model.uid)
@@ -87,6 +99,9 @@ class Admission:
         while True:
             ticket = self._room.enter(model, size=visit.size, retry_after=retry_after(model), returning=returning)
             visit.claim.wait()
+            if visit.uid in self._unattended:
+                self._room.leave(ticket)
+                raise _nobody_acts(model)
             self._watch(visit.uid)
             try:
                 await self._wait(ticket, visit, model)
@@ -168,6 +183,7 @@ class Admission:
 
     async def _wake(self, uid: str) -> None:
         """Release the requests that wait for one model, for as long as any do."""
+        watchman = asyncio.create_task(self._await_operator(uid), name=f"await operator {uid}")
         try:
             while self._room.waiting(uid):
                 model = self._catalogue.get(uid)
@@ -183,8 +199,22 @@ class Admission:
                     if self._room.call(uid, model.ramp):
                         await asyncio.sleep(RAMP_SECONDS)
         finally:
+            watchman.cancel()
             if self._wakers.get(uid) is asyncio.current_task():
                 del self._wakers[uid]
+
+    async def _await_operator(self, uid: str) -> None:
+        """Refuse a model's requests once its demand was reported for long and nobody acted on it."""
+        reported = 0.0
+        seen = None
+        while (model := self._catalogue.get(uid)) is not None:
+            if not (model.unattended and self._may_report() and model.refusal is None and model == seen):
+                reported = self._now()
+            seen = model
+            if self._now() - reported >= UNATTENDED_SECONDS:
+                self._unattended.add(uid)
+                self._room.refuse(uid, partial(_nobody_acts, model))
+            await asyncio.sleep(min(1.0, UNATTENDED_SECONDS))
 
     def _probe_target(self, uid: str) -> tuple[Upstream, str] | None:
         model = self._catalogue.get(uid)
@@ -209,6 +239,7 @@ class Admission:
 
     def _on_change(self, uid: str) -> None:
         model = self._catalogue.get(uid)
+        self._unattended.discard(uid)
         self._ledger.follow(uid, model)
         if model is None:
             self._answered.pop(uid, None)
@@ -233,6 +264,14 @@ def retry_after(model: ServedModel) -> float:
 
 def _gone() -> RequestError:
     return NotFoundError("The model was deleted.", code="model_not_found", param="model")
+
+
+def _nobody_acts(model: ServedModel) -> RequestError:
+    return UnattendedError(
+        f"{model.qualified_name!r} is asleep and nobody wakes it: its demand was reported, but its status does not "
+        "change. Either the operator is away, or the deployment is paused. Models that are awake are served.",
+        retry_after=DEFAULT_RETRY_AFTER_SECONDS,
+    )
 
 
 def _refused(model: ServedModel) -> RequestError:

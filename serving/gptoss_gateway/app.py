@@ -19,12 +19,12 @@ from aiohttp import web
 
 from gptoss_api.names import MAX_REQUEST_SECONDS
 from gptoss_api.report import DeploymentDemand
+from gptoss_gateway import prober
 from gptoss_gateway.admission import Admission, Visit
 from gptoss_gateway.body import parse_body
 from gptoss_gateway.catalogue import Catalogue, ServedModel
 from gptoss_gateway.demand import Ledger
 from gptoss_gateway.errors import (
-    BadRequestError,
     ClientLeftError,
     Dialect,
     ModelRefusedError,
@@ -32,19 +32,20 @@ from gptoss_gateway.errors import (
     NotReadyError,
     RequestError,
     ShuttingDownError,
-    TooLargeError,
-    TooSlowError,
     UpstreamFailedError,
     UpstreamUnavailableError,
 )
 from gptoss_gateway.exchange import Exchange
 from gptoss_gateway.hold import WaitingRoom
+from gptoss_gateway.intake import Intake, Parcel
 from gptoss_gateway.keys import Authenticator, Caller
 from gptoss_gateway.metering import Metering
 from gptoss_gateway.proxy import Outcome, relay
 from gptoss_gateway.report import Reporter, ReportStore
 from gptoss_gateway.settings import GatewaySettings
-from gptoss_gateway.upstream import Upstreams
+from gptoss_gateway.stateless import require_stateless
+from gptoss_gateway.upstream import Upstream, Upstreams
+from gptoss_gateway.vigil import ASK_EVERY_SECONDS, Attempt, Vigil
 
 _log = logging.getLogger(__name__)
 
@@ -92,11 +93,17 @@ class Gateway:
         self.max_request_seconds: float = MAX_REQUEST_SECONDS
         self._keys = keys
         self._room = WaitingRoom(max_requests=settings.limits.max_held_total, max_bytes=settings.limits.max_held_bytes)
+        self.intake = Intake(settings.limits)
         self._open: set[asyncio.Task[object]] = set()
         self._none_open = asyncio.Event()
         self._none_open.set()
         self._session: aiohttp.ClientSession | None = None
         self._admission: Admission | None = None
+        self._vigil = Vigil(
+            ask=self._ask_engine,
+            idle_seconds=settings.limits.idle_seconds,
+            stall_seconds=settings.limits.stall_seconds,
+        )
         self.metering.watch_places(self._places)
 
     @property
@@ -122,6 +129,7 @@ class Gateway:
             metering=self.metering,
             may_report=lambda: self.reporter.may_report,
         )
+        self._vigil.start()
         self.reporter.start()
 
     async def finish_open_requests(self, grace_seconds: float, hurry: asyncio.Event) -> None:
@@ -137,6 +145,7 @@ class Gateway:
 
     async def stop(self) -> None:
         """End everything; the report is deleted last."""
+        await self._vigil.stop()
         if self._admission is not None:
             await self._admission.close()
         if self._session is not None:
@@ -148,7 +157,7 @@ class Gateway:
         self._keys.refresh()
         self.upstreams.refresh()
 
-    async def handle(self, request: web.Request) -> web.StreamResponse:
+    async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer one request; the handler of the listener for clients."""
         route = ROUTES.get(request.rel_url.raw_path) if request.method == "POST" else None
         exchange = Exchange(
@@ -157,7 +166,7 @@ class Gateway:
             dialect=route.dialect if route else Dialect.OPENAI,
             closing=lambda: self.closing,
         )
-        with self._counted():
+        with self._counted(exchange):
             try:
                 self._require_catalogue()
                 if route is not None:
@@ -179,7 +188,7 @@ class Gateway:
         if not self.catalogue.synced:
             raise NotReadyError("This gateway does not know the models yet: try again.", retry_after=1)
 
-    async def _read_catalogue(self, request: web.Request, exchange: Exchange) -> None:
+    async def _read_catalogue(self, request: web.BaseRequest, exchange: Exchange) -> None:
         path = request.rel_url.path
         if request.method == "GET" and path == _MODELS:
             caller = self._keys.authenticate(request.headers)
@@ -198,20 +207,36 @@ class Gateway:
                 f"{', '.join(ROUTES)}."
             )
 
-    async def _infer(self, request: web.Request, route: Route, exchange: Exchange) -> None:
+    async def _infer(self, request: web.BaseRequest, route: Route, exchange: Exchange) -> None:
         arrived = asyncio.get_running_loop().time()
         caller = self._keys.authenticate(request.headers)
-        body = parse_body(await self._read_body(request))
-        exchange.stream = body.stream
-        model = self.catalogue.resolve(caller, body.model)
-        addressed = body.addressed_to(model.engine_id)
-        del body  # what is held for long is held once
+        with Parcel(self.intake) as parcel:
+            await self.intake.read(request, parcel)
+            body = parse_body(parcel.body)
+            if route.dialect is Dialect.RESPONSES:
+                require_stateless(body)
+            exchange.stream = body.stream
+            model = self.catalogue.resolve(caller, body.model)
+            parcel.body = body.addressed_to(model.engine_id)
+            del body  # what is held for long is held once
+            await self._visit(route, model, caller, parcel, exchange, _engine_headers(request, exchange), arrived)
+
+    async def _visit(
+        self,
+        route: Route,
+        model: ServedModel,
+        caller: Caller,
+        parcel: Parcel,
+        exchange: Exchange,
+        headers: dict[str, str],
+        arrived: float,
+    ) -> None:
         claim = self.ledger.open(model)
-        visit = Visit(uid=model.uid, claim=claim, size=len(addressed), arrived=arrived, heartbeat=exchange.heartbeat)
+        visit = Visit(uid=model.uid, claim=claim, size=len(parcel.body), arrived=arrived, heartbeat=exchange.heartbeat)
         keep = True
         status: int | None = None
         try:
-            outcome = await self._serve(route, visit, model, addressed, exchange, _engine_headers(request, exchange))
+            outcome = await self._serve(route, visit, model, parcel, exchange, headers)
             status = exchange.status
             self._account(model, caller, outcome)
         except RequestError as error:
@@ -229,22 +254,37 @@ class Gateway:
             self.metering.request_ended(model, route=route.path, status=status)
 
     async def _serve(
-        self, route: Route, visit: Visit, model: ServedModel, body: bytes, exchange: Exchange, headers: dict[str, str]
+        self,
+        route: Route,
+        visit: Visit,
+        model: ServedModel,
+        parcel: Parcel,
+        exchange: Exchange,
+        headers: dict[str, str],
     ) -> Outcome:
         assert self._admission is not None  # noqa: S101 - started
         assert self._session is not None  # noqa: S101 - started
+        loop = asyncio.get_running_loop()
         failures = 0
         costly = 0
         while True:
             upstream = await self._admission.admit(visit, returning=failures > 0)
+            attempt = Attempt(
+                uid=model.uid,
+                engine_id=model.engine_id,
+                upstream=upstream,
+                exchange=exchange,
+                full=model.ramp,
+                heard=loop.time(),
+            )
             try:
                 return await relay(
                     self._session,
-                    upstream,
+                    attempt,
                     route.path,
-                    body=body,
+                    parcel=parcel,
                     headers=headers,
-                    exchange=exchange,
+                    vigil=self._vigil,
                     max_seconds=self.max_request_seconds,
                 )
             except UpstreamUnavailableError as error:
@@ -273,37 +313,21 @@ class Gateway:
             self.metering.broke(model)
             _log.warning("the engine's answer was cut short", extra={"deployment": model.qualified_name})
 
-    async def _read_body(self, request: web.Request) -> bytes:
-        limit = self.settings.limits.max_body_bytes
-        if request.headers.get("Content-Encoding", "identity").lower() != "identity":
-            raise BadRequestError("Compressed bodies are not taken: send it without Content-Encoding.")
-        if request.content_type != "application/json":
-            raise BadRequestError("The body must be JSON: send it with Content-Type: application/json.")
-        too_large = TooLargeError(f"The body is larger than {limit} bytes, the most that is taken.")
-        if (request.content_length or 0) > limit:
-            raise too_large
-        parts = bytearray()
-        try:
-            async with asyncio.timeout(self.settings.limits.body_seconds):
-                async for chunk in request.content.iter_any():
-                    parts += chunk
-                    if len(parts) > limit:
-                        raise too_large
-        except TimeoutError as error:
-            raise TooSlowError(f"The body did not arrive within {self.settings.limits.body_seconds:g} s.") from error
-        except (ConnectionError, aiohttp.ClientError) as error:
-            raise ClientLeftError from error
-        return bytes(parts)
+    async def _ask_engine(self, upstream: Upstream, model_id: str) -> bool:
+        assert self._session is not None  # noqa: S101 - started
+        return await prober.answers(self._session, upstream, model_id, within=ASK_EVERY_SECONDS)
 
     @contextlib.contextmanager
-    def _counted(self) -> Iterator[None]:
+    def _counted(self, exchange: Exchange) -> Iterator[None]:
         task = asyncio.current_task()
         assert task is not None  # noqa: S101 - a handler runs in a task
         self._open.add(task)
         self._none_open.clear()
+        self._vigil.follow(exchange)
         try:
             yield
         finally:
+            self._vigil.leave(exchange)
             self._open.discard(task)
             if not self._open:
                 self._none_open.set()
@@ -320,7 +344,7 @@ async def _fail(exchange: Exchange, error: RequestError) -> None:
         await exchange.fail(error)
 
 
-def _engine_headers(request: web.Request, exchange: Exchange) -> dict[str, str]:
+def _engine_headers(request: web.BaseRequest, exchange: Exchange) -> dict[str, str]:
     """Return what an engine is told of a request's headers; Ray Serve obeys too many others."""
     headers = {"Content-Type": "application/json", "x-request-id": exchange.request_id}
     accept = request.headers.get("Accept", "")

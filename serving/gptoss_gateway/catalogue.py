@@ -35,7 +35,11 @@ class Refusal:
 
 @dataclass(frozen=True, kw_only=True)
 class ServedModel:
-    """One deployment as the gateway needs to know it."""
+    """One deployment as the gateway needs to know it.
+
+    ``unattended`` is true while its status shows nobody at work on a start: demand changes that at once,
+    if there is an operator.
+    """
 
     uid: str
     namespace: str
@@ -49,6 +53,7 @@ class ServedModel:
     ramp: int
     engine_ready: bool
     draining_epoch: int | None
+    unattended: bool
     refusal: Refusal | None
     last_wake_seconds: float | None
     wake_stage: str | None
@@ -86,6 +91,7 @@ class ServedModel:
             ramp=spec.engine.max_num_seqs or DEFAULT_RAMP,
             engine_ready=engine_ready,
             draining_epoch=(status.drain_epoch or 0) if draining else None,
+            unattended=not engine_ready and _unattended(conditions),
             refusal=_refusal(
                 suspended=spec.suspend or (asleep is not None and asleep.reason == Reason.SUSPENDED),
                 engine_ready=engine_ready,
@@ -219,6 +225,15 @@ def _refusal(*, suspended: bool, engine_ready: bool, conditions: Mapping[str, Co
     if ready is not None and _is(ready, "False") and _is(stalled, "True"):
         return Refusal(reason=ready.reason, message=ready.message)  # Stalled names the kind, Ready the cause
     return None
+
+
+def _unattended(conditions: Mapping[str, Condition]) -> bool:
+    asleep, moving = conditions.get(ConditionType.SCALED_TO_ZERO), conditions.get(ConditionType.RECONCILING)
+    if asleep is None:
+        return not conditions
+    checked = not _is(conditions.get(ConditionType.READY), "Unknown")
+    queued = _is(moving, "True") and moving is not None and moving.reason == Reason.WAITING_FOR_START
+    return asleep.reason == Reason.IDLE and checked and not queued
 
 
 def _is(condition: Condition | None, status: str) -> bool:

@@ -6,9 +6,12 @@ GatewayError
 ├── ClientLeftError           the client closed its connection: nobody is left to tell
 └── RequestError              ends one request, in the shape its client library understands
     ├── BadRequestError 400 · UnauthorizedError 401 · NotFoundError 404 · TooSlowError 408 · TooLargeError 413
+    ├── UnsupportedMediaError 415 · HeadTooLargeError 431
     ├── TooManyHeldError 429
     ├── ModelRefusedError 503    suspended, or can't start: no use in waiting
+    ├── UnattendedError 503      nobody starts it: the operator does not react
     ├── WakeTimedOutError 503    waited as long as the deployment allows
+    ├── TooBusyError 503         this process is at its bounds
     ├── NotReadyError 503        this process does not know the models yet
     ├── ShuttingDownError 503    this process ends
     ├── UpstreamFailedError 502  the engine's side broke
@@ -156,6 +159,22 @@ class TooLargeError(RequestError):
     code = "request_too_large"
 
 
+class UnsupportedMediaError(RequestError):
+    """The body is not plain JSON."""
+
+    status = 415
+    type = "invalid_request_error"
+    code = "unsupported_media_type"
+
+
+class HeadTooLargeError(RequestError):
+    """The request line and headers are larger than the gateway takes."""
+
+    status = 431
+    type = "invalid_request_error"
+    code = "headers_too_large"
+
+
 class TooManyHeldError(RequestError):
     """As many requests are held as may be."""
 
@@ -179,6 +198,22 @@ class WakeTimedOutError(RequestError):
     status = 503
     type = "service_unavailable_error"
     code = "model_waking"
+
+
+class UnattendedError(RequestError):
+    """Demand was reported and nothing happened: no operator acts for this model."""
+
+    status = 503
+    type = "service_unavailable_error"
+    code = "operator_away"
+
+
+class TooBusyError(RequestError):
+    """This gateway process is at its bounds."""
+
+    status = 503
+    type = "service_unavailable_error"
+    code = "gateway_busy"
 
 
 class NotReadyError(RequestError):

@@ -5,6 +5,7 @@ headers and comments were sent, no byte of an answer; another attempt is still p
 must be an event. *Answered*: bytes of the engine were sent; what breaks now can't be repaired.
 """
 
+import asyncio
 import json
 from collections.abc import Callable
 
@@ -16,18 +17,26 @@ _EVENT_STREAM = "text/event-stream; charset=utf-8"
 
 
 class Exchange:
-    """Answers one request, once."""
+    """Answers one request, once. ``blocked_since`` is when it began to wait for the client to read (loop time)."""
 
-    def __init__(self, request: web.Request, *, request_id: str, dialect: Dialect, closing: Callable[[], bool]) -> None:
+    def __init__(
+        self, request: web.BaseRequest, *, request_id: str, dialect: Dialect, closing: Callable[[], bool]
+    ) -> None:
         self.dialect = dialect
         self.request_id = request_id
         self.stream = False
         self.answered = False
         self.status: int | None = None
         self.response: web.StreamResponse | None = None
+        self.blocked_since: float | None = None
         self._request = request
         self._headers = {"x-request-id": request_id, "Server": "gptoss-gateway"}
         self._closing = closing
+
+    def abort(self) -> None:
+        """Drop the connection of a client that takes nothing any more."""
+        if (transport := self._request.transport) is not None:
+            transport.abort()
 
     async def heartbeat(self, comment: str) -> None:
         """Show a waiting stream that it is alive; requests without a stream wait silently."""
@@ -79,8 +88,8 @@ class Exchange:
 
     async def _prepare(self) -> None:
         assert self.response is not None  # noqa: S101 - made by every caller
-        if self._closing():
-            self.response.force_close()
+        if self._closing() or not self._request.content.is_eof():
+            self.response.force_close()  # what is left of a body that nobody reads must not look like a request
         try:
             await self.response.prepare(self._request)
         except ConnectionError as error:
@@ -88,17 +97,23 @@ class Exchange:
 
     async def _write(self, data: bytes) -> None:
         assert self.response is not None  # noqa: S101 - opened by every caller
+        self.blocked_since = asyncio.get_running_loop().time()
         try:
             await self.response.write(data)
         except ConnectionError as error:
             raise ClientLeftError from error
+        finally:
+            self.blocked_since = None
 
     async def _end(self) -> None:
         assert self.response is not None  # noqa: S101 - opened by every caller
+        self.blocked_since = asyncio.get_running_loop().time()
         try:
             await self.response.write_eof()
         except ConnectionError as error:
             raise ClientLeftError from error
+        finally:
+            self.blocked_since = None
 
 
 def _as_event(body: bytes, dialect: Dialect) -> bytes:

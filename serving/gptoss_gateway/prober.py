@@ -32,7 +32,7 @@ async def until_answer(
         while (target := locate()) is not None:
             if loop.time() >= next_probe:
                 next_probe = loop.time() + PROBE_INTERVAL_SECONDS
-                probes.add(asyncio.create_task(_answers(session, *target)))
+                probes.add(asyncio.create_task(answers(session, *target)))
             pause = max(0.0, next_probe - loop.time())
             if not probes:
                 await asyncio.sleep(pause)
@@ -47,13 +47,16 @@ async def until_answer(
         await asyncio.gather(*probes, return_exceptions=True)
 
 
-async def _answers(session: aiohttp.ClientSession, upstream: Upstream, model_id: str) -> bool:
+async def answers(
+    session: aiohttp.ClientSession, upstream: Upstream, model_id: str, *, within: float = PROBE_TIMEOUT_SECONDS
+) -> bool:
+    """Ask an engine once whether it serves a model id; a refused token is an answer too."""
     try:
         async with session.get(
             f"{upstream.url}/v1/models",
             headers=upstream.headers,
             allow_redirects=False,
-            timeout=aiohttp.ClientTimeout(total=PROBE_TIMEOUT_SECONDS),
+            timeout=aiohttp.ClientTimeout(total=within),
         ) as response:
             if response.status in (401, 403):
                 return True  # it is up and refuses us: a request that goes there learns why

@@ -14,13 +14,15 @@ import aiohttp
 from gptoss_api.names import MAX_REQUEST_SECONDS
 from gptoss_gateway.errors import (
     EngineAnswer,
+    RequestError,
     RequestTooLongError,
     UpstreamFailedError,
     UpstreamUnavailableError,
 )
 from gptoss_gateway.exchange import Exchange
+from gptoss_gateway.intake import Parcel
 from gptoss_gateway.sse import EventStream, Usage, usage_of
-from gptoss_gateway.upstream import Upstream
+from gptoss_gateway.vigil import Attempt, Cut, Vigil
 
 CONNECT_SECONDS = 5.0
 MAX_ANSWER_BYTES = 64 * 1024 * 1024
@@ -38,46 +40,58 @@ class Outcome:
 
 async def relay(
     session: aiohttp.ClientSession,
-    upstream: Upstream,
+    attempt: Attempt,
     path: str,
     *,
-    body: bytes,
+    parcel: Parcel,
     headers: dict[str, str],
-    exchange: Exchange,
+    vigil: Vigil,
     max_seconds: float = MAX_REQUEST_SECONDS,
 ) -> Outcome:
     """Make one attempt, and answer the client unless nothing of an answer came.
+
+    The parcel is dropped with the first byte of an answer: no other attempt can be made then.
 
     Raises:
         UpstreamUnavailableError: no byte of an answer reached the client; another attempt may be made.
         UpstreamFailedError, RequestTooLongError: it failed for good before a byte was sent.
         ClientLeftError: the client went away; the engine's connection is closed with it.
     """
+    vigil.begin(attempt)
     try:
-        async with asyncio.timeout(max_seconds):
-            return await _attempt(session, upstream, path, body=body, headers=headers, exchange=exchange)
+        async with asyncio.timeout(max_seconds) as attempt.patience:
+            return await _attempt(session, attempt, path, parcel=parcel, headers=headers)
     except TimeoutError as error:
-        too_long = RequestTooLongError(f"The answer took longer than {max_seconds:g} s, the most that any may take.")
-        if not exchange.answered:
-            raise too_long from error
-        await exchange.fail(too_long)
+        failure = _cut_short(attempt, max_seconds)
+        if not attempt.exchange.answered:
+            raise failure from error
+        await attempt.exchange.fail(failure if isinstance(failure, RequestError) else _cut_off())
         return Outcome(broken=True)
+    finally:
+        vigil.finish(attempt)
+
+
+def _cut_short(attempt: Attempt, max_seconds: float) -> RequestError | UpstreamUnavailableError:
+    match attempt.cut:
+        case Cut.HANGS:
+            return UpstreamUnavailableError("the engine shows no sign of life", reached_engine=True)
+        case Cut.IDLE:
+            return RequestTooLongError(
+                "The engine's stream was silent for too long (the gateway's limits.idleSeconds). Ask again.",
+                code="upstream_stream_idle",
+            )
+        case None:
+            return RequestTooLongError(f"The answer took longer than {max_seconds:g} s, the most that any may take.")
 
 
 async def _attempt(
-    session: aiohttp.ClientSession,
-    upstream: Upstream,
-    path: str,
-    *,
-    body: bytes,
-    headers: dict[str, str],
-    exchange: Exchange,
+    session: aiohttp.ClientSession, attempt: Attempt, path: str, *, parcel: Parcel, headers: dict[str, str]
 ) -> Outcome:
     try:
         response = await session.post(
-            upstream.url + path,
-            data=body,
-            headers={**headers, **upstream.headers},
+            attempt.upstream.url + path,
+            data=parcel.body,
+            headers={**headers, **attempt.upstream.headers},
             allow_redirects=False,
             timeout=aiohttp.ClientTimeout(total=None, connect=CONNECT_SECONDS),
         )
@@ -87,22 +101,28 @@ async def _attempt(
         raise UpstreamUnavailableError("no connection in time", reached_engine=False) from error
     except (aiohttp.ClientError, OSError) as error:
         raise UpstreamUnavailableError(f"connection lost: {error!r}", reached_engine=True) from error
+    attempt.hear(asyncio.get_running_loop().time())
     try:
         if response.status != 200:
-            return await _pass_failure(response, exchange)
+            return await _pass_failure(response, attempt.exchange)
         if response.content_type == "text/event-stream":
-            return await _pass_stream(response, exchange)
-        return await _pass_document(response, exchange)
+            attempt.streaming = True
+            return await _pass_stream(response, attempt, parcel)
+        return await _pass_document(response, attempt.exchange)
     finally:
         response.close()  # a connection is kept only where the answer was read to its end
 
 
-async def _pass_stream(response: aiohttp.ClientResponse, exchange: Exchange) -> Outcome:
+async def _pass_stream(response: aiohttp.ClientResponse, attempt: Attempt, parcel: Parcel) -> Outcome:
+    exchange = attempt.exchange
     events = EventStream(exchange.dialect)
+    now = asyncio.get_running_loop().time
     reason = "the engine's stream ended without its last event"
     try:
         async for chunk in response.content.iter_any():
+            attempt.hear(now())
             if lines := events.feed(chunk):
+                parcel.drop()
                 await exchange.write(lines)
     except (aiohttp.ClientError, OSError) as error:
         reason = f"the engine's stream broke: {type(error).__name__}"
@@ -113,13 +133,15 @@ async def _pass_stream(response: aiohttp.ClientResponse, exchange: Exchange) -> 
         return Outcome(usage=events.usage)
     if not exchange.answered:
         raise UpstreamUnavailableError(reason, reached_engine=True)
-    await exchange.fail(
-        UpstreamFailedError(
-            "The answer was cut short: the engine's stream ended before its last event. Ask again.",
-            code="upstream_stream_broken",
-        )
-    )
+    await exchange.fail(_cut_off())
     return Outcome(usage=events.usage, broken=True)
+
+
+def _cut_off() -> UpstreamFailedError:
+    return UpstreamFailedError(
+        "The answer was cut short: the engine's stream ended before its last event. Ask again.",
+        code="upstream_stream_broken",
+    )
 
 
 async def _pass_document(response: aiohttp.ClientResponse, exchange: Exchange) -> Outcome:

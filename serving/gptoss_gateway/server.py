@@ -7,13 +7,13 @@ import logging
 from aiohttp import web
 
 from gptoss_gateway.app import Gateway
+from gptoss_gateway.connection import Door
 from gptoss_gateway.settings import Listener
 
 _log = logging.getLogger(__name__)
 
 _REFRESH_SECONDS = 1.0
-_KEEPALIVE_SECONDS = 75.0
-_MAX_HEADER_BYTES = 16 * 1024
+_BACKLOG = 1024
 
 
 class Server:
@@ -23,8 +23,9 @@ class Server:
         self.gateway = gateway
         self.url = ""
         self.admin_url = ""
-        self._clients = _runner(_application(gateway.handle), cancel_handlers=True)
-        self._admin = _runner(_admin_application(gateway), cancel_handlers=False)
+        door = Door(gateway.handle, limits=gateway.settings.limits, refused=gateway.metering.request_refused)
+        self._clients = web.ServerRunner(door, shutdown_timeout=1.0)
+        self._admin = web.AppRunner(_admin_application(gateway), access_log=None, shutdown_timeout=1.0)
         self._site: web.TCPSite | None = None
         self._refreshing: asyncio.Task[None] | None = None
 
@@ -65,12 +66,6 @@ class Server:
             self.gateway.refresh()
 
 
-def _application(handle: web.RequestHandler | object) -> web.Application:
-    application = web.Application()
-    application.router.add_route("*", "/{path:.*}", handle)  # type: ignore[arg-type]
-    return application
-
-
 def _admin_application(gateway: Gateway) -> web.Application:
     async def metrics(_: web.Request) -> web.Response:
         return web.Response(
@@ -91,22 +86,9 @@ def _admin_application(gateway: Gateway) -> web.Application:
     return application
 
 
-def _runner(application: web.Application, *, cancel_handlers: bool) -> web.AppRunner:
-    return web.AppRunner(
-        application,
-        access_log=None,
-        handler_cancellation=cancel_handlers,  # a client that leaves ends its request at once
-        auto_decompress=False,
-        keepalive_timeout=_KEEPALIVE_SECONDS,
-        max_line_size=_MAX_HEADER_BYTES,
-        max_field_size=_MAX_HEADER_BYTES,
-        shutdown_timeout=1.0,
-    )
-
-
-async def _listen(runner: web.AppRunner, listener: Listener) -> tuple[web.TCPSite, str]:
+async def _listen(runner: web.BaseRunner, listener: Listener) -> tuple[web.TCPSite, str]:
     await runner.setup()
-    site = web.TCPSite(runner, listener.host, listener.port)
+    site = web.TCPSite(runner, listener.host, listener.port, backlog=_BACKLOG)
     await site.start()
     host, port = runner.addresses[0][:2]
     return site, f"http://{f'[{host}]' if ':' in host else host}:{port}"

@@ -38,11 +38,34 @@ class Limits(StrictModel):
     max_held_bytes: Annotated[int, Field(ge=0)] = Field(
         default=256 * 1024 * 1024, description="Bodies of held requests together, in bytes."
     )
+    max_connections: Annotated[int, Field(ge=1)] = Field(
+        default=10_000, description="Clients' connections; the process needs two open files for each request."
+    )
+    max_connections_per_client: Annotated[int, Field(ge=1)] = Field(
+        default=5_000,
+        description="Connections from one address. Behind a proxy, all of its clients share the proxy's.",
+    )
+    max_head_bytes: Annotated[int, Field(ge=1024)] = Field(
+        default=32 * 1024, description="Largest request line and headers, in bytes."
+    )
+    head_seconds: Annotated[float, Field(gt=0)] = Field(
+        default=10.0, description="Time a client has to send a request's headers, from their first byte, in seconds."
+    )
     max_body_bytes: Annotated[int, Field(ge=1024)] = Field(
         default=8 * 1024 * 1024, description="Largest request body, in bytes."
     )
+    max_bodies_bytes: Annotated[int, Field(ge=1024)] = Field(
+        default=512 * 1024 * 1024,
+        description="Request bodies in memory together, in bytes: coming in, held, or on their way to an engine.",
+    )
     body_seconds: Annotated[float, Field(gt=0)] = Field(
         default=30.0, description="Time a client has to send its body, in seconds."
+    )
+    stall_seconds: Annotated[float, Field(gt=0)] = Field(
+        default=60.0, description="Time that a client may let an answer lie unread before it is dropped, in seconds."
+    )
+    idle_seconds: Annotated[float, Field(gt=0)] = Field(
+        default=600.0, description="Longest silence of an engine within a stream, in seconds."
     )
 
 

@@ -1,4 +1,4 @@
-"""Which of an engine's routes exist, and for whom: the OpenAI API's, for a gateway.
+"""Which of an engine's routes exist, and for whom: the OpenAI API's and Anthropic's messages, for a gateway.
 
 vLLM registers three dozen routes, all reachable through HAProxy: scaling, aborting other people's
 requests, tokenizing, metrics. An allow-list stays right when a new vLLM adds another.
@@ -13,6 +13,7 @@ ALLOWED = frozenset(
         ("POST", "/v1/chat/completions"),
         ("POST", "/v1/completions"),
         ("POST", "/v1/responses"),
+        ("POST", "/v1/messages"),
         ("GET", "/v1/models"),
         ("GET", "/v1/models/{model:path}"),
         ("GET", "/v1/models/{model_id:path}"),

@@ -15,7 +15,7 @@ from tests.engine.ray import Applications, messages
 SERVING = "gptoss_serving.app:build"
 ENGINE = {"enable_auto_tool_choice": True, "tool_call_parser": "openai", "max_model_len": 2048, "max_num_seqs": 8}
 START_SECONDS = 480
-ELSEWHERE = ("/health", "/metrics", "/version", "/docs", "/openapi.json", "/load", "/tokenize", "/v1/messages")
+ELSEWHERE = ("/health", "/metrics", "/version", "/docs", "/openapi.json", "/load", "/tokenize")
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
 
@@ -56,6 +56,13 @@ def test_serves_verified_weights_through_the_openai_routes(
     assert called["finish_reason"] == "tool_calls"
     call = called["message"]["tool_calls"][0]["function"]
     assert (call["name"], json.loads(call["arguments"])) == ("get_weather", tiny_model.TOOL_ARGUMENTS)
+
+    ask_claude = {"model": model, "max_tokens": 200, "temperature": 0, "messages": chat["messages"]}
+    message = applications.ask("tiny", "/v1/messages", ask_claude)
+    assert message.status == 200, message.text
+    assert tiny_model.ANSWER in [part.get("text") for part in message.json()["content"]]
+    events = applications.ask("tiny", "/v1/messages", {**ask_claude, "stream": True}).text
+    assert "event: message_stop" in events
 
     assert {path: applications.ask("tiny", path).status for path in ELSEWHERE} == dict.fromkeys(ELSEWHERE, 404)
     assert applications.ask("tiny", "/v1/chat/completions", chat, token=None).status == 401

@@ -136,6 +136,11 @@ def _answer(app: Application, kind: str) -> dict[str, Any]:
             "usage": {"input_tokens": 7, "input_tokens_details": {"cached_tokens": 3}, "output_tokens": 2,
                       "output_tokens_details": {"reasoning_tokens": 1}, "total_tokens": 9},
         }  # fmt: skip
+    if kind == "messages":
+        return {
+            "id": "msg_1", "type": "message", "role": "assistant", "model": app.model_id, "stop_reason": "end_turn",
+            "content": [{"type": "text", "text": text}], "usage": {"input_tokens": 7, "output_tokens": 2},
+        }  # fmt: skip
     return {
         "id": "chatcmpl-1", "object": "chat.completion", "created": 1, "model": app.model_id,
         "choices": [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text}}],
@@ -154,6 +159,15 @@ def _events(app: Application, kind: str, *, usage: bool) -> list[bytes]:
         last = {"type": "response.completed", "sequence_number": 9, "response": _answer(app, kind)}
         return [
             f"event: {name}\ndata: {json.dumps(data)}\n\n".encode() for name, data in [*deltas, (last["type"], last)]
+        ]
+    if kind == "messages":
+        parts: list[dict[str, Any]] = [
+            {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": word}}
+            for word in app.words
+        ]
+        events = [{"type": "message_start", "message": _answer(app, kind)}, *parts, {"type": "message_stop"}]
+        return [
+            f"event: {event['type']}\ndata: {json.dumps(event, separators=(',', ':'))}\n\n".encode() for event in events
         ]
     chunks: list[dict[str, Any]] = [
         {"id": "c", "object": "chat.completion.chunk", "created": 1, "model": app.model_id,

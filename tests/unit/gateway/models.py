@@ -17,6 +17,7 @@ def model(uid: str = "u-1", name: str = "assistant", namespace: str = "ml", **mo
         "ramp": 32,
         "engine_ready": False,
         "draining_epoch": None,
+        "unattended": True,
         "refusal": None,
         "last_wake_seconds": None,
         "wake_stage": None,

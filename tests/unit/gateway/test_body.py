@@ -1,6 +1,7 @@
 """Only the top-level model of a body is ever changed, and nothing that two parsers could read differently passes."""
 
 import json
+import tracemalloc
 
 import pytest
 from hypothesis import given
@@ -8,6 +9,7 @@ from hypothesis import strategies as st
 
 from gptoss_gateway.body import parse_body
 from gptoss_gateway.errors import BadRequestError
+from gptoss_gateway.stateless import require_stateless
 
 _TEXT = st.text(st.characters(exclude_categories=["Cs"]))
 _JSON = st.recursive(
@@ -64,7 +66,13 @@ def test_any_bytes_are_parsed_or_refused(raw):
         b'{"model":["a"]}',
         b'{"model":"a","stream":"yes"}',
         b'{"model":"a","x":' + b'{"y":' * 100_000,
-        b'{"model":"a","x":1' + b"0" * 5000 + b"}",
+        b'{"model":1' + b"0" * 5000 + b"}",
+        b'{"model":"a","x":"\xc3("}',
+        b'{"model":"a","x":"\xed\xa0\x80"}',
+        b'{"model":"a","x":"\\ud800","\\ud800":1}',
+        b'{"model":"a"' + b"".join(b',"%d":1' % n for n in range(1000)) + b"}",
+        b'{"model":"a","x":[' + b'"",' * 250_000 + b"0]}",
+        b'{"model":"a","x":[1,2],"x":[2,1]}',
         b'"model"',
         b"{}",
         b"",
@@ -87,3 +95,43 @@ def test_depth_is_bounded_exactly():
 @pytest.mark.parametrize(("value", "stream"), [("true", True), ("false", False), ("null", False)])
 def test_stream_is_read(value, stream):
     assert parse_body(f'{{"model":"a","stream":{value}}}'.encode()).stream is stream
+
+
+def test_depth_counts_containers_and_not_what_strings_hold():
+    text = b'{"model":"a","x":[' + b'"[[[{{{\\"[[",' * 100 + b'{"y":[{}]}]}'
+    assert parse_body(text).model == "a"
+    with pytest.raises(BadRequestError, match="nested"):
+        parse_body(b'{"model":"a","x":' + b'{"y":[' * 32 + b"0" + b"]}" * 32 + b"}")
+
+
+def test_a_hostile_body_costs_memory_by_its_size_and_not_by_its_shape():
+    raw = b'{"model":"a","x":[' + b"[]," * 200_000 + b"[" + b"0," * 3_000_000 + b"0]]}"
+    tracemalloc.start()
+    try:
+        parse_body(raw)
+        assert tracemalloc.get_traced_memory()[1] < 2.5 * len(raw)
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    ("member", "refused"),
+    [
+        ('"store": true', True),
+        ('"store": false', False),
+        ('"store": null', False),
+        ('"background": true', True),
+        ('"previous_response_id": "resp_1"', True),
+        ('"previous_response_id": null', False),
+        ('"conversation": {"id": "conv_1"}', True),
+        ('"input": "store"', False),
+    ],
+)
+def test_what_needs_a_memory_is_refused_by_name(member, refused):
+    body = parse_body(f'{{"model":"a", {member}}}'.encode())
+    if refused:
+        with pytest.raises(BadRequestError, match="not stored here") as caught:
+            require_stateless(body)
+        assert caught.value.param == member.split('"')[1]
+    else:
+        require_stateless(body)
