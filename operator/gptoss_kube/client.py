@@ -6,7 +6,7 @@ which refuse valid answers: a server-side apply that creates returns None there.
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,16 @@ import aiohttp
 from kubernetes.aio.client import ApiClient
 
 from gptoss_kube.credentials import Connection, Credentials
-from gptoss_kube.errors import Conflict, Gone, KubeError, ServerFailed, Unauthorized, Unreachable, error_from_response
+from gptoss_kube.errors import (
+    Conflict,
+    Gone,
+    KubeError,
+    ServerFailed,
+    Unauthorized,
+    Unreachable,
+    WriteRefused,
+    error_from_response,
+)
 from gptoss_kube.resources import Resource
 
 Object = dict[str, Any]
@@ -43,14 +52,23 @@ class Kube:
 
     Every method raises the errors of ``gptoss_kube.errors``; ``timeout`` is in seconds and covers one
     request from start to the last byte. After Unreachable a write may have been done.
+
+    ``write_seconds`` is asked before every request that changes something, for how long it may take at most; 0
+    refuses it with WriteRefused before anything is sent. That fences whoever is not, or no longer, the leader.
     """
 
     def __init__(
-        self, *, kubeconfig: Path | None = None, context: str | None = None, user_agent: str = "gptoss"
+        self,
+        *,
+        kubeconfig: Path | None = None,
+        context: str | None = None,
+        user_agent: str = "gptoss",
+        write_seconds: Callable[[], float] | None = None,
     ) -> None:
         self._kubeconfig = kubeconfig
         self._context = context
         self._user_agent = user_agent
+        self._write_seconds = write_seconds
 
     async def __aenter__(self) -> Self:
         self._credentials = await Credentials.load(self._kubeconfig, context=self._context)
@@ -77,6 +95,7 @@ class Kube:
         *,
         namespace: str | None = None,
         label_selector: str | None = None,
+        field_selector: str | None = None,
         resource_version: str | None = None,
         timeout: float = TIMEOUT_SECONDS,
     ) -> Listing:
@@ -89,6 +108,8 @@ class Kube:
         query: dict[str, str] = {}
         if label_selector:
             query["labelSelector"] = label_selector
+        if field_selector:
+            query["fieldSelector"] = field_selector
         if resource_version is not None:
             query["resourceVersion"] = resource_version
         try:
@@ -278,6 +299,10 @@ class Kube:
         timeout: float,
     ) -> Object:
         request = f"{method} {path}"
+        if method != "GET" and self._write_seconds is not None:
+            timeout = min(timeout, self._write_seconds())
+            if timeout <= 0:
+                raise WriteRefused(f"{request}: not sent, for this process may not write now")
         with _network_errors(request, deadline=timeout):
             async with asyncio.timeout(timeout):
                 response = await self._open(method, path, query, body, content_type, timeout)

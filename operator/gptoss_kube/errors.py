@@ -14,7 +14,8 @@ KubeError
 └── Transient               the outcome is unknown or the server is busy; try again later
     ├── Unreachable         connection refused, reset, TLS failure, or no answer in time: may have been done
     ├── ServerFailed        5xx, 408
-    └── TooManyRequests     429, with `retry_after` seconds
+    ├── TooManyRequests     429, with `retry_after` seconds
+    └── WriteRefused        not sent: this process may not write now
 """
 
 import json
@@ -37,6 +38,7 @@ __all__ = [
     "Unauthorized",
     "UnknownResource",
     "Unreachable",
+    "WriteRefused",
     "error_from_response",
     "error_from_status",
 ]
@@ -116,6 +118,10 @@ class ServerFailed(Transient):
 
 class TooManyRequests(Transient):
     """The API server sheds load."""
+
+
+class WriteRefused(Transient):
+    """Nothing was sent: this process may not write now, because another one leads."""
 
 
 def error_from_response(*, status: int, body: bytes, retry_after: str | None, request: str) -> KubeError:

@@ -30,6 +30,8 @@ _BACKOFF_SECONDS = (0.1, 10.0)
 class Informer:
     """Follows a resource while its context is open, and calls back in order, one call at a time.
 
+    With a ``name`` it follows that one object, for which rights on that name are enough.
+
     ``on_change`` gets a new or changed object, ``on_delete`` the last known state of one that is gone; an
     object recreated under its name is first deleted, then changed. Objects are raw dicts without
     managedFields and belong to the informer: do not change them. Callbacks must be quick; one that raises
@@ -43,6 +45,7 @@ class Informer:
         *,
         namespace: str | None = None,
         label_selector: str | None = None,
+        name: str | None = None,
         on_change: Callable[[Object], None],
         on_delete: Callable[[Object], None],
         stall_seconds: float = STALL_SECONDS,
@@ -57,6 +60,7 @@ class Informer:
         self._resource = resource
         self._namespace = namespace
         self._label_selector = label_selector
+        self._field_selector = f"metadata.name={name}" if name else None
         self._on_change = on_change
         self._on_delete = on_delete
         self._stall_seconds = stall_seconds
@@ -95,7 +99,12 @@ class Informer:
 
     async def _list_and_watch(self) -> None:
         """List once, then watch until something is in doubt; that something is raised."""
-        listing = await self._kube.list(self._resource, namespace=self._namespace, label_selector=self._label_selector)
+        listing = await self._kube.list(
+            self._resource,
+            namespace=self._namespace,
+            label_selector=self._label_selector,
+            field_selector=self._field_selector,
+        )
         self._replace(listing.items)
         version = listing.resource_version
         while True:
@@ -113,6 +122,8 @@ class Informer:
         }
         if self._label_selector:
             query["labelSelector"] = self._label_selector
+        if self._field_selector:
+            query["fieldSelector"] = self._field_selector
         async with self._kube.watch_lines(self._resource, namespace=self._namespace, query=query) as lines:
             self._heard()
             while line := await self._next_line(lines):

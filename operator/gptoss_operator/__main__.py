@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from gptoss_kube.errors import KubeError
+from gptoss_operator.leadership import DeposedError
 from gptoss_operator.process import run
 from gptoss_operator.settings import SettingsError, load_settings
 
@@ -18,15 +19,18 @@ from gptoss_operator.settings import SettingsError, load_settings
 )
 @click.option("--kubeconfig", type=click.Path(path_type=Path), help="Kubeconfig; without it the pod's own account.")
 @click.option("--read-only", is_flag=True, help="Log plans and write nothing.")
+@click.option("--identity", help="This replica in the Lease, unique: the pod's name. By default the host's and chance.")
 @click.option("--log-level", type=click.Choice(["DEBUG", "INFO", "WARNING", "ERROR"]), default="INFO")
-def main(settings_file: Path, kubeconfig: Path | None, log_level: str, *, read_only: bool) -> None:
+def main(
+    settings_file: Path, kubeconfig: Path | None, identity: str | None, log_level: str, *, read_only: bool
+) -> None:
     """Turn GptOssDeployments into verified engines."""
     logging.basicConfig(level=log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     logging.getLogger("kopf").setLevel(max(logging.WARNING, logging.getLogger().level))
     try:
         settings = load_settings(settings_file)
-        asyncio.run(run(settings, kubeconfig=kubeconfig, read_only=read_only))
-    except (SettingsError, KubeError) as error:
+        asyncio.run(run(settings, kubeconfig=kubeconfig, read_only=read_only, identity=identity))
+    except (SettingsError, KubeError, DeposedError) as error:
         raise click.ClickException(str(error)) from error
 
 

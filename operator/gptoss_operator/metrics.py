@@ -19,6 +19,7 @@ class Metrics:
         self.reconciles = Counter(
             "gptoss_operator_reconciles", "Reconciles by kind and result.", ["kind", "result"], registry=self.registry
         )
+        self.leads = Gauge("gptoss_operator_leads", "1 if this replica may write now.", registry=self.registry)
         self.queue_depth = Gauge("gptoss_operator_queue_depth", "Keys that wait.", registry=self.registry)
         self.wake_seconds = Histogram(
             "gptoss_operator_wake_seconds",

@@ -2,9 +2,13 @@
 
 import asyncio
 import logging
+import secrets
 import signal
+import socket
+from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 
@@ -18,7 +22,7 @@ from gptoss_operator.handlers import Watches
 from gptoss_operator.health import HealthServer
 from gptoss_operator.intake import Intake
 from gptoss_operator.keys import ClusterKey, Key
-from gptoss_operator.leadership import AlwaysLeader, Leadership, ReadOnly
+from gptoss_operator.leadership import AlwaysLeader, Elector, Leadership, ReadOnly
 from gptoss_operator.metrics import Metrics
 from gptoss_operator.reconcile import Reconciler
 from gptoss_operator.resync import Resync
@@ -55,7 +59,7 @@ class Engine:
         self.cache = Cache()
         self.queue: WorkQueue[Key] = WorkQueue()
         self.intake = Intake(cache=self.cache, queue=self.queue, clock=self.clock)
-        leadership = leadership or AlwaysLeader()
+        self.leadership = leadership = leadership or AlwaysLeader()
         self.trust = TrustDesk(
             check=check or SignatureCheck(cache=self.cache, sources=settings.sources()),
             cache=self.cache,
@@ -94,15 +98,18 @@ class Engine:
             seconds=settings.resync_seconds,
             leadership=leadership,
         )
+        self.listed = False
+        """Everything was listed once: the caches are warm, whether this process leads or stands by."""
         self._began: dict[Key, float] = {}
 
     async def forever(self) -> None:
-        """List everything, then work until cancelled."""
+        """List everything, then work until cancelled; a standby keeps its caches warm and waits before it works."""
         try:
             await self.resync.first()
-            self.reconciler.complete = True
+            self.listed = True
             async with asyncio.TaskGroup() as group:
                 group.create_task(self.resync.forever())
+                await self._take_office()
                 for _ in range(self.settings.workers):
                     group.create_task(self._work())
         finally:
@@ -117,12 +124,22 @@ class Engine:
         stuck = sorted(str(key) for key, began in self._began.items() if now - began > _LONGEST_RECONCILE)
         return f"stuck in {', '.join(stuck)}" if stuck else None
 
+    async def _take_office(self) -> None:
+        """Wait to lead. What the leader before wrote last may not have reached the cache: list once more."""
+        if not self.leadership.may_write():
+            await self.leadership.in_office()
+            await self.resync.first()
+        self.reconciler.complete = True
+
     async def _work(self) -> None:
         while True:
+            await self.leadership.in_office()
             try:
                 key = await self.queue.get()
             except QueueClosedError:
                 return
+            await self.leadership.in_office()
+            led = self.leadership.may_write()
             self.metrics.queue_depth.set(len(self.queue))
             self._began[key] = self.clock.now()
             try:
@@ -138,17 +155,21 @@ class Engine:
                 self.metrics.reconciles.labels(key.kind, "error").inc()
                 _LOG.exception("%s failed; again in %.1f s", key, delay)
             else:
+                if led and not self.leadership.may_write():  # what was planned may not have been done
+                    self.queue.failed(key)
+                    continue
                 self.queue.done(key, again_after=again_after)
                 self.metrics.reconciles.labels(key.kind, "done").inc()
             finally:
                 self._began.pop(key, None)
 
 
-async def run(settings: Settings, *, kubeconfig: Path | None, read_only: bool) -> None:
+async def run(settings: Settings, *, kubeconfig: Path | None, read_only: bool, identity: str | None = None) -> None:
     """Run the operator until SIGTERM or SIGINT.
 
     Raises:
         KubeError: there is no way to log in.
+        DeposedError: another replica took the lead.
     """
     stop = asyncio.Event()
 
@@ -157,16 +178,34 @@ async def run(settings: Settings, *, kubeconfig: Path | None, read_only: bool) -
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
 
     take_signals()
+    clock = SystemClock()
     async with (
-        Kube(kubeconfig=kubeconfig, user_agent="gptoss-operator") as kube,
+        Kube(kubeconfig=kubeconfig, user_agent="gptoss-operator-election") as election,
         aiohttp.ClientSession(trust_env=False) as session,
+        AsyncExitStack() as stack,
     ):
+        elector: Elector | None = None
+        if settings.leader_election is not None and not read_only:
+            elector = Elector(
+                election,
+                namespace=settings.system_namespace,
+                name=settings.leader_election.lease_name,
+                identity=identity or f"{socket.gethostname()}_{secrets.token_hex(4)}",
+                terms=settings.leader_election,
+                clock=clock,
+            )
+        leadership: Leadership = elector or (ReadOnly() if read_only else AlwaysLeader())
+        kube = await stack.enter_async_context(
+            Kube(kubeconfig=kubeconfig, user_agent="gptoss-operator", write_seconds=leadership.write_seconds)
+        )
         engine = Engine(
             settings=settings,
             kubernetes=KubernetesAdapter(kube, settings=settings),
             session=session,
-            leadership=ReadOnly() if read_only else AlwaysLeader(),
+            clock=clock,
+            leadership=leadership,
         )
+        engine.metrics.leads.set_function(leadership.may_write)
         watches = Watches(
             intake=engine.intake,
             login=kube.connection,
@@ -177,7 +216,7 @@ async def run(settings: Settings, *, kubeconfig: Path | None, read_only: bool) -
         )
 
         def not_ready() -> str | None:
-            if not engine.reconciler.complete:
+            if not engine.listed:
                 return "the first LIST is not complete"
             return None if watches.running else "the watches do not run"
 
@@ -194,14 +233,23 @@ async def run(settings: Settings, *, kubeconfig: Path | None, read_only: bool) -
             asyncio.create_task(engine.forever(), name="engine"),
             asyncio.create_task(watches.forever(), name="watches"),
         ]
+        standing = [asyncio.create_task(elector.forever(), name="elector")] if elector is not None else []
         stopped = asyncio.create_task(stop.wait(), name="stop")
         try:
-            await asyncio.wait([*tasks, stopped], return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait([*tasks, *standing, stopped], return_when=asyncio.FIRST_COMPLETED)
         finally:
-            for task in (*tasks, stopped):
-                task.cancel()
-            results = await asyncio.gather(*tasks, return_exceptions=True)
+            results = await _ended(*tasks, stopped)
+            # Only now nothing of ours writes any more, and the next leader may begin.
+            results += await _ended(*standing)
+            if elector is not None:
+                await elector.release()
             await health.stop()
         for result in results:
             if isinstance(result, BaseException) and not isinstance(result, asyncio.CancelledError):
                 raise result
+
+
+async def _ended(*tasks: "asyncio.Task[Any]") -> list[Any]:
+    for task in tasks:
+        task.cancel()
+    return await asyncio.gather(*tasks, return_exceptions=True)

@@ -8,6 +8,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from gptoss_api.clusters import RayCluster
 from gptoss_api.model import Name, StrictModel
+from gptoss_operator.election import Terms
 from gptoss_weights.sources.settings import SourceSettings
 
 
@@ -36,6 +37,12 @@ class MetricsSettings(StrictModel):
     port: Annotated[int, Field(ge=0, le=65535)] = 9402
 
 
+class LeaderElection(Terms):
+    """How replicas of the operator agree on the one that writes, by a Lease in the system namespace."""
+
+    lease_name: Name = Field(default="gptoss-operator", description="One per installation.")
+
+
 class Settings(StrictModel):
     """The operator's settings."""
 
@@ -50,6 +57,9 @@ class Settings(StrictModel):
     resync_seconds: Annotated[float, Field(ge=5)] = 300.0
     workers: Annotated[int, Field(ge=1, le=64)] = 8
     metrics: MetricsSettings = Field(default_factory=MetricsSettings)
+    leader_election: LeaderElection | None = Field(
+        default=None, description="Needed as soon as there are two replicas; {} takes the defaults."
+    )
     namespaces: tuple[Name, ...] = Field(default=(), description="Namespaces to watch; none is all.")
 
     @model_validator(mode="after")

@@ -64,13 +64,13 @@ class RayDashboard:
             raise ClusterUnreachableError(f"{self._name()} answered without a list of applications")
         return details
 
-    async def put_applications(self, document: Mapping[str, Any]) -> None:
-        """Replace the configuration of all of Serve's applications.
+    async def put_applications(self, document: Mapping[str, Any], *, within: float = _PUT_SECONDS) -> None:
+        """Replace the configuration of all of Serve's applications, within some seconds at most.
 
         Raises:
             ClusterError: it was not taken, or it is not known whether it was.
         """
-        status, body = await self._call("PUT", document, _PUT_SECONDS)
+        status, body = await self._call("PUT", document, min(within, _PUT_SECONDS))
         if status == 400:
             raise ClusterRefusedError(
                 f"Ray cluster {self._cluster.name} refused the configuration: {body.decode(errors='replace')[:500]}"

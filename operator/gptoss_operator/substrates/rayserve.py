@@ -126,7 +126,7 @@ class RayServe:
         wrote = False
         if planned.document is not None and self._leadership.may_write():
             try:
-                await self._dashboard.put_applications(planned.document)
+                await self._dashboard.put_applications(planned.document, within=self._leadership.write_seconds())
                 wrote = True
                 self._details = self._expected(details, planned.document)
             except ClusterError as error:

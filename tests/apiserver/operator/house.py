@@ -143,8 +143,9 @@ class Stack:
             }
         )
 
-    async def start_operator(self) -> None:
-        settings = {
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {
             "installation": self.installation,
             "systemNamespace": SYSTEM,
             "defaultRayCluster": "local",
@@ -162,14 +163,21 @@ class Stack:
             "resyncSeconds": 5,
             "metrics": {"host": "127.0.0.1", "port": self.metrics_port},
         }
-        (self.folder / "operator.yaml").write_text(yaml.safe_dump(settings))
-        with (self.folder / "operator.log").open("ab") as log:
-            self.process = await asyncio.create_subprocess_exec(
+
+    async def start_operator(self) -> None:
+        self.process = await self.spawn("operator", self.settings)
+
+    async def spawn(self, name: str, settings: Mapping[str, Any], *arguments: str) -> asyncio.subprocess.Process:
+        """Start an operator with a settings file and a log of its own name."""
+        (self.folder / f"{name}.yaml").write_text(yaml.safe_dump(dict(settings)))
+        with (self.folder / f"{name}.log").open("ab") as log:
+            return await asyncio.create_subprocess_exec(
                 sys.executable,
                 "-m",
                 "gptoss_operator",
+                *arguments,
                 "--settings",
-                str(self.folder / "operator.yaml"),
+                str(self.folder / f"{name}.yaml"),
                 "--kubeconfig",
                 str(self.plane.kubeconfig_for(OPERATOR_USER)),
                 cwd=REPOSITORY,
@@ -196,7 +204,9 @@ class Stack:
 
 
 @asynccontextmanager
-async def stack(plane: ControlPlane, namespace: str, folder: Path, port: int) -> AsyncIterator[Stack]:
+async def stack(
+    plane: ControlPlane, namespace: str, folder: Path, port: int, *, start: bool = True
+) -> AsyncIterator[Stack]:
     ray = FakeRay()
     await ray.start()
     (folder / "ray-token").write_text(TOKEN)
@@ -207,7 +217,8 @@ async def stack(plane: ControlPlane, namespace: str, folder: Path, port: int) ->
     await built.kubectl("apply", "-f", str(REPOSITORY / "examples" / "local" / "rbac.yaml"))
     signed_weights(built.weights, key)
     await built.policy()
-    await built.start_operator()
+    if start:
+        await built.start_operator()
     try:
         yield built
     finally:
