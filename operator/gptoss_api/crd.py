@@ -102,7 +102,9 @@ class _WithFactoryDefaults(GenerateJsonSchema):
         value = factory() if factory else super().get_default_value(schema)  # type: ignore[call-arg]
         if isinstance(value, ApiModel):
             value = {
-                k: v for k, v in value.model_dump(by_alias=True, exclude_none=True, mode="json").items() if v != {}
+                k: v
+                for k, v in value.model_dump(by_alias=True, exclude_none=True, mode="json").items()
+                if v not in ({}, [])
             }
         return NoDefault if value in ({}, (), []) else value
 

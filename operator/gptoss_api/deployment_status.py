@@ -69,6 +69,25 @@ class Wake(ApiModel):
     )
 
 
+class ScheduleStatus(ApiModel):
+    """What the schedules ask for now, and what they will ask for next."""
+
+    min_replicas: int = Field(
+        description="Replicas that stay up now, by minReplicas and the open windows.", json_schema_extra=INT32
+    )
+    open: Annotated[tuple[Annotated[str, Field(max_length=63)], ...], Field(max_length=16)] = Field(
+        default=(), description="Schedules whose window is open now."
+    )
+    next_change: _Time | None = Field(
+        default=None,
+        description="When the number changes next; absent if not within a week.",
+        json_schema_extra=DATE_TIME,
+    )
+    next_min_replicas: int | None = Field(
+        default=None, description="Replicas that stay up from then on.", json_schema_extra=INT32
+    )
+
+
 class GptOssDeploymentStatus(ApiModel):
     """What is. Written by the operator only."""
 
@@ -85,6 +104,7 @@ class GptOssDeploymentStatus(ApiModel):
     engine: EngineStatus | None = Field(default=None, description="What the engine was started with.")
     weights: WeightsStatus | None = Field(default=None, description="Verified weights.")
     wake: Wake | None = Field(default=None, description="The last or the running wake.")
+    schedule: ScheduleStatus | None = Field(default=None, description="What spec.scaling.schedules ask for.")
     drain_epoch: int | None = Field(
         default=None,
         description="Counts drains. Gateways hold new requests while a drain runs and acknowledge its number.",

@@ -76,6 +76,7 @@ def _summary(deployment: Mapping[str, Any]) -> dict[str, Any]:
         "endpoint": reported.get("endpoint"),
         "weights": reported.get("weights"),
         "wake": reported.get("wake"),
+        "schedule": reported.get("schedule"),
         "conditions": [asdict(seen) for seen in conditions(deployment)],
     }
 
@@ -120,6 +121,8 @@ def _print_one(deployment: Mapping[str, Any]) -> None:
     facts.add_row("Last wake", _seconds(wake))
     if wake.get("stage"):
         facts.add_row("Waking", f"{wake['stage']}, since {wake.get('startedAt')}")
+    if schedule := summary["schedule"]:
+        facts.add_row("Schedule", _schedule(schedule))
     if not summary["upToDate"]:
         facts.add_row("Note", "the operator has not looked at the latest change yet")
     console.print(facts)
@@ -137,6 +140,14 @@ def _colour(kind: str, value: str) -> str:
     if kind in _GOOD_WHEN_FALSE and value in {"True", "False"}:
         return _COLOURS["False" if value == "True" else "True"]
     return _COLOURS.get(value, "")
+
+
+def _schedule(schedule: Mapping[str, Any]) -> str:
+    names = ", ".join(schedule.get("open") or []) or "none open"
+    now = f"at least {schedule['minReplicas']} up ({names})"
+    if not schedule.get("nextChange"):
+        return now
+    return f"{now}, {schedule.get('nextMinReplicas', 0)} from {schedule['nextChange']}"
 
 
 def _seconds(wake: Mapping[str, Any]) -> str:

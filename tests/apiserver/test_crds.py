@@ -67,6 +67,20 @@ async def store(kube: Kube, obj: Object, resource: Resource = GPT_OSS_DEPLOYMENT
     return await kube.create(typed, resource=resource, field_manager="test")
 
 
+HOURS: dict[str, Any] = {
+    "name": "office",
+    "timeZone": "Europe/Berlin",
+    "days": ["Mon", "Tue", "Wed", "Thu", "Fri"],
+    "start": "09:00",
+    "end": "17:00",
+}
+
+
+def scheduled(**more: Any) -> dict[str, Any]:
+    return {"scaling": {"schedules": [HOURS | more]}}
+
+
+ZONE_MESSAGE = "spec.scaling.schedules[].timeZone must be a name of the IANA time zone database"
 ACCEPTED: dict[str, dict[str, Any]] = {
     "the least": {},
     "the demo's uri": {"model": {**MODEL, "uri": "file:///srv/weights/tiny"}},
@@ -81,6 +95,17 @@ ACCEPTED: dict[str, dict[str, Any]] = {
     "tensor 8": {"parallelism": {"tensor": 8}},
     "equal bounds": {"scaling": {"minReplicas": 3, "maxReplicas": 3}},
     "part of scaling": {"scaling": {"maxReplicas": 4}},
+    "office hours": {"scaling": {"maxReplicas": 2, "schedules": [HOURS | {"minReplicas": 2}]}},
+    "a night over midnight": {"scaling": {"schedules": [HOURS | {"start": "22:00", "end": "06:00", "days": ["Sun"]}]}},
+    "whole days": {"scaling": {"schedules": [HOURS | {"start": "00:00", "end": "24:00", "timeZone": "UTC"}]}},
+    "zones of every shape": {
+        "scaling": {
+            "schedules": [
+                HOURS | {"name": f"zone-{number}", "timeZone": zone}
+                for number, zone in enumerate(("Etc/GMT+5", "America/Argentina/Buenos_Aires", "EST5EDT"))
+            ]
+        }
+    },
     "engine arguments": {
         "engine": {"maxModelLen": 8192, "extraArgs": {"block-size": 16, "enable-prefix-caching": "true"}}
     },
@@ -108,6 +133,22 @@ REJECTED: dict[str, tuple[dict[str, Any], str]] = {
         {"scaling": {"minReplicas": 2}},
         "spec.scaling.minReplicas must not exceed spec.scaling.maxReplicas",
     ),
+    "a schedule above max": (
+        scheduled(minReplicas=2),
+        "spec.scaling.schedules[].minReplicas must not exceed spec.scaling.maxReplicas",
+    ),
+    "a schedule of nothing": (scheduled(minReplicas=0), "spec.scaling.schedules[0].minReplicas"),
+    "a window without length": (scheduled(end="09:00"), "spec.scaling.schedules[].end must differ from start"),
+    "a zone that is none": (scheduled(timeZone="Mars/Base"), ZONE_MESSAGE),
+    "the server's own zone": (scheduled(timeZone="Local"), ZONE_MESSAGE),
+    "an offset for a zone": (scheduled(timeZone="+02:00"), "spec.scaling.schedules[0].timeZone"),
+    "a path for a zone": (scheduled(timeZone="../etc/passwd"), "spec.scaling.schedules[0].timeZone"),
+    "an hour too many": (scheduled(end="25:00"), "spec.scaling.schedules[0].end"),
+    "a start at the day's end": (scheduled(start="24:00"), "spec.scaling.schedules[0].start"),
+    "no day": (scheduled(days=[]), "spec.scaling.schedules[0].days"),
+    "a day twice": (scheduled(days=["Mon", "Mon"]), "spec.scaling.schedules[0].days[1]: Duplicate value"),
+    "a day in full": (scheduled(days=["Monday"]), "spec.scaling.schedules[0].days[0]"),
+    "a name twice": ({"scaling": {"schedules": [HOURS, HOURS]}}, "spec.scaling.schedules[1]: Duplicate value"),
     "http": ({"model": {**MODEL, "uri": "http://models/gpt-oss"}}, URI_MESSAGE),
     "no bucket": ({"model": {**MODEL, "uri": "s3:///gpt-oss-20b"}}, URI_MESSAGE),
     "a file on another host": ({"model": {**MODEL, "uri": "file://host/weights"}}, URI_MESSAGE),

@@ -65,10 +65,14 @@ def application_config(
     engine: EngineConfig,
     arguments: Mapping[str, Any],
     *,
+    min_replicas: int,
     installation: str,
     import_path: str,
 ) -> dict[str, Any]:
-    """Return Ray's configuration of a deployment's application. ``arguments`` go in as they are."""
+    """Return Ray's configuration of a deployment's application. ``arguments`` go in as they are.
+
+    ``min_replicas`` is what must stay up now, by specification and schedules; zero counts as one here.
+    """
     scaling = deployment.spec.scaling
     target = scaling.target_ongoing_requests or max(1, engine.max_num_seqs * 3 // 4)
     return {
@@ -81,7 +85,7 @@ def application_config(
                 "name": server_deployment_name(str(arguments["modelId"])),
                 "autoscaling_config": {
                     # From nought to one and back is ours; Ray only ever moves between one and the most.
-                    "min_replicas": max(1, scaling.min_replicas),
+                    "min_replicas": max(1, min_replicas),
                     "max_replicas": max(1, scaling.max_replicas),
                     "target_ongoing_requests": target,
                 },

@@ -96,6 +96,11 @@ def _wanted(
     observed: Observation, engine: EngineConfig, arguments: Mapping[str, Any], digest: str, site: Site
 ) -> Wanted:
     config = application_config(
-        observed.deployment, engine, arguments, installation=site.installation, import_path=site.import_path
+        observed.deployment,
+        engine,
+        arguments,
+        min_replicas=observed.floor.replicas,
+        installation=site.installation,
+        import_path=site.import_path,
     )
     return Wanted(config=config, line=engine.line[:4096], profile=engine.profile, manifest_digest=digest)

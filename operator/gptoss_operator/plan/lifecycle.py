@@ -13,6 +13,7 @@ nothing done, or something that the next process does again to the same effect.
 """
 
 from dataclasses import replace
+from datetime import datetime
 
 from gptoss_api.conditions import Reason, TrustReason
 from gptoss_api.names import PAUSED_ANNOTATION, RETRY_ANNOTATION, WAKE_ANNOTATION
@@ -24,6 +25,8 @@ from gptoss_operator.plan.wakes import timed
 
 FIRST_RETRY_SECONDS = 30.0
 LAST_RETRY_SECONDS = 600.0
+_CLOCK_CHECK_SECONDS = 900.0
+"""Longest pause before a schedule is looked at again: the time of day may be corrected meanwhile."""
 _MAY_PASS = frozenset(
     {
         TrustReason.SOURCE_UNAVAILABLE,
@@ -62,6 +65,10 @@ def decide(observed: Observation, memory: Memory | None, site: Site) -> Verdict:
                 reason=observed.placement.reason, detail=observed.placement.reason, message=observed.placement.message
             ),
         )
+    if observed.floor.problem:
+        return _fail(
+            verdict, Stall(reason=Reason.INVALID_SPEC, detail=Reason.INVALID_SPEC, message=observed.floor.problem)
+        )
     try:
         wanted = wanted_application(observed, site)
     except ValueError as error:
@@ -69,7 +76,7 @@ def decide(observed: Observation, memory: Memory | None, site: Site) -> Verdict:
     verdict = replace(verdict, wanted=wanted)
     if annotations.get(PAUSED_ANNOTATION) == "true":
         return replace(verdict, paused=True, last_retry=status.last_retry, last_wake=status.last_wake)
-    return timed(_next(observed, verdict), observed, before)
+    return _until_schedule(timed(_next(observed, verdict), observed, before), observed)
 
 
 def _next(observed: Observation, verdict: Verdict) -> Verdict:
@@ -104,7 +111,7 @@ def _new(observed: Observation, verdict: Verdict, *, fresh: bool) -> Verdict:
         return _fail(verdict, _untrusted(observed.trust))
     scaling = observed.deployment.spec.scaling
     slept = observed.status.proved_generation is not None or scaling.initial == "Idle"
-    if slept and not fresh and scaling.min_replicas == 0:
+    if slept and not fresh and observed.floor.replicas == 0:
         return _idle(observed, verdict)
     return _start(observed, verdict)
 
@@ -155,7 +162,7 @@ def _idle(observed: Observation, verdict: Verdict) -> Verdict:
 def _is_wanted(observed: Observation, verdict: Verdict) -> bool:
     demand, slept_at = observed.demand, verdict.memory.slept_at
     return (
-        observed.deployment.spec.scaling.min_replicas > 0
+        observed.floor.replicas > 0
         or demand.active
         or (demand.activity_at is not None and slept_at is not None and demand.activity_at > slept_at)
         or verdict.last_wake != observed.status.last_wake
@@ -234,7 +241,7 @@ def _draining(observed: Observation, verdict: Verdict) -> Verdict:
     serving = replace(verdict, phase=Phase.SERVING, memory=replace(memory, draining=None, drain_began=None, failures=0))
     if verdict.last_wake != observed.status.last_wake:
         serving = replace(serving, memory=replace(serving.memory, awake_since=now))
-    if scaling.min_replicas > 0 or not demand.known or demand.active:
+    if observed.floor.replicas > 0 or not demand.known or demand.active:
         return replace(serving, look_again=_until(demand.until, now))
     idle_since = max(serving.memory.awake_since, demand.activity_at or serving.memory.awake_since)
     remaining = idle_since + scaling.idle_seconds - now
@@ -334,6 +341,16 @@ def _timed_out(stall: Stall | None) -> bool:
 
 def _retry_delay(failures: int) -> float:
     return min(LAST_RETRY_SECONDS, FIRST_RETRY_SECONDS * 2.0 ** min(failures, 10))
+
+
+def _until_schedule(verdict: Verdict, observed: Observation) -> Verdict:
+    """Have another look when the schedules change their mind."""
+    changes_at = observed.floor.changes_at
+    if changes_at is None:
+        return verdict
+    remaining = (changes_at - datetime.fromisoformat(observed.wall)).total_seconds()
+    pauses = [min(max(1.0, remaining), _CLOCK_CHECK_SECONDS), verdict.look_again]
+    return replace(verdict, look_again=min(pause for pause in pauses if pause is not None))
 
 
 def _until(moment: float | None, now: float) -> float | None:

@@ -3,11 +3,13 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cached_property
 from typing import Any
 
 from gptoss_api.deployment import GptOssDeployment
 from gptoss_api.deployment_status import GptOssDeploymentStatus
 from gptoss_operator.plan.demand import Demand
+from gptoss_operator.plan.schedules import Floor, floor_at
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,6 +161,11 @@ class Observation:
     may_start: bool = True
     now: float
     wall: str
+
+    @cached_property
+    def floor(self) -> Floor:
+        """The replicas that must stay up now."""
+        return floor_at(self.deployment.spec.scaling, self.wall)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -72,6 +72,14 @@ def plan(observed: Observation, memory: Memory | None, site: Site, *, asked: Wis
     )
 
 
+def _why_it_starts(observed: Observation, before: Phase) -> str:
+    if before is not Phase.IDLE:
+        return "The engine starts."
+    if observed.floor.replicas > observed.deployment.spec.scaling.min_replicas:
+        return f"The schedule {', '.join(observed.floor.schedules)} is open; the engine starts."
+    return "Demand was seen; the engine starts."
+
+
 def _events(observed: Observation, verdict: Verdict) -> tuple[Event, ...]:
     before = phase_of(observed.status)
     if verdict.paused or observed.deployment.deleting:
@@ -88,7 +96,7 @@ def _events(observed: Observation, verdict: Verdict) -> tuple[Event, ...]:
         return ()
     match verdict.phase:
         case Phase.STARTING:
-            message = "Demand was seen; the engine starts." if before is Phase.IDLE else "The engine starts."
+            message = _why_it_starts(observed, before)
             return (Event(type="Normal", reason="Waking" if before is Phase.IDLE else "Starting", message=message),)
         case Phase.SERVING if before is not Phase.DRAINING:
             return (Event(type="Normal", reason="Serving", message="The engine answers."),)

@@ -4,6 +4,8 @@ Messages are deterministic, so that a status is written only when something chan
 condition's transition time moves only when its status does.
 """
 
+from datetime import datetime
+
 from gptoss_api.conditions import MAX_MESSAGE_LENGTH, ConditionType, Reason
 from gptoss_api.deployment_status import (
     Condition,
@@ -11,6 +13,7 @@ from gptoss_api.deployment_status import (
     EngineStatus,
     GptOssDeploymentStatus,
     Replicas,
+    ScheduleStatus,
     Wake,
     WeightsStatus,
 )
@@ -51,6 +54,7 @@ def status_for(observed: Observation, verdict: Verdict, site: Site) -> GptOssDep
         engine=_engine(verdict, before),
         weights=_weights(observed, verdict),
         wake=_wake(observed, verdict),
+        schedule=_schedule(observed),
         drain_epoch=verdict.drain_epoch,
         proved_generation=verdict.proved_generation,
         last_retry=verdict.last_retry,
@@ -145,13 +149,13 @@ def _engine_ready(observed: Observation, verdict: Verdict) -> _Claim:
 def _scaled_to_zero(observed: Observation, verdict: Verdict) -> _Claim:
     match verdict.phase:
         case Phase.IDLE:
-            return "True", Reason.IDLE, ""
+            return "True", Reason.IDLE, _scheduled_wake(observed)
         case Phase.SUSPENDED:
             return "True", Reason.SUSPENDED, ""
         case Phase.DRAINING:
             return "False", Reason.DRAINING, f"Gateways hold new requests for drain {verdict.drain_epoch}."
         case Phase.SERVING:
-            return "False", Reason.SERVING, ""
+            return "False", Reason.SERVING, _why_awake(observed)
         case Phase.FAILED:
             if observed.application.presence is Presence.PRESENT and observed.application.answering:
                 return "False", Reason.SERVING, "What ran before still serves."
@@ -160,6 +164,39 @@ def _scaled_to_zero(observed: Observation, verdict: Verdict) -> _Claim:
             return "False", Reason.WAKING, ""
         case Phase.NEW:
             return "Unknown", Reason.PROGRESSING, "Nothing has been decided yet."
+
+
+def _why_awake(observed: Observation) -> str:
+    floor, scaling = observed.floor, observed.deployment.spec.scaling
+    if floor.replicas > scaling.min_replicas:
+        until = f" until {_moment(floor.changes_at)}" if floor.changes_at is not None else ""
+        return f"The schedule {', '.join(floor.schedules)} keeps {floor.replicas} up{until}."
+    if scaling.min_replicas > 0:
+        return f"spec.scaling.minReplicas keeps {scaling.min_replicas} up."
+    if not observed.demand.known:
+        return "No gateway reports: demand is unknown, and what is unknown is not put to sleep."
+    return f"It sleeps after {scaling.idle_seconds} s without a request (spec.scaling.idleSeconds)."
+
+
+def _scheduled_wake(observed: Observation) -> str:
+    floor = observed.floor
+    return f"A schedule wakes it at {_moment(floor.changes_at)}." if floor.changes_at is not None and floor.then else ""
+
+
+def _schedule(observed: Observation) -> ScheduleStatus | None:
+    floor = observed.floor
+    if not observed.deployment.spec.scaling.schedules:
+        return None
+    return ScheduleStatus(
+        min_replicas=floor.replicas,
+        open=floor.schedules,
+        next_change=_moment(floor.changes_at) if floor.changes_at is not None else None,
+        next_min_replicas=floor.then,
+    )
+
+
+def _moment(moment: datetime) -> str:
+    return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def _degraded(observed: Observation) -> _Claim:

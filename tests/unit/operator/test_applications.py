@@ -16,7 +16,7 @@ def config(name: str = "assistant", **spec: Any) -> dict[str, Any]:
     parsed = deployment(name, uid=f"uid-{name}", **spec)
     engine = resolve(parsed.spec, profile_for(parsed.spec.model.name))
     arguments = serving_arguments(parsed, engine, installation="test", manifest_digest=DIGEST).wire()
-    return application_config(parsed, engine, arguments, installation="test", import_path="x:build")
+    return application_config(parsed, engine, arguments, min_replicas=0, installation="test", import_path="x:build")
 
 
 def details(*configs: dict[str, Any], **more: Any) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from hypothesis import given, settings
@@ -26,6 +27,8 @@ from gptoss_operator.plan.planner import Plan, plan
 from gptoss_operator.plan.verdict import Phase, phase_of
 from tests.builders import DIGEST, deployment
 
+MONDAY = datetime(2026, 11, 16, tzinfo=UTC)
+"""The time of day at which every world's own clock stands at nought."""
 SITE = Site(installation="test", import_path="x:build", gateway_url="http://gateway/v1")
 QUIET = Demand(known=True, active=False, activity_at=None, acknowledged=0)
 TRUSTED = Trusted(
@@ -62,7 +65,7 @@ class World:
             trust=self.trust,
             demand=self.demand,
             now=self.now,
-            wall=f"time-{self.now}",
+            wall=(MONDAY + timedelta(seconds=self.now)).strftime("%Y-%m-%dT%H:%M:%SZ"),
         )
 
     def plan(self) -> Plan:
@@ -141,7 +144,7 @@ def idle() -> World:
 EVENTS = [
     "time", "long", "demand", "quiet", "unknown", "ack", "answers", "mute", "fails", "refused", "lost", "unreachable",
     "reachable", "cluster", "cluster", "unsigned", "away", "signed", "resigned", "spec", "bounds", "suspend", "resume",
-    "restart", "retry", "wake", "floor",
+    "restart", "retry", "wake", "floor", "schedule",
 ]  # fmt: skip
 
 
@@ -187,6 +190,12 @@ def happen(world: World, event: str) -> None:
             world.generation += 1
         case "bounds" | "floor":
             scaling = {**world.spec["scaling"], "maxReplicas": 2, "minReplicas": int(event == "floor")}
+            world.generation += scaling != world.spec["scaling"]
+            world.spec = {**world.spec, "scaling": scaling}
+        case "schedule":
+            days = ["Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun"]
+            hours = {"name": "x", "timeZone": "UTC", "days": days, "start": "00:20", "end": "00:40"}
+            scaling = {**world.spec["scaling"], "schedules": [hours]}
             world.generation += scaling != world.spec["scaling"]
             world.spec = {**world.spec, "scaling": scaling}
         case "suspend" | "resume":
@@ -410,3 +419,136 @@ def test_a_failed_roll_out_never_takes_away_what_still_answers() -> None:
     world.settle()
     assert world.condition("Ready") == ("False", "EngineFailed")
     assert not any(isinstance(wish, Absent) for wish in world.wishes)
+
+
+OFFICE = {
+    "name": "office",
+    "timeZone": "Europe/Berlin",
+    "days": ["Mon", "Tue", "Wed", "Thu", "Fri"],
+    "start": "09:00",
+    "end": "17:00",
+    "minReplicas": 2,
+}
+"""In November that is 08:00 to 16:00 UTC."""
+
+
+def at(hour: int, minute: int = 0) -> float:
+    return hour * 3600.0 + minute * 60
+
+
+def scheduled(**more: Any) -> World:
+    """A model that fell asleep early on Monday."""
+    world = serving(scaling={"idleSeconds": 60, "maxReplicas": 4, "schedules": [OFFICE | more]})
+    world.now += 61
+    world.settle()
+    world.demand = replace(QUIET, acknowledged=1)
+    world.live()
+    assert world.phase is Phase.IDLE
+    return world
+
+
+def message(world: World, kind: str) -> str:
+    return next(each.message for each in world.status.conditions if each.type == kind)
+
+
+def bounds(world: World) -> dict[str, Any]:
+    assert isinstance(world.asked, Present)
+    return world.asked.config["deployments"][0]["autoscaling_config"]
+
+
+def test_a_schedule_wakes_a_sleeping_model_and_says_so() -> None:
+    world = scheduled()
+    assert message(world, "ScaledToZero") == "A schedule wakes it at 2026-11-16T08:00:00Z."
+    world.now = at(7, 59)
+    planned = world.step()
+    assert (world.phase, planned.requeue_after) == (Phase.IDLE, 60)
+    world.now = at(8)
+    planned = world.step()
+    assert world.phase is Phase.STARTING
+    assert [(event.reason, event.message) for event in planned.events] == [
+        ("Waking", "The schedule office is open; the engine starts.")
+    ]
+    assert bounds(world)["min_replicas"] == 2
+    world.live()
+    assert world.phase is Phase.SERVING
+    assert message(world, "ScaledToZero") == "The schedule office keeps 2 up until 2026-11-16T16:00:00Z."
+    told = world.status.schedule
+    assert told is not None
+    assert (told.min_replicas, told.open, told.next_change, told.next_min_replicas) == (
+        2,
+        ("office",),
+        "2026-11-16T16:00:00Z",
+        0,
+    )
+
+
+def test_a_scheduled_model_does_not_sleep_before_the_window_closes_and_then_by_its_idleness() -> None:
+    world = scheduled()
+    world.now = at(8)
+    world.live()
+    deployed = world.view.deployed
+    for hour in range(9, 16):
+        world.now = at(hour)
+        world.live()
+        assert world.phase is Phase.SERVING
+    world.demand = replace(QUIET, activity_at=at(15, 59) + 30)
+    world.live()
+    world.now = at(16)
+    world.settle()
+    assert world.phase is Phase.SERVING, "it was asked half a minute ago"
+    assert bounds(world)["min_replicas"] == 1, "Ray may take the second replica away"
+    world.cluster()
+    assert deployed is not None
+    assert world.view.deployed is not None
+    assert world.view.deployed["args"] == deployed["args"], "another floor restarts no engine"
+    world.now = at(16) + 31
+    world.settle()
+    assert world.phase is Phase.DRAINING
+    world.demand = replace(world.demand, acknowledged=world.status.drain_epoch or 0)
+    world.live()
+    assert world.phase is Phase.IDLE
+    assert message(world, "ScaledToZero") == "A schedule wakes it at 2026-11-17T08:00:00Z."
+
+
+def test_a_drain_ends_when_a_window_opens() -> None:
+    world = serving(scaling={"idleSeconds": 60, "schedules": [OFFICE | {"minReplicas": 1}]})
+    world.now = at(7, 59)
+    world.settle()
+    assert world.phase is Phase.DRAINING
+    world.now = at(8)
+    world.settle()
+    assert world.phase is Phase.SERVING
+
+
+def test_suspend_wins_over_every_schedule() -> None:
+    world = scheduled()
+    happen(world, "suspend")
+    world.now = at(8)
+    world.live()
+    assert world.phase is Phase.SUSPENDED
+
+
+def test_a_zone_that_is_not_known_here_stops_nothing_that_serves() -> None:
+    world = serving(scaling={"idleSeconds": 60})
+    world.spec = {**world.spec, "scaling": {"idleSeconds": 60, "schedules": [OFFICE | {"timeZone": "Mars/Base"}]}}
+    world.generation += 1
+    world.live()
+    assert world.condition("Ready") == ("False", "InvalidSpec")
+    assert "spec.scaling.schedules[0].timeZone 'Mars/Base'" in message(world, "Stalled")
+    assert world.view.presence is Presence.PRESENT
+
+
+def test_the_time_of_day_is_looked_at_again_although_a_window_is_far() -> None:
+    world = scheduled()
+    assert (world.plan().requeue_after or 0) <= 900
+
+
+def test_why_it_is_awake_is_said() -> None:
+    world = serving()
+    assert message(world, "ScaledToZero") == "It sleeps after 60 s without a request (spec.scaling.idleSeconds)."
+    world.demand = UNKNOWN
+    world.settle()
+    assert message(world, "ScaledToZero").startswith("No gateway reports")
+    happen(world, "floor")
+    world.settle()
+    assert message(world, "ScaledToZero") == "spec.scaling.minReplicas keeps 1 up."
