@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AwareDatetime, ConfigDict, Field
 
 from gptoss_api.model import ApiModel, Digest, Name, cel
 
@@ -56,12 +56,27 @@ class PublicKey(ApiModel):
 
 
 class Authority(ApiModel):
-    """A signer that is trusted for some models."""
+    """A signer that is trusted for some models, for some time."""
+
+    model_config = ConfigDict(
+        json_schema_extra=cel(
+            "!has(self.notBefore) || !has(self.notAfter) || self.notBefore < self.notAfter",
+            "authorities[].notBefore must lie before notAfter",
+            fieldPath=".notAfter",
+        )
+    )
 
     name: Name = Field(description="Shown in status and metrics as the authority that matched.")
     models: Annotated[
         tuple[Annotated[str, Field(min_length=1, max_length=128)], ...], Field(min_length=1, max_length=64)
     ] = Field(description="Globs over the signed subject name, such as gpt-oss-*.")
+    not_before: AwareDatetime | None = Field(
+        default=None, description="Time from which the authority counts, for a key that is announced ahead."
+    )
+    not_after: AwareDatetime | None = Field(
+        default=None,
+        description="Time after which the authority counts no more: nothing starts by its word, what runs goes on.",
+    )
     key: PublicKey = Field(description="The key that signs.")
 
 
@@ -70,6 +85,11 @@ class Denied(ApiModel):
 
     manifest_digests: Annotated[tuple[Digest, ...], Field(max_length=1024)] = Field(
         default=(), description="Digests of manifests that must not be started any more."
+    )
+    key_fingerprints: Annotated[tuple[Digest, ...], Field(max_length=1024)] = Field(
+        default=(),
+        description="Keys whose signatures count no more, as status.weights.signer shows them: sha256: and the "
+        "SHA-256 of the SubjectPublicKeyInfo.",
     )
 
 

@@ -74,7 +74,9 @@ ACCEPTED: dict[str, dict[str, Any]] = {
     "a whole bucket": {"model": {**MODEL, "uri": "s3://models"}},
     "a served name": {"model": {**MODEL, "servedName": "GPT-oss.20b_fast"}},
     "custom with a subject": {"model": {**MODEL, "name": "custom"}, "verification": {"subject": "acme/finetune"}},
-    "a pinned manifest": {"verification": {"manifestDigest": DIGEST, "policyRef": {"name": "team"}}},
+    "a pinned manifest": {
+        "verification": {"manifestDigest": DIGEST, "policyRef": {"name": "team"}, "authority": "security"}
+    },
     "tensor 1": {"parallelism": {"tensor": 1}},
     "tensor 2": {"parallelism": {"tensor": 2}},
     "tensor 4": {"parallelism": {"tensor": 4}},
@@ -201,6 +203,19 @@ POLICIES_REJECTED: dict[str, tuple[dict[str, Any], str]] = {
         {"authorities": [{"name": "a", "models": ["*"], "key": {"publicKeyPEM": KEY.replace("PUBLIC", "PRIVATE")}}]},
         "publicKeyPEM must be a PEM public key",
     ),
+    "an end before the beginning": (
+        {
+            "authorities": [
+                {**POLICY["authorities"][0], "notBefore": "2026-02-01T00:00:00Z", "notAfter": "2026-01-01T00:00:00Z"}
+            ]
+        },
+        "authorities[].notBefore must lie before notAfter",
+    ),
+    "a time without a zone": (
+        {"authorities": [{**POLICY["authorities"][0], "notAfter": "2026-01-01T00:00:00"}]},
+        "notAfter",
+    ),
+    "a short fingerprint": ({"denied": {"keyFingerprints": ["ab:cd"]}}, "keyFingerprints"),
     "one name twice": ({"authorities": POLICY["authorities"] * 2}, "Duplicate value"),
     "an unknown field": ({"mode": "Audit"}, 'unknown field "spec.mode"'),
 }
@@ -220,7 +235,10 @@ async def test_a_whole_policy_survives_the_round_trip(kube: Kube):
             "matchLabels": {"team": "ml"},
             "matchExpressions": [{"key": "env", "operator": "In", "values": ["prod"]}],
         },
-        "denied": {"manifestDigests": [DIGEST]},
+        "authorities": [
+            {**POLICY["authorities"][0], "notBefore": "2026-01-01T00:00:00Z", "notAfter": "2027-01-01T00:00:00Z"}
+        ],
+        "denied": {"manifestDigests": [DIGEST], "keyFingerprints": [DIGEST]},
     }
     obj = policy(whole)
     stored = await store(kube, obj, WEIGHT_TRUST_POLICIES)
