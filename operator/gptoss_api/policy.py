@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import AwareDatetime, ConfigDict, Field
 
-from gptoss_api.model import ApiModel, Digest, Name, cel
+from gptoss_api.model import ApiModel, Digest, Name, cel, rules
 
 
 class LabelRequirement(ApiModel):
@@ -55,14 +55,51 @@ class PublicKey(ApiModel):
     )
 
 
+class CertificateChain(ApiModel):
+    """Signers whose certificate is vouched for by one of these roots, and by no others."""
+
+    model_config = ConfigDict(
+        json_schema_extra=cel(
+            "has(self.subject) || has(self.subjectAltName)",
+            "certificate must expect a subject or a subjectAltName: a root alone would trust all whom it certifies",
+        )
+    )
+
+    roots: Annotated[str, Field(min_length=64, max_length=32768)] = Field(
+        alias="rootsPEM",
+        description="PEM text of the certificate authorities that count. Neither the system's nor the web's do.",
+        json_schema_extra=cel(
+            "self.startsWith('-----BEGIN CERTIFICATE-----')",
+            "rootsPEM must be PEM certificates (BEGIN CERTIFICATE)",
+        ),
+    )
+    subject: Annotated[str, Field(min_length=3, max_length=1024)] | None = Field(
+        default=None,
+        description="Subject of the signer's certificate, whole and as RFC 4514 writes it, such as CN=release,O=Acme.",
+    )
+    subject_alt_name: Annotated[str, Field(min_length=5, max_length=1024)] | None = Field(
+        default=None,
+        description="A name that the signer's certificate must carry: URI:…, email:… or DNS:….",
+        json_schema_extra=cel(
+            "self.matches('^(URI|email|DNS):.+$')", "subjectAltName must start with URI:, email: or DNS:"
+        ),
+    )
+
+
 class Authority(ApiModel):
     """A signer that is trusted for some models, for some time."""
 
     model_config = ConfigDict(
-        json_schema_extra=cel(
-            "!has(self.notBefore) || !has(self.notAfter) || self.notBefore < self.notAfter",
-            "authorities[].notBefore must lie before notAfter",
-            fieldPath=".notAfter",
+        json_schema_extra=rules(
+            cel(
+                "!has(self.notBefore) || !has(self.notAfter) || self.notBefore < self.notAfter",
+                "authorities[].notBefore must lie before notAfter",
+                fieldPath=".notAfter",
+            ),
+            cel(
+                "has(self.key) != has(self.certificate)",
+                "authorities[] must hold exactly one of key and certificate",
+            ),
         )
     )
 
@@ -77,7 +114,11 @@ class Authority(ApiModel):
         default=None,
         description="Time after which the authority counts no more: nothing starts by its word, what runs goes on.",
     )
-    key: PublicKey = Field(description="The key that signs.")
+    key: PublicKey | None = Field(default=None, description="The key that signs.")
+    certificate: CertificateChain | None = Field(
+        default=None,
+        description="The certificates that sign: valid now, for code signing, and made out to the one expected.",
+    )
 
 
 class Denied(ApiModel):

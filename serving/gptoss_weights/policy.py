@@ -11,7 +11,8 @@ from datetime import UTC, datetime
 from fnmatch import fnmatchcase
 from typing import Final
 
-from gptoss_api.policy import Authority, LabelRequirement, LabelSelector, WeightTrustPolicy, WeightTrustPolicySpec
+from gptoss_api.policy import LabelRequirement, LabelSelector, WeightTrustPolicy, WeightTrustPolicySpec
+from gptoss_weights.authorities import Authorities, Voucher
 from gptoss_weights.errors import (
     AmbiguousPolicyError,
     DeniedDigestError,
@@ -26,8 +27,8 @@ from gptoss_weights.errors import (
     UntrustedSignerError,
 )
 from gptoss_weights.location import Location
-from gptoss_weights.manifest import Manifest
-from gptoss_weights.signature import TrustedKey, parse_bundle, verify_bundle
+from gptoss_weights.manifest import Manifest, parse_manifest
+from gptoss_weights.signature import parse_bundle
 
 _NAMESPACE_LABEL: Final = "kubernetes.io/metadata.name"
 
@@ -51,7 +52,7 @@ class Narrowing:
 class TrustDecision:
     """Why a bundle is trusted: its digest, who signed it, and which authority vouches for that key.
 
-    ``valid_until`` is when the authority stops to count, None if it never does.
+    ``valid_until`` is when the authority or its certificates stop to count, None if they never do.
     """
 
     manifest_digest: str
@@ -149,21 +150,21 @@ def evaluate(
             f"manifest {parsed.manifest_digest} is on the WeightTrustPolicy's denied.manifestDigests; "
             "publish and sign other weights"
         )
-    keys = [TrustedKey.from_pem(authority.name, authority.key.public_key) for authority in policy.authorities]
-    verified = verify_bundle(parsed, keys)
-    manifest, fingerprint = verified.manifest, verified.key.fingerprint
-    if fingerprint in policy.denied.key_fingerprints:
+    authorities = Authorities(policy.authorities)
+    signer = authorities.signer(parsed)
+    denied = signer.fingerprints.intersection(policy.denied.key_fingerprints)
+    if denied:
         raise DeniedKeyError(
-            f"key {fingerprint} is on the WeightTrustPolicy's denied.keyFingerprints; sign with another key"
+            f"key {min(denied)} is on the WeightTrustPolicy's denied.keyFingerprints; sign with another key"
         )
+    vouching = authorities.vouching(signer, now=now)
+    manifest = parse_manifest(parsed.payload)
     if manifest.subject != narrowing.subject:
         raise SubjectMismatchError(
             f"the weights are signed as another model than {narrowing.subject}; "
             "correct spec.model.name, or sign them as that model"
         )
-    of_signer = {key.name for key in keys if key.fingerprint == fingerprint}
-    vouching = [authority for authority in policy.authorities if authority.name in of_signer]
-    authority = _responsible(vouching, subject=manifest.subject, only=narrowing.authority, now=now)
+    voucher = _responsible(vouching, subject=manifest.subject, only=narrowing.authority, now=now)
     if narrowing.manifest_digest not in (None, parsed.manifest_digest):
         raise ManifestChangedError(
             f"the manifest at the source is {parsed.manifest_digest}, not the pinned {narrowing.manifest_digest}; "
@@ -171,47 +172,49 @@ def evaluate(
         )
     return TrustDecision(
         manifest_digest=parsed.manifest_digest,
-        signer_fingerprint=fingerprint,
-        authority_name=authority.name,
+        signer_fingerprint=signer.fingerprint,
+        authority_name=voucher.authority.name,
         manifest=manifest,
-        valid_until=authority.not_after,
+        valid_until=_end(voucher),
     )
 
 
-def _responsible(vouching: list[Authority], *, subject: str, only: str | None, now: datetime) -> Authority:
-    """Choose among the authorities that vouch for the signer; with several, the one that counts longest.
+def _responsible(vouching: list[Voucher], *, subject: str, only: str | None, now: datetime) -> Voucher:
+    """Choose among those that vouch for the signer; with several, the one that counts longest.
 
     Raises:
         UntrustedSignerError: none of them may sign this model, now, for this deployment.
     """
-    named = [authority for authority in vouching if only in (None, authority.name)]
+    named = [each for each in vouching if only in (None, each.authority.name)]
     if not named:
         raise UntrustedSignerError(
-            f"authority {vouching[0].name} signed, not {only}; sign with a key of {only}, "
+            f"authority {vouching[0].authority.name} signed, not {only}; sign as {only}, "
             "or change spec.verification.authority"
         )
-    allowed = [authority for authority in named if any(fnmatchcase(subject, glob) for glob in authority.models)]
+    allowed = [each for each in named if any(fnmatchcase(subject, glob) for glob in each.authority.models)]
     if not allowed:
         raise UntrustedSignerError(
-            f"authority {named[0].name} signed, but may not sign {subject}; sign with another key, "
+            f"authority {named[0].authority.name} signed, but may not sign {subject}; sign with another key, "
             "or add the model to the authority's models"
         )
-    begun = [authority for authority in allowed if authority.not_before is None or authority.not_before <= now]
+    begun = [each for each in allowed if each.authority.not_before is None or each.authority.not_before <= now]
     if not begun:
         raise UntrustedSignerError(
-            f"authority {allowed[0].name} signed, but counts only from its notBefore on; wait, sign with another key, "
-            "or move notBefore"
+            f"authority {allowed[0].authority.name} signed, but counts only from its notBefore on; wait, "
+            "sign with another key, or move notBefore"
         )
-    current = [authority for authority in begun if authority.not_after is None or now < authority.not_after]
+    current = [each for each in begun if each.authority.not_after is None or now < each.authority.not_after]
     if not current:
         raise UntrustedSignerError(
-            f"authority {begun[0].name} signed, but its notAfter has passed; sign with a current key, or move notAfter"
+            f"authority {begun[0].authority.name} signed, but its notAfter has passed; sign with a current key, "
+            "or move notAfter"
         )
-    return max(current, key=_end)
+    return max(current, key=lambda each: _end(each) or datetime.max.replace(tzinfo=UTC))
 
 
-def _end(authority: Authority) -> datetime:
-    return authority.not_after or datetime.max.replace(tzinfo=UTC)
+def _end(voucher: Voucher) -> datetime | None:
+    """When a voucher stops to count: with its authority, or with its certificates."""
+    return min((end for end in (voucher.authority.not_after, voucher.until) if end is not None), default=None)
 
 
 def _selects(selector: LabelSelector | None, labels: Mapping[str, str]) -> bool:

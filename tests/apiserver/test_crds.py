@@ -29,6 +29,7 @@ pytestmark = pytest.mark.usefixtures("crds")
 
 MODEL = {"name": "gpt-oss-20b", "uri": "s3://models/gpt-oss-20b"}
 KEY = "-----BEGIN PUBLIC KEY-----\n" + "A" * 64 + "\n-----END PUBLIC KEY-----\n"
+ROOTS = KEY.replace("PUBLIC KEY", "CERTIFICATE")
 DIGEST = "sha256:" + "0" * 64
 POLICY: dict[str, Any] = {
     "sources": [{"prefix": "s3://models"}],
@@ -215,6 +216,26 @@ POLICIES_REJECTED: dict[str, tuple[dict[str, Any], str]] = {
         {"authorities": [{**POLICY["authorities"][0], "notAfter": "2026-01-01T00:00:00"}]},
         "notAfter",
     ),
+    "an authority without a key": (
+        {"authorities": [{"name": "a", "models": ["*"]}]},
+        "exactly one of key and certificate",
+    ),
+    "an authority with key and roots": (
+        {"authorities": [{**POLICY["authorities"][0], "certificate": {"rootsPEM": ROOTS, "subject": "CN=a"}}]},
+        "exactly one of key and certificate",
+    ),
+    "roots that vouch for everybody": (
+        {"authorities": [{"name": "a", "models": ["*"], "certificate": {"rootsPEM": ROOTS}}]},
+        "a root alone would trust all whom it certifies",
+    ),
+    "roots that are keys": (
+        {"authorities": [{"name": "a", "models": ["*"], "certificate": {"rootsPEM": KEY, "subject": "CN=a"}}]},
+        "rootsPEM must be PEM certificates",
+    ),
+    "a name of no kind": (
+        {"authorities": [{"name": "a", "models": ["*"], "certificate": {"rootsPEM": ROOTS, "subjectAltName": "acme"}}]},
+        "subjectAltName must start with URI:, email: or DNS:",
+    ),
     "a short fingerprint": ({"denied": {"keyFingerprints": ["ab:cd"]}}, "keyFingerprints"),
     "one name twice": ({"authorities": POLICY["authorities"] * 2}, "Duplicate value"),
     "an unknown field": ({"mode": "Audit"}, 'unknown field "spec.mode"'),
@@ -236,7 +257,12 @@ async def test_a_whole_policy_survives_the_round_trip(kube: Kube):
             "matchExpressions": [{"key": "env", "operator": "In", "values": ["prod"]}],
         },
         "authorities": [
-            {**POLICY["authorities"][0], "notBefore": "2026-01-01T00:00:00Z", "notAfter": "2027-01-01T00:00:00Z"}
+            {**POLICY["authorities"][0], "notBefore": "2026-01-01T00:00:00Z", "notAfter": "2027-01-01T00:00:00Z"},
+            {
+                "name": "certified",
+                "models": ["gpt-oss-*"],
+                "certificate": {"rootsPEM": ROOTS, "subject": "CN=release", "subjectAltName": "URI:spiffe://a/b"},
+            },
         ],
         "denied": {"manifestDigests": [DIGEST], "keyFingerprints": [DIGEST]},
     }
