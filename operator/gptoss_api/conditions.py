@@ -73,6 +73,7 @@ class TrustReason(StrEnum):
     UNTRUSTED_SIGNER = "UntrustedSigner"
     SUBJECT_MISMATCH = "SubjectMismatch"
     DENIED_DIGEST = "DeniedDigest"
+    DENIED_KEY = "DeniedKey"
     MANIFEST_CHANGED = "ManifestChanged"
     DIGEST_MISMATCH = "DigestMismatch"
     FORBIDDEN_CONTENT = "ForbiddenContent"

@@ -43,6 +43,7 @@ def crds() -> dict[str, dict[str, Any]]:
             _column("Replicas", ".status.replicas.ready", kind="integer"),
             _column("URL", ".status.endpoint.url", priority=1),
             _column("Digest", ".status.weights.manifestDigest", priority=1),
+            _column("Authority", ".status.weights.authority", priority=1),
             _column("Age", ".metadata.creationTimestamp", kind="date"),
         ],
     )

@@ -73,6 +73,9 @@ class Verification(ApiModel):
         Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9]([-A-Za-z0-9._/]*[A-Za-z0-9])?$")]
         | None
     ) = Field(default=None, description="Subject that the weights must be signed for, by default model.name.")
+    authority: Name | None = Field(
+        default=None, description="Only this authority of the policy may have signed the weights."
+    )
 
 
 class Parallelism(ApiModel):

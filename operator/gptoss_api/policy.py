@@ -2,9 +2,9 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AwareDatetime, ConfigDict, Field
 
-from gptoss_api.model import ApiModel, Digest, Name, cel
+from gptoss_api.model import ApiModel, Digest, Name, cel, rules
 
 
 class LabelRequirement(ApiModel):
@@ -55,14 +55,70 @@ class PublicKey(ApiModel):
     )
 
 
+class CertificateChain(ApiModel):
+    """Signers whose certificate is vouched for by one of these roots, and by no others."""
+
+    model_config = ConfigDict(
+        json_schema_extra=cel(
+            "has(self.subject) || has(self.subjectAltName)",
+            "certificate must expect a subject or a subjectAltName: a root alone would trust all whom it certifies",
+        )
+    )
+
+    roots: Annotated[str, Field(min_length=64, max_length=32768)] = Field(
+        alias="rootsPEM",
+        description="PEM text of the certificate authorities that count. Neither the system's nor the web's do.",
+        json_schema_extra=cel(
+            "self.startsWith('-----BEGIN CERTIFICATE-----')",
+            "rootsPEM must be PEM certificates (BEGIN CERTIFICATE)",
+        ),
+    )
+    subject: Annotated[str, Field(min_length=3, max_length=1024)] | None = Field(
+        default=None,
+        description="Subject of the signer's certificate, whole and as RFC 4514 writes it, such as CN=release,O=Acme.",
+    )
+    subject_alt_name: Annotated[str, Field(min_length=5, max_length=1024)] | None = Field(
+        default=None,
+        description="A name that the signer's certificate must carry: URI:…, email:… or DNS:….",
+        json_schema_extra=cel(
+            "self.matches('^(URI|email|DNS):.+$')", "subjectAltName must start with URI:, email: or DNS:"
+        ),
+    )
+
+
 class Authority(ApiModel):
-    """A signer that is trusted for some models."""
+    """A signer that is trusted for some models, for some time."""
+
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            cel(
+                "!has(self.notBefore) || !has(self.notAfter) || self.notBefore < self.notAfter",
+                "authorities[].notBefore must lie before notAfter",
+                fieldPath=".notAfter",
+            ),
+            cel(
+                "has(self.key) != has(self.certificate)",
+                "authorities[] must hold exactly one of key and certificate",
+            ),
+        )
+    )
 
     name: Name = Field(description="Shown in status and metrics as the authority that matched.")
     models: Annotated[
         tuple[Annotated[str, Field(min_length=1, max_length=128)], ...], Field(min_length=1, max_length=64)
     ] = Field(description="Globs over the signed subject name, such as gpt-oss-*.")
-    key: PublicKey = Field(description="The key that signs.")
+    not_before: AwareDatetime | None = Field(
+        default=None, description="Time from which the authority counts, for a key that is announced ahead."
+    )
+    not_after: AwareDatetime | None = Field(
+        default=None,
+        description="Time after which the authority counts no more: nothing starts by its word, what runs goes on.",
+    )
+    key: PublicKey | None = Field(default=None, description="The key that signs.")
+    certificate: CertificateChain | None = Field(
+        default=None,
+        description="The certificates that sign: valid now, for code signing, and made out to the one expected.",
+    )
 
 
 class Denied(ApiModel):
@@ -70,6 +126,11 @@ class Denied(ApiModel):
 
     manifest_digests: Annotated[tuple[Digest, ...], Field(max_length=1024)] = Field(
         default=(), description="Digests of manifests that must not be started any more."
+    )
+    key_fingerprints: Annotated[tuple[Digest, ...], Field(max_length=1024)] = Field(
+        default=(),
+        description="Keys whose signatures count no more, as status.weights.signer shows them: sha256: and the "
+        "SHA-256 of the SubjectPublicKeyInfo.",
     )
 
 

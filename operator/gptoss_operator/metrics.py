@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from gptoss_api.deployment_status import Condition
+from gptoss_api.deployment_status import Condition, WeightsStatus
 from gptoss_operator.keys import DeploymentKey
 
 _STATUSES = ("True", "False", "Unknown")
@@ -49,7 +49,14 @@ class Metrics:
             ["namespace", "name", "type", "status"],
             registry=self.registry,
         )
+        self._weights = Gauge(
+            "gptoss_deployment_weights",
+            "1 for who vouches for the weights of a deployment: policy, authority, and fingerprint of the key.",
+            ["namespace", "name", "policy", "authority", "signer"],
+            registry=self.registry,
+        )
         self._known: dict[DeploymentKey, set[tuple[str, str]]] = {}
+        self._vouching: dict[DeploymentKey, tuple[str, str, str]] = {}
 
     def tell_conditions(self, key: DeploymentKey, conditions: Iterable[Condition]) -> None:
         """Show a deployment's conditions."""
@@ -59,7 +66,21 @@ class Metrics:
                 known.add((condition.type, status))
                 self._conditions.labels(key.namespace, key.name, condition.type, status).set(condition.status == status)
 
+    def tell_weights(self, key: DeploymentKey, weights: WeightsStatus | None) -> None:
+        """Show who vouches for a deployment's weights."""
+        told = (weights.policy, weights.authority, weights.signer) if weights is not None else None
+        before = self._vouching.get(key)
+        if told == before:
+            return
+        if before is not None:
+            self._weights.remove(key.namespace, key.name, *before)
+            del self._vouching[key]
+        if told is not None:
+            self._weights.labels(key.namespace, key.name, *told).set(1)
+            self._vouching[key] = told
+
     def forget(self, key: DeploymentKey) -> None:
         """Remove a deployment's series."""
+        self.tell_weights(key, None)
         for name, status in self._known.pop(key, set()):
             self._conditions.remove(key.namespace, key.name, name, status)

@@ -10,6 +10,7 @@ import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from datetime import datetime
 from typing import Protocol
 
 from pydantic import ValidationError
@@ -24,7 +25,7 @@ from gptoss_operator.keys import DeploymentKey
 from gptoss_operator.metrics import Metrics
 from gptoss_operator.plan.observation import Distrusted, Trust, Trusted
 from gptoss_weights.errors import SourceError, WeightsError
-from gptoss_weights.policy import check_source, evaluate, select_policy
+from gptoss_weights.policy import Narrowing, check_source, evaluate, select_policy
 from gptoss_weights.sources import SourceSettings, open_source
 from gptoss_weights.trust import read_bundle
 
@@ -101,6 +102,9 @@ class TrustDesk:
                 entry.task.cancel()
             entry = self._entries[key] = _Entry(question=question)
         now = self._clock.now()
+        if _lapsed(entry.answer, self._clock.wall()):
+            # Nothing may start by the word of an authority that has come to its end meanwhile.
+            entry.answer, entry.look_at = None, now
         if eager and isinstance(entry.answer, Trusted):
             entry.look_at = min(entry.look_at, now + entry.pause)
         if entry.task is None and now >= entry.look_at:
@@ -132,6 +136,7 @@ class TrustDesk:
             again = before is not None and same and not settled
             entry.pause = min(LAST_LOOK_SECONDS, entry.pause * 2) if again else FIRST_LOOK_SECONDS
             entry.look_at = self._clock.now() + (LAST_LOOK_SECONDS if settled else entry.pause)
+            entry.look_at = min(entry.look_at, self._clock.now() + _remaining(entry.answer, self._clock.wall()))
         # Called even if nothing changed: the reconcile then plans the next look.
         self._changed(key)
 
@@ -182,6 +187,17 @@ class TrustDesk:
         ]
 
 
+def _remaining(answer: Trust, wall: str) -> float:
+    """Return the seconds until an answer lapses."""
+    if not isinstance(answer, Trusted) or answer.valid_until is None:
+        return float("inf")
+    return (answer.valid_until - datetime.fromisoformat(wall)).total_seconds()
+
+
+def _lapsed(answer: Trust, wall: str) -> bool:
+    return _remaining(answer, wall) <= 0
+
+
 def _settled(answer: Trust) -> bool:
     return isinstance(answer, Trusted) and answer.doubt is None
 
@@ -204,12 +220,12 @@ class SignatureCheck:
             WeightsError: they are not, or the source can't be read.
         """
         spec = deployment.spec
-        reference = spec.verification.policy_ref
+        narrowing = spec.verification
         policy = select_policy(
             policies,
             namespace=deployment.namespace,
             namespace_labels=self._cache.namespace_labels(deployment.namespace),
-            policy_ref=reference.name if reference is not None else None,
+            policy_ref=narrowing.policy_ref.name if narrowing.policy_ref is not None else None,
         )
         check_source(spec.model.uri, policy.spec)
         with open_source(spec.model.uri, settings=self._sources) as source:
@@ -218,8 +234,12 @@ class SignatureCheck:
                 bundle,
                 policy.spec,
                 uri=spec.model.uri,
-                model_name=spec.subject,
-                pinned_digest=spec.verification.manifest_digest,
+                narrowing=Narrowing(
+                    subject=spec.subject,
+                    manifest_digest=narrowing.manifest_digest,
+                    authority=narrowing.authority,
+                ),
+                now=datetime.fromisoformat(wall),
             )
             versions = hashlib.sha256(decision.manifest_digest.encode())
             for file in decision.manifest.files:
@@ -235,4 +255,5 @@ class SignatureCheck:
             policy=policy.name,
             source=versions.hexdigest(),
             checked_at=wall,
+            valid_until=decision.valid_until,
         )

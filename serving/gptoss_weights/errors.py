@@ -15,6 +15,7 @@
     │   ├── UntrustedSignerError     UntrustedSigner
     │   ├── SubjectMismatchError     SubjectMismatch
     │   ├── DeniedDigestError        DeniedDigest
+    │   ├── DeniedKeyError           DeniedKey
     │   ├── ManifestChangedError     ManifestChanged     (not the manifest that was pinned)
     │   ├── DigestMismatchError      DigestMismatch      (bytes of a file differ from the manifest)
     │   └── ForbiddenContentError    ForbiddenContent
@@ -44,6 +45,7 @@ __all__ = [
     "AmbiguousPolicyError",
     "BusyError",
     "DeniedDigestError",
+    "DeniedKeyError",
     "DigestMismatchError",
     "ForbiddenContentError",
     "InvalidPolicyError",
@@ -156,6 +158,12 @@ class DeniedDigestError(TrustError):
     """The manifest's digest is on the policy's deny-list."""
 
     reason = TrustReason.DENIED_DIGEST
+
+
+class DeniedKeyError(TrustError):
+    """The key that signed is on the policy's deny-list."""
+
+    reason = TrustReason.DENIED_KEY
 
 
 class ManifestChangedError(TrustError):

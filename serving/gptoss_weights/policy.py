@@ -1,18 +1,22 @@
 """Trust: does a policy accept this bundle, from this place, as this model? Pure; no I/O.
 
-Evaluation fails closed and in a fixed order: source, signature present and well-formed, deny-list,
-signer, content, subject, authority, pinned digest. A deployment can only narrow what its policy allows.
+Evaluation fails closed and in a fixed order: source, signature present and well-formed, denied digest,
+signer, denied key, content, subject, authority, pinned digest. A deployment can only narrow what its
+policy allows, and a deny-list beats every authority.
 """
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from fnmatch import fnmatchcase
 from typing import Final
 
-from gptoss_api.policy import Authority, LabelRequirement, LabelSelector, WeightTrustPolicy, WeightTrustPolicySpec
+from gptoss_api.policy import LabelRequirement, LabelSelector, WeightTrustPolicy, WeightTrustPolicySpec
+from gptoss_weights.authorities import Authorities, Voucher
 from gptoss_weights.errors import (
     AmbiguousPolicyError,
     DeniedDigestError,
+    DeniedKeyError,
     InvalidPolicyError,
     ManifestChangedError,
     NoPolicyError,
@@ -23,20 +27,39 @@ from gptoss_weights.errors import (
     UntrustedSignerError,
 )
 from gptoss_weights.location import Location
-from gptoss_weights.manifest import Manifest
-from gptoss_weights.signature import TrustedKey, parse_bundle, verify_bundle
+from gptoss_weights.manifest import Manifest, parse_manifest
+from gptoss_weights.signature import parse_bundle
 
 _NAMESPACE_LABEL: Final = "kubernetes.io/metadata.name"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Narrowing:
+    """What a deployment asks for within what its policy allows.
+
+    Attributes:
+        subject: name that the weights must be signed as.
+        manifest_digest: the one manifest that may be used, if any is pinned.
+        authority: the one authority of the policy that may have signed, if one is named.
+    """
+
+    subject: str
+    manifest_digest: str | None = None
+    authority: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class TrustDecision:
-    """Why a bundle is trusted: its digest, who signed it, and which authority vouches for that key."""
+    """Why a bundle is trusted: its digest, who signed it, and which authority vouches for that key.
+
+    ``valid_until`` is when the authority or its certificates stop to count, None if they never do.
+    """
 
     manifest_digest: str
     signer_fingerprint: str
     authority_name: str
     manifest: Manifest
+    valid_until: datetime | None = None
 
 
 def select_policy(
@@ -109,12 +132,7 @@ def check_source(uri: str, policy: WeightTrustPolicySpec) -> Location:
 
 
 def evaluate(
-    bundle: bytes | None,
-    policy: WeightTrustPolicySpec,
-    *,
-    uri: str,
-    model_name: str,
-    pinned_digest: str | None = None,
+    bundle: bytes | None, policy: WeightTrustPolicySpec, *, uri: str, narrowing: Narrowing, now: datetime
 ) -> TrustDecision:
     """Decide whether a bundle is trusted. ``bundle`` is the text of ``model.sig``, None where there is none.
 
@@ -132,38 +150,71 @@ def evaluate(
             f"manifest {parsed.manifest_digest} is on the WeightTrustPolicy's denied.manifestDigests; "
             "publish and sign other weights"
         )
-    authorities = {authority.name: authority for authority in policy.authorities}
-    keys = [TrustedKey.from_pem(authority.name, authority.key.public_key) for authority in policy.authorities]
-    verified = verify_bundle(parsed, keys)
-    manifest = verified.manifest
-    if manifest.subject != model_name:
+    authorities = Authorities(policy.authorities)
+    signer = authorities.signer(parsed)
+    denied = signer.fingerprints.intersection(policy.denied.key_fingerprints)
+    if denied:
+        raise DeniedKeyError(
+            f"key {min(denied)} is on the WeightTrustPolicy's denied.keyFingerprints; sign with another key"
+        )
+    vouching = authorities.vouching(signer, now=now)
+    manifest = parse_manifest(parsed.payload)
+    if manifest.subject != narrowing.subject:
         raise SubjectMismatchError(
-            f"the weights are signed as another model than {model_name}; "
+            f"the weights are signed as another model than {narrowing.subject}; "
             "correct spec.model.name, or sign them as that model"
         )
-    same_key = [authorities[key.name] for key in keys if key.fingerprint == verified.key.fingerprint]
-    authority = _responsible(same_key, manifest.subject)
-    if pinned_digest is not None and parsed.manifest_digest != pinned_digest:
+    voucher = _responsible(vouching, subject=manifest.subject, only=narrowing.authority, now=now)
+    if narrowing.manifest_digest not in (None, parsed.manifest_digest):
         raise ManifestChangedError(
-            f"the manifest at the source is {parsed.manifest_digest}, not the pinned {pinned_digest}; "
+            f"the manifest at the source is {parsed.manifest_digest}, not the pinned {narrowing.manifest_digest}; "
             "put the pinned weights back, or change spec.verification.manifestDigest"
         )
     return TrustDecision(
         manifest_digest=parsed.manifest_digest,
-        signer_fingerprint=verified.key.fingerprint,
-        authority_name=authority.name,
+        signer_fingerprint=signer.fingerprint,
+        authority_name=voucher.authority.name,
         manifest=manifest,
+        valid_until=_end(voucher),
     )
 
 
-def _responsible(authorities: list[Authority], subject: str) -> Authority:
-    for authority in authorities:
-        if any(fnmatchcase(subject, glob) for glob in authority.models):
-            return authority
-    raise UntrustedSignerError(
-        f"authority {authorities[0].name} signed, but may not sign {subject}; sign with another key, "
-        "or add the model to the authority's models"
-    )
+def _responsible(vouching: list[Voucher], *, subject: str, only: str | None, now: datetime) -> Voucher:
+    """Choose among those that vouch for the signer; with several, the one that counts longest.
+
+    Raises:
+        UntrustedSignerError: none of them may sign this model, now, for this deployment.
+    """
+    named = [each for each in vouching if only in (None, each.authority.name)]
+    if not named:
+        raise UntrustedSignerError(
+            f"authority {vouching[0].authority.name} signed, not {only}; sign as {only}, "
+            "or change spec.verification.authority"
+        )
+    allowed = [each for each in named if any(fnmatchcase(subject, glob) for glob in each.authority.models)]
+    if not allowed:
+        raise UntrustedSignerError(
+            f"authority {named[0].authority.name} signed, but may not sign {subject}; sign with another key, "
+            "or add the model to the authority's models"
+        )
+    begun = [each for each in allowed if each.authority.not_before is None or each.authority.not_before <= now]
+    if not begun:
+        raise UntrustedSignerError(
+            f"authority {allowed[0].authority.name} signed, but counts only from its notBefore on; wait, "
+            "sign with another key, or move notBefore"
+        )
+    current = [each for each in begun if each.authority.not_after is None or now < each.authority.not_after]
+    if not current:
+        raise UntrustedSignerError(
+            f"authority {begun[0].authority.name} signed, but its notAfter has passed; sign with a current key, "
+            "or move notAfter"
+        )
+    return max(current, key=lambda each: _end(each) or datetime.max.replace(tzinfo=UTC))
+
+
+def _end(voucher: Voucher) -> datetime | None:
+    """When a voucher stops to count: with its authority, or with its certificates."""
+    return min((end for end in (voucher.authority.not_after, voucher.until) if end is not None), default=None)
 
 
 def _selects(selector: LabelSelector | None, labels: Mapping[str, str]) -> bool:

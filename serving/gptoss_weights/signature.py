@@ -1,4 +1,4 @@
-"""Signatures: strict reading of key-signed Sigstore bundles, and their verification.
+"""Signatures: strict reading of Sigstore bundles signed with a key or a certificate, and their verification.
 
 A bundle is JSON of media type ``application/vnd.dev.sigstore.bundle.v0.3+json`` that holds a DSSE
 envelope (https://github.com/secure-systems-lab/dsse) over a manifest. Exactly one signature, exactly
@@ -16,6 +16,7 @@ from typing import Any, Final, NoReturn
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.types import PublicKeyTypes
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_public_key
 
 from gptoss_weights import strictjson
@@ -27,6 +28,8 @@ PAYLOAD_TYPE: Final = "application/vnd.in-toto+json"
 MAX_BUNDLE_BYTES: Final = 2 * MAX_PAYLOAD_BYTES
 _MAX_DEPTH: Final = 8
 _MAX_SIGNATURE_BYTES: Final = 256
+_MAX_CERTIFICATES: Final = 8
+_MAX_CERTIFICATE_BYTES: Final = 16 * 1024
 _CURVES: Final[dict[str, type[hashes.HashAlgorithm]]] = {
     "secp256r1": hashes.SHA256,
     "secp384r1": hashes.SHA384,
@@ -39,12 +42,14 @@ class Bundle:
     """A bundle as read. Nothing in it is trusted yet.
 
     ``key_hint`` is the SHA-256 of the signing key's PEM text, which says which key to try and proves
-    nothing. ``manifest_digest`` is that of the payload.
+    nothing; None in a bundle that carries ``certificates`` instead, DER, the signer's first.
+    ``manifest_digest`` is that of the payload.
     """
 
     payload: bytes
     signature: bytes
-    key_hint: str
+    key_hint: str | None
+    certificates: tuple[bytes, ...] = ()
     manifest_digest: str
 
 
@@ -90,7 +95,7 @@ def parse_bundle(raw: bytes) -> Bundle:
     """Read the text of a ``model.sig``.
 
     Raises:
-        MalformedSignatureError: it is not a strict, key-signed bundle.
+        MalformedSignatureError: it is not a strict bundle, signed with a key or a certificate.
     """
     try:
         document = strictjson.parse(raw, max_bytes=MAX_BUNDLE_BYTES, max_depth=_MAX_DEPTH)
@@ -99,7 +104,7 @@ def parse_bundle(raw: bytes) -> Bundle:
     _exact_keys(document, "the bundle", {"mediaType", "verificationMaterial", "dsseEnvelope"})
     if document["mediaType"] != BUNDLE_MEDIA_TYPE:
         _malformed("mediaType is not Sigstore's bundle v0.3")
-    hint = _key_hint(document["verificationMaterial"])
+    hint, certificates = _material(document["verificationMaterial"])
     envelope = document["dsseEnvelope"]
     _exact_keys(envelope, "dsseEnvelope", {"payload", "payloadType", "signatures"})
     if envelope["payloadType"] != PAYLOAD_TYPE:
@@ -109,6 +114,7 @@ def parse_bundle(raw: bytes) -> Bundle:
         payload=payload,
         signature=_signature(envelope["signatures"]),
         key_hint=hint,
+        certificates=certificates,
         manifest_digest=manifest_digest(payload),
     )
 
@@ -120,6 +126,18 @@ def verify_bundle(bundle: Bundle, keys: Sequence[TrustedKey]) -> VerifiedManifes
         UntrustedSignerError: none of the keys made the signature over these bytes.
         MalformedManifestError, ForbiddenContentError: the signed manifest is not acceptable.
     """
+    signer = find_signer(bundle, keys)
+    return VerifiedManifest(manifest=parse_manifest(bundle.payload), key=signer)
+
+
+def find_signer(bundle: Bundle, keys: Sequence[TrustedKey]) -> TrustedKey:
+    """Return which of the keys made a bundle's signature.
+
+    Raises:
+        UntrustedSignerError: none of them.
+    """
+    if bundle.key_hint is None:
+        raise UntrustedSignerError("model.sig is signed with a certificate, not with a trusted key; sign with a key")
     candidates = [key for key in keys if key.hint == bundle.key_hint]
     if not candidates:
         raise UntrustedSignerError(
@@ -127,11 +145,22 @@ def verify_bundle(bundle: Bundle, keys: Sequence[TrustedKey]) -> VerifiedManifes
             "sign with a trusted key, or add the signer's public key to the policy's authorities"
         )
     for candidate in candidates:
-        if _signed_by(bundle, candidate.key):
-            return VerifiedManifest(manifest=parse_manifest(bundle.payload), key=candidate)
+        if is_signed_by(bundle, candidate.key):
+            return candidate
     raise UntrustedSignerError(
         f"model.sig names the key of {candidates[0].name}, but its signature does not hold; sign the folder again"
     )
+
+
+def is_signed_by(bundle: Bundle, key: ec.EllipticCurvePublicKey) -> bool:
+    """Tell whether a key made a bundle's signature. Keys of other curves than ours make none."""
+    if key.curve.name not in _CURVES:
+        return False
+    try:
+        key.verify(bundle.signature, pre_authentication_encoding(bundle.payload), signature_algorithm(key))
+    except InvalidSignature:
+        return False
+    return True
 
 
 def pre_authentication_encoding(payload: bytes) -> bytes:
@@ -144,7 +173,7 @@ def signature_algorithm(key: ec.EllipticCurvePublicKey) -> ec.ECDSA:
     return ec.ECDSA(_CURVES[key.curve.name]())
 
 
-def key_fingerprint(key: ec.EllipticCurvePublicKey) -> str:
+def key_fingerprint(key: PublicKeyTypes) -> str:
     """Return ``sha256:`` and the SHA-256 of the SubjectPublicKeyInfo in DER."""
     return "sha256:" + hashlib.sha256(key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)).hexdigest()
 
@@ -154,24 +183,36 @@ def key_hint(key: ec.EllipticCurvePublicKey) -> str:
     return hashlib.sha256(key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)).hexdigest()
 
 
-def _signed_by(bundle: Bundle, key: ec.EllipticCurvePublicKey) -> bool:
-    try:
-        key.verify(bundle.signature, pre_authentication_encoding(bundle.payload), signature_algorithm(key))
-    except InvalidSignature:
-        return False
-    return True
-
-
-def _key_hint(material: Any) -> str:
-    if not isinstance(material, dict) or not material.keys() <= {"publicKey", "tlogEntries"}:
-        _malformed("verificationMaterial must name a public key; sign with a key, not with a certificate or Sigstore")
+def _material(material: Any) -> tuple[str | None, tuple[bytes, ...]]:
+    """Return the key's hint, or the certificates."""
+    kinds = ("publicKey", "x509CertificateChain")
+    if not isinstance(material, dict) or not material.keys() <= {*kinds, "tlogEntries"}:
+        _malformed("verificationMaterial must name a public key or certificates; sign with one, not with Sigstore")
+    if sum(kind in material for kind in kinds) != 1:
+        _malformed("verificationMaterial must hold exactly one of publicKey and x509CertificateChain")
     if material.get("tlogEntries", []) != []:
-        _malformed("tlogEntries must be empty in a bundle that is signed with a key")
-    _exact_keys(material.get("publicKey"), "publicKey", {"hint"})
-    hint = material["publicKey"]["hint"]
+        _malformed("tlogEntries must be empty in a bundle that is signed with a key or a certificate")
+    if "publicKey" in material:
+        return _key_hint(material["publicKey"]), ()
+    return None, _certificates(material["x509CertificateChain"])
+
+
+def _key_hint(public_key: Any) -> str:
+    _exact_keys(public_key, "publicKey", {"hint"})
+    hint = public_key["hint"]
     if not isinstance(hint, str) or len(hint) != hashlib.sha256().digest_size * 2:
         _malformed("publicKey.hint must be the SHA-256 of the key; sign again with a current signer")
     return hint
+
+
+def _certificates(chain: Any) -> tuple[bytes, ...]:
+    _exact_keys(chain, "x509CertificateChain", {"certificates"})
+    certificates = chain["certificates"]
+    if not isinstance(certificates, list) or not 1 <= len(certificates) <= _MAX_CERTIFICATES:
+        _malformed(f"x509CertificateChain must hold 1 to {_MAX_CERTIFICATES} certificates")
+    for each in certificates:
+        _exact_keys(each, "a certificate", {"rawBytes"})
+    return tuple(_base64(each["rawBytes"], "a certificate", _MAX_CERTIFICATE_BYTES) for each in certificates)
 
 
 def _signature(signatures: Any) -> bytes:

@@ -29,6 +29,7 @@ pytestmark = pytest.mark.usefixtures("crds")
 
 MODEL = {"name": "gpt-oss-20b", "uri": "s3://models/gpt-oss-20b"}
 KEY = "-----BEGIN PUBLIC KEY-----\n" + "A" * 64 + "\n-----END PUBLIC KEY-----\n"
+ROOTS = KEY.replace("PUBLIC KEY", "CERTIFICATE")
 DIGEST = "sha256:" + "0" * 64
 POLICY: dict[str, Any] = {
     "sources": [{"prefix": "s3://models"}],
@@ -88,7 +89,9 @@ ACCEPTED: dict[str, dict[str, Any]] = {
     "a whole bucket": {"model": {**MODEL, "uri": "s3://models"}},
     "a served name": {"model": {**MODEL, "servedName": "GPT-oss.20b_fast"}},
     "custom with a subject": {"model": {**MODEL, "name": "custom"}, "verification": {"subject": "acme/finetune"}},
-    "a pinned manifest": {"verification": {"manifestDigest": DIGEST, "policyRef": {"name": "team"}}},
+    "a pinned manifest": {
+        "verification": {"manifestDigest": DIGEST, "policyRef": {"name": "team"}, "authority": "security"}
+    },
     "tensor 1": {"parallelism": {"tensor": 1}},
     "tensor 2": {"parallelism": {"tensor": 2}},
     "tensor 4": {"parallelism": {"tensor": 4}},
@@ -242,6 +245,39 @@ POLICIES_REJECTED: dict[str, tuple[dict[str, Any], str]] = {
         {"authorities": [{"name": "a", "models": ["*"], "key": {"publicKeyPEM": KEY.replace("PUBLIC", "PRIVATE")}}]},
         "publicKeyPEM must be a PEM public key",
     ),
+    "an end before the beginning": (
+        {
+            "authorities": [
+                {**POLICY["authorities"][0], "notBefore": "2026-02-01T00:00:00Z", "notAfter": "2026-01-01T00:00:00Z"}
+            ]
+        },
+        "authorities[].notBefore must lie before notAfter",
+    ),
+    "a time without a zone": (
+        {"authorities": [{**POLICY["authorities"][0], "notAfter": "2026-01-01T00:00:00"}]},
+        "notAfter",
+    ),
+    "an authority without a key": (
+        {"authorities": [{"name": "a", "models": ["*"]}]},
+        "exactly one of key and certificate",
+    ),
+    "an authority with key and roots": (
+        {"authorities": [{**POLICY["authorities"][0], "certificate": {"rootsPEM": ROOTS, "subject": "CN=a"}}]},
+        "exactly one of key and certificate",
+    ),
+    "roots that vouch for everybody": (
+        {"authorities": [{"name": "a", "models": ["*"], "certificate": {"rootsPEM": ROOTS}}]},
+        "a root alone would trust all whom it certifies",
+    ),
+    "roots that are keys": (
+        {"authorities": [{"name": "a", "models": ["*"], "certificate": {"rootsPEM": KEY, "subject": "CN=a"}}]},
+        "rootsPEM must be PEM certificates",
+    ),
+    "a name of no kind": (
+        {"authorities": [{"name": "a", "models": ["*"], "certificate": {"rootsPEM": ROOTS, "subjectAltName": "acme"}}]},
+        "subjectAltName must start with URI:, email: or DNS:",
+    ),
+    "a short fingerprint": ({"denied": {"keyFingerprints": ["ab:cd"]}}, "keyFingerprints"),
     "one name twice": ({"authorities": POLICY["authorities"] * 2}, "Duplicate value"),
     "an unknown field": ({"mode": "Audit"}, 'unknown field "spec.mode"'),
 }
@@ -261,7 +297,15 @@ async def test_a_whole_policy_survives_the_round_trip(kube: Kube):
             "matchLabels": {"team": "ml"},
             "matchExpressions": [{"key": "env", "operator": "In", "values": ["prod"]}],
         },
-        "denied": {"manifestDigests": [DIGEST]},
+        "authorities": [
+            {**POLICY["authorities"][0], "notBefore": "2026-01-01T00:00:00Z", "notAfter": "2027-01-01T00:00:00Z"},
+            {
+                "name": "certified",
+                "models": ["gpt-oss-*"],
+                "certificate": {"rootsPEM": ROOTS, "subject": "CN=release", "subjectAltName": "URI:spiffe://a/b"},
+            },
+        ],
+        "denied": {"manifestDigests": [DIGEST], "keyFingerprints": [DIGEST]},
     }
     obj = policy(whole)
     stored = await store(kube, obj, WEIGHT_TRUST_POLICIES)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from enum import StrEnum
 from functools import cached_property
 from typing import Any
@@ -35,6 +36,7 @@ class Trusted:
         policy: name of the policy.
         source: fingerprint of the bundle and of the listed files' versions; changes when one does.
         checked_at: time of day of the first check with this result.
+        valid_until: time of day after which this may not be relied on any more, None if it does not end.
         doubt: why a later look failed although nothing is known to be wrong.
     """
 
@@ -44,6 +46,7 @@ class Trusted:
     policy: str
     source: str
     checked_at: str
+    valid_until: datetime | None = None
     doubt: Distrusted | None = None
 
 

@@ -74,7 +74,13 @@ class Stack:
             }
         )
 
-    async def policy(self) -> None:
+    def public_pem(self, key: Path | None = None) -> str:
+        key = key or self.key
+        return key.with_name(key.name + ".pub").read_text()
+
+    async def policy(self, **changes: Any) -> None:
+        """Apply the namespace's policy; keyword arguments replace fields of its spec."""
+        key = {"publicKeyPEM": self.public_pem()}
         await self.apply_object(
             {
                 "apiVersion": API_VERSION,
@@ -84,13 +90,8 @@ class Stack:
                     "default": True,
                     "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": self.namespace}},
                     "sources": [{"prefix": f"file://{self.folder / 'weights'}"}],
-                    "authorities": [
-                        {
-                            "name": "release",
-                            "models": ["gpt-oss-*"],
-                            "key": {"publicKeyPEM": self.key.with_name(self.key.name + ".pub").read_text()},
-                        }
-                    ],
+                    "authorities": [{"name": "release", "models": ["gpt-oss-*"], "key": key}],
+                    **changes,
                 },
             }
         )
@@ -118,6 +119,19 @@ class Stack:
             raise AssertionError(
                 f"{kind} never became {status} {reason}: {json.dumps(found.get('status'), indent=1)}\n{log}"
             ) from None
+
+    async def wait_for_weights(self, name: str = "assistant", seconds: float = 45, **expected: str) -> Any:
+        """Wait until status.weights holds the expected values, and return them."""
+        weights: Any = None
+        try:
+            async with asyncio.timeout(seconds):
+                while True:
+                    weights = ((await self.deployment(name)).get("status") or {}).get("weights") or {}
+                    if expected.items() <= weights.items():
+                        return weights
+                    await asyncio.sleep(0.1)
+        except TimeoutError:
+            raise AssertionError(f"status.weights never became {expected}: {weights}") from None
 
     async def until(self, what: Callable[[], object], seconds: float = 30.0) -> None:
         await self.ray.until(what, seconds)

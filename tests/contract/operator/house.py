@@ -2,9 +2,11 @@
 
 import asyncio
 import copy
+import threading
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -86,19 +88,28 @@ class TrustSays:
     error: Exception | None = None
     digest: str = DIGEST
     source: str = "source-1"
+    authority: str = "release"
+    valid_until: datetime | None = None
     asked: int = 0
+    may_answer: threading.Event = field(default_factory=threading.Event)
+    """Cleared, checks hang until it is set again."""
+
+    def __post_init__(self) -> None:
+        self.may_answer.set()
 
     def __call__(self, deployment: Any, policies: Any, wall: str) -> Trusted:
         self.asked += 1
+        self.may_answer.wait(30)
         if self.error is not None:
             raise self.error
         return Trusted(
             manifest_digest=self.digest,
             signer="ab" * 32,
-            authority="release",
+            authority=self.authority,
             policy="default",
             source=self.source,
             checked_at=wall,
+            valid_until=self.valid_until,
         )
 
 
@@ -258,5 +269,6 @@ async def house(folder: Path, *, start: bool = True, **settings: Any) -> AsyncIt
         try:
             yield built
         finally:
+            trust.may_answer.set()
             await built.stop()
             await ray.stop()

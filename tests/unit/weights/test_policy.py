@@ -2,13 +2,16 @@
 
 import hashlib
 import json
+from datetime import UTC, datetime, timedelta
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from gptoss_api.policy import WeightTrustPolicy
 from gptoss_weights.errors import (
     AmbiguousPolicyError,
     DeniedDigestError,
+    DeniedKeyError,
     InvalidPolicyError,
     ManifestChangedError,
     NoPolicyError,
@@ -18,15 +21,26 @@ from gptoss_weights.errors import (
     UnsignedError,
     UntrustedSignerError,
 )
-from gptoss_weights.policy import check_source, evaluate, select_policy
+from gptoss_weights.policy import Narrowing, check_source, evaluate, select_policy
+from gptoss_weights.signature import key_fingerprint
 from tests.unit.weights.builders import MODEL, bundle, policy, private_key, public_pem, statement, text
 
 URI = f"s3://models/{MODEL}"
+NOW = datetime(2026, 6, 1, tzinfo=UTC)
+DAY = timedelta(days=1)
 
 
-def judge(document=None, spec=None, **changes):
+def judge(document=None, spec=None, *, now=NOW, **narrowing):
     raw = text(document or bundle())
-    return evaluate(raw, spec or policy(), **{"uri": URI, "model_name": MODEL, **changes})
+    return evaluate(raw, spec or policy(), uri=URI, narrowing=Narrowing(**{"subject": MODEL, **narrowing}), now=now)
+
+
+def authority(name="release-team", *, key=None, models=("gpt-oss-*",), not_before=None, not_after=None):
+    times = {"notBefore": not_before, "notAfter": not_after}
+    pem = public_pem(key or private_key())
+    return {"name": name, "models": list(models), "key": {"publicKeyPEM": pem}} | {
+        name: time.isoformat() for name, time in times.items() if time
+    }
 
 
 def digest_of(document):
@@ -42,7 +56,7 @@ def test_trusts_what_a_known_key_signed_as_this_model():
 
 def test_unsigned():
     with pytest.raises(UnsignedError, match="gptoss weights sign"):
-        evaluate(None, policy(), uri=URI, model_name=MODEL)
+        evaluate(None, policy(), uri=URI, narrowing=Narrowing(subject=MODEL), now=NOW)
 
 
 def test_signed_by_an_unknown_key():
@@ -64,7 +78,7 @@ def test_a_subject_is_not_a_prefix_and_case_counts():
 def test_an_authority_signs_only_its_own_models():
     spec = policy()
     with pytest.raises(UntrustedSignerError, match="may not sign"):
-        judge(bundle(statement(subject="llama")), spec, model_name="llama")
+        judge(bundle(statement(subject="llama")), spec, subject="llama")
 
 
 def test_the_same_key_may_stand_in_two_authorities():
@@ -84,10 +98,86 @@ def test_deny_beats_allow():
         judge(spec=spec)
 
 
+def test_a_denied_key_beats_every_authority_that_holds_it():
+    fingerprint = key_fingerprint(private_key().public_key())
+    both = [authority("one"), authority("two"), authority("other", key=private_key("other"))]
+    spec = policy(authorities=both, denied={"keyFingerprints": [fingerprint]})
+    with pytest.raises(DeniedKeyError, match=fingerprint):
+        judge(spec=spec)
+    assert judge(bundle(key=private_key("other")), spec).authority_name == "other"
+
+
+def test_a_denied_digest_is_told_before_the_signer_is_asked():
+    spec = policy(denied={"manifestDigests": [digest_of(statement())]})
+    with pytest.raises(DeniedDigestError):
+        judge(bundle(key=private_key("stranger")), spec)
+
+
+@pytest.mark.parametrize(
+    ("not_before", "not_after", "problem"),
+    [
+        (None, None, None),
+        (NOW, None, None),
+        (NOW - DAY, NOW + DAY, None),
+        (NOW + timedelta(seconds=1), None, "notBefore"),
+        (None, NOW, "notAfter has passed"),
+        (NOW - 2 * DAY, NOW - DAY, "notAfter has passed"),
+    ],
+)
+def test_an_authority_counts_from_not_before_until_not_after(not_before, not_after, problem):
+    spec = policy(authorities=[authority(not_before=not_before, not_after=not_after)])
+    if problem is None:
+        assert judge(spec=spec).valid_until == not_after
+    else:
+        with pytest.raises(UntrustedSignerError, match=problem):
+            judge(spec=spec)
+
+
+def test_while_keys_rotate_both_count_and_the_decision_says_which_one_matched():
+    old, new = private_key("trusted"), private_key("next", ec.SECP384R1)
+    spec = policy(authorities=[authority("old", key=old, not_after=NOW + DAY), authority("new", key=new)])
+    assert judge(bundle(key=old), spec).authority_name == "old"
+    assert judge(bundle(key=new), spec).authority_name == "new"
+    assert judge(bundle(key=new), spec, now=NOW + DAY).authority_name == "new"
+    with pytest.raises(UntrustedSignerError, match="authority old signed"):
+        judge(bundle(key=old), spec, now=NOW + DAY)
+
+
+def test_of_two_authorities_with_one_key_the_one_that_counts_longest_is_told():
+    spec = policy(
+        authorities=[
+            authority("gone", not_after=NOW - DAY),
+            authority("soon-over", not_after=NOW + DAY),
+            authority("later", not_after=NOW + 2 * DAY),
+            authority("other-models", models=("llama",)),
+        ]
+    )
+    decision = judge(spec=spec)
+    assert (decision.authority_name, decision.valid_until) == ("later", NOW + 2 * DAY)
+
+
+def test_a_deployment_narrows_to_one_authority():
+    spec = policy(authorities=[authority("one"), authority("two"), authority("other", key=private_key("other"))])
+    assert judge(spec=spec, authority="two").authority_name == "two"
+    for unwilling in ("other", "nobody"):
+        with pytest.raises(UntrustedSignerError, match=r"spec\.verification\.authority"):
+            judge(spec=spec, authority=unwilling)
+
+
+def test_narrowing_widens_nothing():
+    spec = policy(
+        authorities=[authority("one", models=("llama",)), authority("two", not_after=NOW)],
+        denied={"keyFingerprints": []},
+    )
+    for name in ("one", "two"):
+        with pytest.raises(UntrustedSignerError):
+            judge(spec=spec, authority=name, manifest_digest=digest_of(statement()))
+
+
 def test_a_pinned_digest_narrows():
-    assert judge(pinned_digest=digest_of(statement()))
+    assert judge(manifest_digest=digest_of(statement()))
     with pytest.raises(ManifestChangedError):
-        judge(pinned_digest="sha256:" + "0" * 64)
+        judge(manifest_digest="sha256:" + "0" * 64)
 
 
 def test_one_unusable_key_closes_the_policy():
@@ -136,7 +226,7 @@ def test_sources_match_on_segment_boundaries_and_in_one_reading(prefix, uri, all
 
 def test_the_source_is_asked_about_before_anything_else():
     with pytest.raises(SourceNotAllowedError):
-        evaluate(None, policy(), uri="s3://elsewhere/x", model_name=MODEL)
+        evaluate(None, policy(), uri="s3://elsewhere/x", narrowing=Narrowing(subject=MODEL), now=NOW)
 
 
 def named(name, **spec):

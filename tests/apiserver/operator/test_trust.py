@@ -1,0 +1,68 @@
+"""Policies as administrators change them, on a real API server, with really signed weights."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gptoss_cli.local.control_plane import ControlPlane
+from gptoss_weights.sign import generate_key
+from tests.apiserver.operator.house import Stack, signed_weights, stack
+
+LONG_AGO = "2020-01-01T00:00:00Z"
+
+
+@pytest.fixture
+async def home(
+    control_plane: ControlPlane, crds: list[str], namespace: str, tmp_path: Path, free_port: int
+) -> AsyncIterator[Stack]:
+    async with stack(control_plane, namespace, tmp_path, free_port) as built:
+        yield built
+
+
+def authority(home: Stack, name: str, key: Path, **more: Any) -> dict[str, Any]:
+    return {"name": name, "models": ["gpt-oss-*"], "key": {"publicKeyPEM": home.public_pem(key)}, **more}
+
+
+async def test_keys_rotate_without_a_restart_and_status_says_who_depends_on_the_old_one(home: Stack) -> None:
+    new = home.folder / "new-key"
+    generate_key(new)
+    await home.apply()
+    await home.wait_for("Ready", "True", "Serving")
+    await home.policy(authorities=[authority(home, "old", home.key), authority(home, "new", new)])
+    await home.wait_for("WeightsVerified", "True", "Verified")
+    await home.wait_for_weights(authority="old")
+    signed_weights(home.weights, new)
+    await home.apply(annotations={"serving.gptoss.dev/retry": "1"})
+    await home.wait_for_weights(authority="new")
+    await home.policy(authorities=[authority(home, "old", home.key, notAfter=LONG_AGO), authority(home, "new", new)])
+    await home.apply("second")
+    found = await home.wait_for("Ready", "True", "Serving", "second")
+    assert found["status"]["weights"]["authority"] == "new"
+    assert home.ray.starts[home.app("assistant")] == 1
+    metrics = (await home.get("/metrics"))[1]
+    (series,) = [
+        line for line in metrics.splitlines() if line.startswith("gptoss_deployment_weights{") and "assistant" in line
+    ]
+    assert 'authority="new"' in series
+
+
+async def test_an_authority_whose_time_is_over_starts_nothing(home: Stack) -> None:
+    await home.policy(authorities=[authority(home, "release", home.key, notAfter=LONG_AGO)])
+    await home.apply()
+    found = await home.wait_for("WeightsVerified", "False", "UntrustedSigner")
+    (message,) = [each["message"] for each in found["status"]["conditions"] if each["type"] == "WeightsVerified"]
+    assert "notAfter has passed" in message
+    assert home.ray.puts == []
+
+
+async def test_a_deployment_narrows_to_one_authority(home: Stack) -> None:
+    other = home.folder / "other-key"
+    generate_key(other)
+    await home.policy(authorities=[authority(home, "release", home.key), authority(home, "nightly", other)])
+    await home.apply(verification={"authority": "nightly"})
+    await home.wait_for("WeightsVerified", "False", "UntrustedSigner")
+    assert home.ray.puts == []
+    await home.apply(verification={"authority": "release"})
+    await home.wait_for("Ready", "True", "Serving")
