@@ -52,6 +52,10 @@ def resolve(spec: GptOssDeploymentSpec, profile: Profile) -> EngineConfig:
     arguments |= {"max_num_seqs": max_num_seqs, "tensor_parallel_size": spec.parallelism.tensor}
     if max_model_len is not None:
         arguments["max_model_len"] = max_model_len
+    if spec.engine.gpu_memory_utilization is not None:
+        arguments["gpu_memory_utilization"] = spec.engine.gpu_memory_utilization
+    if spec.engine.kv_cache_dtype is not None:
+        arguments["kv_cache_dtype"] = spec.engine.kv_cache_dtype
     arguments |= typed(spec.engine.extra_args)
     return EngineConfig(arguments=dict(sorted(arguments.items())), max_num_seqs=max_num_seqs, profile=profile.label)
 

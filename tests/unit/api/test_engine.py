@@ -31,12 +31,19 @@ def test_120b_on_one_card_uses_more_memory_and_smaller_batches(tensor, utilizati
 
 def test_the_manifest_wins_over_the_profile() -> None:
     spec = deployment(
-        engine={"maxModelLen": 4096, "maxNumSeqs": 8, "extraArgs": {"max-num-batched-tokens": 2048}},
+        engine={
+            "maxModelLen": 4096,
+            "maxNumSeqs": 8,
+            "gpuMemoryUtilization": 0.9,
+            "kvCacheDtype": "fp8",
+            "extraArgs": {"max-num-batched-tokens": 2048},
+        },
         model={"name": "gpt-oss-120b", "uri": "s3://m/x"},
     ).spec
     engine = resolve(spec, profile_for("gpt-oss-120b"))
     assert engine.arguments["max_model_len"] == 4096
     assert engine.arguments["max_num_batched_tokens"] == 2048
+    assert (engine.arguments["gpu_memory_utilization"], engine.arguments["kv_cache_dtype"]) == (0.9, "fp8")
     assert engine.max_num_seqs == engine.arguments["max_num_seqs"] == 8
 
 
