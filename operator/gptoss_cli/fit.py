@@ -159,7 +159,7 @@ def _answer(name: str, spec: GptOssDeploymentSpec, card: Accelerator) -> _Answer
             "only gpt-oss-20b and gpt-oss-120b can be looked at"
         )
     try:
-        engine = resolve(spec, profile_for(spec.model.name))
+        engine = resolve(spec, profile_for(spec.model.name), card)
     except ValueError as error:
         raise click.ClickException(f"{name}: {error}") from error
     load = load_of(engine.arguments, architecture, card)
@@ -202,6 +202,8 @@ def _document(answer: _Answer) -> dict[str, Any]:
         if found is not None
         else None,
         "profile": answer.engine.profile,
+        "customized": list(answer.engine.customized),
+        "environment": answer.engine.environment,
         "engine": answer.engine.line,
     }
 
@@ -230,7 +232,10 @@ def _print(answer: _Answer) -> None:
         table.add_row("Largest context in tokens", str(found.largest_context))
         console.print(table)
     console.print(answer.fit.message, soft_wrap=True, highlight=False)
-    console.print(Text(f"{answer.engine.profile}: {answer.engine.line}", style="dim"), soft_wrap=True)
+    customized = f" (Customized: {', '.join(answer.engine.customized)})" if answer.engine.customized else ""
+    console.print(Text(f"{answer.engine.profile}{customized}: {answer.engine.line}", style="dim"), soft_wrap=True)
+    for name, value in answer.engine.environment.items():
+        console.print(Text(f"{name}={value}", style="dim"), soft_wrap=True)
 
 
 def _list(output: str) -> None:

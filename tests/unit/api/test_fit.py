@@ -55,6 +55,8 @@ def test_a_sequence_takes_as_much_kv_cache_as_vllm_says() -> None:
     # scheduling: https://github.com/vllm-project/vllm/issues/27508
     asked = load(max_num_batched_tokens=1024, steps_in_flight=1)
     assert round(kv_bytes(LARGE, asked, 131072) / GIB, 2) == 4.54
+    # 8,192 blocks of 16 tokens, and 72 for the window and what is in flight, and one more: windows begin anywhere.
+    assert kv_bytes(LARGE, asked, 131072) == (8192 + 72 + 1) * 18 * 32768
 
 
 def test_blocks_are_as_large_as_vllms() -> None:

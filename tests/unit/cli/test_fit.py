@@ -38,7 +38,7 @@ def test_says_no_with_what_would_fit() -> None:
 
 
 def test_a_reduced_context_is_no_yes() -> None:
-    options = ("--model", "gpt-oss-20b", "--gpu", "A10G", "--gpu-memory-utilization", 0.85)
+    options = ("--model", "gpt-oss-20b", "--gpu", "A10G", "--gpu-memory-utilization", 0.8)
     assert run(*options).exit_code == ExitCode.NEGATIVE
     assert "FitsWithReducedContext" in run(*options).output
     assert run(*options, "--max-model-len", 16384, "--max-num-seqs", 32).exit_code == ExitCode.OK
@@ -51,6 +51,12 @@ def test_json_carries_every_number() -> None:
     assert document["accelerator"]["family"] == "Hopper"
     assert document["bytesPerAccelerator"]["kvAvailable"] > document["bytesPerAccelerator"]["kvSequence"]
     assert document["largestContext"] == document["maxModelLen"] == 131072
+    assert document["customized"] == []
+
+
+def test_what_differs_from_the_profile_is_told() -> None:
+    assert "(Customized: max_num_seqs)" in run("--model", "gpt-oss-20b", "--gpu", "H200", "--max-num-seqs", 16).output
+    assert "VLLM_ROCM_USE_AITER=1" in run("--model", "gpt-oss-20b", "--gpu", "MI300X").output
 
 
 def test_reads_every_deployment_of_a_manifest(tmp_path: Path) -> None:
