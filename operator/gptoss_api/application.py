@@ -39,10 +39,15 @@ class ServingArguments(StrictModel):
     weights: WeightsArguments
     tensor: Literal[1, 2, 4, 8]
     engine: dict[str, EngineArgument]
+    environment: dict[Annotated[str, Field(pattern=r"^[A-Z][A-Z0-9_]*$")], str] = Field(default_factory=dict)
 
     def wire(self) -> dict[str, Any]:
         """Return the JSON document, keys in a fixed order."""
-        return self.model_dump(by_alias=True, mode="json")
+        document = self.model_dump(by_alias=True, mode="json")
+        if not self.environment:
+            # Releases before it was there made the same bytes, so it restarts no engine of theirs.
+            del document["environment"]
+        return document
 
 
 def server_deployment_name(model_id: str) -> str:

@@ -101,6 +101,16 @@ class Engine(ApiModel):
         description="Sequences that one replica works on at once; by default the profile's.",
         json_schema_extra=INT32,
     )
+    gpu_memory_utilization: Annotated[float, Field(ge=0.1, le=0.98)] | None = Field(
+        default=None,
+        description="Share of each accelerator's memory that the engine may take; by default the profile's. "
+        "vLLM's recipe: below 0.95 with tensor parallelism on H100.",
+    )
+    kv_cache_dtype: Literal["auto", "fp8"] | None = Field(
+        default=None,
+        description="Type of the KV cache's elements: auto is the model's (bfloat16), fp8 takes half as much; "
+        "by default the profile's.",
+    )
     extra_args: ExtraArguments = Field(
         default_factory=dict,
         description="Further vLLM engine arguments by exact name. Numbers are written as such, booleans as "

@@ -1,14 +1,15 @@
 """Specification + profile → engine settings. Pure, and byte-stable: equal input gives equal output.
 
-Three layers, the later one wins: what every gpt-oss needs, the profile for the tensor parallel
-size, the manifest's own fields.
+Three layers, the later one wins: what every gpt-oss needs, the profile for the accelerator and the
+tensor parallel size, the manifest's own fields.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from gptoss_api.application import EngineArgument, ServingArguments, WeightsArguments
 from gptoss_api.deployment import GptOssDeployment, GptOssDeploymentSpec
 from gptoss_api.engine_arguments import typed
+from gptoss_api.hardware import Accelerator
 from gptoss_api.names import engine_model_id
 from gptoss_api.profiles import Profile
 
@@ -27,11 +28,15 @@ class EngineConfig:
         arguments: vLLM's keyword arguments, sorted by name.
         max_num_seqs: sequences the engine works on at once.
         profile: profile and version they come from.
+        environment: environment variables of the engine's processes, sorted by name.
+        customized: arguments that the manifest sets to another value than the profile.
     """
 
     arguments: dict[str, EngineArgument]
     max_num_seqs: int
     profile: str
+    environment: dict[str, str] = field(default_factory=dict)
+    customized: tuple[str, ...] = ()
 
     @property
     def line(self) -> str:
@@ -39,21 +44,34 @@ class EngineConfig:
         return " ".join(_flag(name, value) for name, value in self.arguments.items())
 
 
-def resolve(spec: GptOssDeploymentSpec, profile: Profile) -> EngineConfig:
-    """Resolve a specification against a profile.
+def resolve(spec: GptOssDeploymentSpec, profile: Profile, accelerator: Accelerator | None = None) -> EngineConfig:
+    """Resolve a specification against a profile, for an accelerator where one is known.
 
     Raises:
         ValueError: an engine argument that is not permitted or mistyped.
     """
-    max_num_seqs = spec.engine.max_num_seqs or profile.max_num_seqs
-    max_model_len = spec.engine.max_model_len or profile.max_model_len
-    arguments: dict[str, EngineArgument] = dict(_EVERY_GPT_OSS)
-    arguments |= profile.by_tensor.get(spec.parallelism.tensor, {})
-    arguments |= {"max_num_seqs": max_num_seqs, "tensor_parallel_size": spec.parallelism.tensor}
-    if max_model_len is not None:
-        arguments["max_model_len"] = max_model_len
-    arguments |= typed(spec.engine.extra_args)
-    return EngineConfig(arguments=dict(sorted(arguments.items())), max_num_seqs=max_num_seqs, profile=profile.label)
+    tensor = spec.parallelism.tensor
+    usual = {**_EVERY_GPT_OSS, **profile.arguments(accelerator, tensor), "tensor_parallel_size": tensor}
+    chosen = _chosen(spec)
+    arguments = usual | chosen
+    return EngineConfig(
+        arguments=dict(sorted(arguments.items())),
+        max_num_seqs=int(arguments["max_num_seqs"]),
+        profile=profile.label,
+        environment=dict(sorted(profile.environment(accelerator, tensor).items())),
+        customized=tuple(sorted(name for name, value in chosen.items() if usual.get(name) != value)),
+    )
+
+
+def _chosen(spec: GptOssDeploymentSpec) -> dict[str, EngineArgument]:
+    """Return the arguments that the manifest itself sets."""
+    named: dict[str, EngineArgument | None] = {
+        "gpu_memory_utilization": spec.engine.gpu_memory_utilization,
+        "kv_cache_dtype": spec.engine.kv_cache_dtype,
+        "max_model_len": spec.engine.max_model_len,
+        "max_num_seqs": spec.engine.max_num_seqs,
+    }
+    return {name: value for name, value in named.items() if value is not None} | typed(spec.engine.extra_args)
 
 
 def serving_arguments(
@@ -70,6 +88,7 @@ def serving_arguments(
         ),
         tensor=deployment.spec.parallelism.tensor,
         engine=engine.arguments,
+        environment=engine.environment,
     )
 
 

@@ -9,6 +9,7 @@ import click
 from gptoss_cli.exit_codes import HELP, ExitCode
 
 _COMMANDS: Mapping[str, tuple[str, str]] = {
+    "fit": ("gptoss_cli.fit:fit", "Say whether a model fits on an accelerator, and what would."),
     "keys": ("gptoss_cli.keys:keys", "Make, list and revoke the keys that clients of the gateway use."),
     "local": ("gptoss_cli.local.command:local", "Run the whole stack on this machine."),
     "status": ("gptoss_cli.status:status", "Show deployments, their conditions and wake times."),

@@ -51,5 +51,6 @@ def llm_config(arguments: ServingArguments, node: Node) -> LLMConfig:
             "callback_class": WeightsCallback,
             "callback_kwargs": WeightsCallback.keywords(arguments.weights),
         },
+        runtime_env={"env_vars": dict(arguments.environment)} if arguments.environment else None,
         server_cls=GptOssServer,
     )

@@ -112,6 +112,7 @@ ACCEPTED: dict[str, dict[str, Any]] = {
     "engine arguments": {
         "engine": {"maxModelLen": 8192, "extraArgs": {"block-size": 16, "enable-prefix-caching": "true"}}
     },
+    "memory settings": {"engine": {"gpuMemoryUtilization": 0.9, "kvCacheDtype": "fp8"}},
     "a ray cluster": {"substrate": {"rayServe": {"clusterName": "local"}}},
     "recreate and suspended": {"rolloutStrategy": {"type": "Recreate"}, "suspend": True},
 }
@@ -171,6 +172,8 @@ REJECTED: dict[str, tuple[dict[str, Any], str]] = {
     "a forbidden argument": ({"engine": {"extraArgs": {"tokenizer": "x"}}}, "spec.engine.extraArgs may only hold"),
     "a quoted number": ({"engine": {"extraArgs": {"seed": "1"}}}, "take whole numbers, without quotes"),
     "a word for a boolean": ({"engine": {"extraArgs": {"enforce-eager": "yes"}}}, 'take "true" or "false"'),
+    "all of the memory": ({"engine": {"gpuMemoryUtilization": 1.0}}, "spec.engine.gpuMemoryUtilization"),
+    "an unknown type of KV cache": ({"engine": {"kvCacheDtype": "int4"}}, "spec.engine.kvCacheDtype"),
     "a short digest": ({"verification": {"manifestDigest": "sha256:12"}}, "spec.verification.manifestDigest"),
     "a negative floor": ({"scaling": {"minReplicas": -1}}, "spec.scaling.minReplicas"),
     "no replica at all": ({"scaling": {"maxReplicas": 0}}, "spec.scaling.maxReplicas"),

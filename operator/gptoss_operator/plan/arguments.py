@@ -19,12 +19,14 @@ class Wanted:
         config: Ray's configuration of it.
         line: the engine's arguments for people.
         profile: profile and version they come from.
+        customized: arguments that the specification sets to another value than the profile.
         manifest_digest: what replicas are pinned to.
     """
 
     config: Mapping[str, Any]
     line: str
     profile: str
+    customized: tuple[str, ...]
     manifest_digest: str
 
 
@@ -53,6 +55,7 @@ def wanted_application(observed: Observation, site: Site) -> Wanted | None:
                     arguments=dict(deployed["engine"]),
                     max_num_seqs=int(deployed["engine"].get("max_num_seqs", engine.max_num_seqs)),
                     profile=observed.status.engine.profile_version if observed.status.engine else engine.profile,
+                    customized=observed.status.engine.customized if observed.status.engine else engine.customized,
                 )
                 return _wanted(observed, kept, deployed, digest, site)
     if not isinstance(observed.trust, Trusted):
@@ -74,7 +77,8 @@ def _still_as_proved(observed: Observation, wanted: Mapping[str, Any], deployed:
     status = observed.status
     if status.proved_generation != observed.deployment.generation or status.engine is None:
         return False
-    others_same = {**wanted, "engine": None} == {**deployed, "engine": None}
+    of_the_profile = {"engine": None, "environment": None}
+    others_same = {**wanted, **of_the_profile} == {**deployed, **of_the_profile}
     return others_same and _line(deployed["engine"]) == status.engine.line
 
 
@@ -103,4 +107,10 @@ def _wanted(
         installation=site.installation,
         import_path=site.import_path,
     )
-    return Wanted(config=config, line=engine.line[:4096], profile=engine.profile, manifest_digest=digest)
+    return Wanted(
+        config=config,
+        line=engine.line[:4096],
+        profile=engine.profile,
+        customized=engine.customized,
+        manifest_digest=digest,
+    )

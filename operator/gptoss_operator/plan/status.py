@@ -266,7 +266,8 @@ def _replicas(observed: Observation) -> Replicas | None:
 
 def _engine(verdict: Verdict, before: GptOssDeploymentStatus) -> EngineStatus | None:
     if isinstance(verdict.wish, Present) and verdict.wanted is not None:
-        return EngineStatus(line=verdict.wanted.line, profile_version=verdict.wanted.profile)
+        wanted = verdict.wanted
+        return EngineStatus(line=wanted.line, profile_version=wanted.profile, customized=wanted.customized)
     return before.engine
 
 

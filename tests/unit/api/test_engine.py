@@ -7,10 +7,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gptoss_api.application import is_ours, server_deployment_name
+from gptoss_api.architecture import architecture_of
 from gptoss_api.engine import resolve, serving_arguments
 from gptoss_api.engine_arguments import PERMITTED, typed
+from gptoss_api.fit import Verdict, assess, load_of
+from gptoss_api.hardware import Family, accelerator_named, accelerators
 from gptoss_api.names import application_name, engine_model_id
-from gptoss_api.profiles import profile_for
+from gptoss_api.profiles import profile_for, profiles
 from tests.builders import DIGEST, deployment
 
 
@@ -31,13 +34,93 @@ def test_120b_on_one_card_uses_more_memory_and_smaller_batches(tensor, utilizati
 
 def test_the_manifest_wins_over_the_profile() -> None:
     spec = deployment(
-        engine={"maxModelLen": 4096, "maxNumSeqs": 8, "extraArgs": {"max-num-batched-tokens": 2048}},
+        engine={
+            "maxModelLen": 4096,
+            "maxNumSeqs": 8,
+            "gpuMemoryUtilization": 0.9,
+            "kvCacheDtype": "fp8",
+            "extraArgs": {"max-num-batched-tokens": 2048},
+        },
         model={"name": "gpt-oss-120b", "uri": "s3://m/x"},
     ).spec
     engine = resolve(spec, profile_for("gpt-oss-120b"))
     assert engine.arguments["max_model_len"] == 4096
     assert engine.arguments["max_num_batched_tokens"] == 2048
+    assert (engine.arguments["gpu_memory_utilization"], engine.arguments["kv_cache_dtype"]) == (0.9, "fp8")
     assert engine.max_num_seqs == engine.arguments["max_num_seqs"] == 8
+    assert engine.customized == (
+        "gpu_memory_utilization",
+        "kv_cache_dtype",
+        "max_model_len",
+        "max_num_batched_tokens",
+        "max_num_seqs",
+    )
+
+
+def test_what_the_manifest_repeats_of_the_profile_is_not_customized() -> None:
+    repeated = deployment(engine={"maxNumSeqs": 256, "maxModelLen": 131072}).spec
+    assert resolve(repeated, profile_for("gpt-oss-20b")).customized == ()
+    assert resolve(deployment().spec, profile_for("gpt-oss-20b")).customized == ()
+
+
+BY_ACCELERATOR = [
+    ("120b", 1, None, {"gpu_memory_utilization": 0.95, "max_num_batched_tokens": 1024}),
+    ("120b", 1, "A100-80GB", {"gpu_memory_utilization": 0.95, "max_num_batched_tokens": 1024}),
+    ("120b", 1, "H100-80GB", {"gpu_memory_utilization": 0.95, "max_num_batched_tokens": 1024}),
+    ("120b", 1, "H200", {"gpu_memory_utilization": None, "max_num_batched_tokens": 8192}),
+    ("120b", 2, "H100-80GB", {"gpu_memory_utilization": None, "max_num_batched_tokens": 8192}),
+    ("120b", 1, "B200", {"kv_cache_dtype": "fp8", "max_num_batched_tokens": 8192}),
+    ("120b", 8, "MI300X", {"attention_backend": "ROCM_AITER_UNIFIED_ATTN", "block_size": 64}),
+    ("20b", 1, None, {"gpu_memory_utilization": None, "max_num_seqs": 256, "enforce_eager": None}),
+    ("20b", 1, "L4", {"max_num_seqs": 64, "max_model_len": 131072}),
+    ("20b", 1, "RTX-5080", {"max_num_seqs": 8, "max_model_len": 8192, "enforce_eager": True}),
+    ("20b", 2, "RTX-5080", {"max_num_seqs": 256, "max_model_len": 131072, "enforce_eager": None}),
+]
+
+
+@pytest.mark.parametrize(("model", "tensor", "accelerator", "expected"), BY_ACCELERATOR)
+def test_profiles_differ_by_accelerator_as_the_recipes_do(model, tensor, accelerator, expected) -> None:
+    name = f"gpt-oss-{model}"
+    spec = deployment(model={"name": name, "uri": "s3://m/x"}, parallelism={"tensor": tensor}).spec
+    card = accelerator_named(accelerator) if accelerator is not None else None
+    arguments = resolve(spec, profile_for(name), card).arguments
+    assert {argument: arguments.get(argument) for argument in expected} == expected
+
+
+def test_only_amd_needs_environment_variables() -> None:
+    spec, profile = deployment().spec, profile_for("gpt-oss-20b")
+    needed = {each.family for each in accelerators() if resolve(spec, profile, each).environment}
+    assert needed == {Family.CDNA3, Family.CDNA4}
+    engine = resolve(spec, profile, accelerator_named("MI300X"))
+    wire = serving_arguments(deployment(), engine, installation="local", manifest_digest=DIGEST).wire()
+    assert wire["environment"]["VLLM_ROCM_USE_AITER"] == "1"
+    plain = serving_arguments(deployment(), resolve(spec, profile), installation="local", manifest_digest=DIGEST)
+    assert "environment" not in plain.wire()
+
+
+@pytest.mark.parametrize("profile", profiles(), ids=lambda profile: profile.name)
+def test_every_rule_says_where_it_is_from(profile) -> None:
+    assert [rule for rule in profile.rules if not rule.source] == []
+
+
+@pytest.mark.parametrize("name", ["gpt-oss-20b", "gpt-oss-120b"])
+def test_profiles_fit_what_vllms_recipes_run_them_on(name) -> None:
+    spec = deployment(model={"name": name, "uri": "s3://m/x"}).spec
+    architecture = architecture_of(name)
+    assert architecture is not None
+    for card in accelerators():
+        if not card.verified or (name == "gpt-oss-120b" and card.name == "A100-40GB"):
+            continue
+        load = load_of(resolve(spec, profile_for(name), card).arguments, architecture, card)
+        assert assess(architecture, card, load).verdict is Verdict.FITS, card.name
+
+
+@pytest.mark.parametrize("accelerator", ["A10", "A10G", "L4", "RTX-3090", "RTX-4090", "RTX-5080"])
+def test_20b_fits_smaller_cards_with_their_profile(accelerator) -> None:
+    architecture, card = architecture_of("gpt-oss-20b"), accelerator_named(accelerator)
+    assert architecture is not None
+    arguments = resolve(deployment().spec, profile_for("gpt-oss-20b"), card).arguments
+    assert assess(architecture, card, load_of(arguments, architecture, card)).verdict is Verdict.UNVERIFIED
 
 
 def test_the_line_reads_like_vllms_flags() -> None:

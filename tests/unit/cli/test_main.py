@@ -23,7 +23,7 @@ def test_help_imports_nothing_heavy():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.splitlines()[-1] == "loaded: []"
-    for name in ("keys", "local", "status", "suspend", "wake", "weights"):
+    for name in ("fit", "keys", "local", "status", "suspend", "wake", "weights"):
         assert f"  {name} " in done.stdout
 
 
@@ -48,7 +48,7 @@ def test_a_missing_library_is_named_with_what_to_install(monkeypatch: pytest.Mon
     assert "is not installed: install gptoss-operator with the extra" in result.output
 
 
-@pytest.mark.parametrize("command", ["keys", "local", "status", "suspend", "wake", "weights"])
+@pytest.mark.parametrize("command", ["fit", "keys", "local", "status", "suspend", "wake", "weights"])
 def test_every_command_can_be_loaded(command: str):
     result = CliRunner().invoke(main, [command, "--help"])
     assert result.exit_code == ExitCode.OK
