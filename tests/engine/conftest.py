@@ -24,6 +24,11 @@ class SignedFolder:
     folder: Path
     weights: WeightsArguments
 
+    def sign(self, *, key: KeyPair, subject: str | None = None) -> None:
+        """Sign it again, as whoever holds that key."""
+        (self.folder / "model.sig").unlink(missing_ok=True)
+        sign_folder(self.folder, model=subject or self.weights.subject, key=key.private_key)
+
     def flip_a_byte(self, name: str) -> None:
         """Change one byte in the middle of a file, as a broken disk or an attacker would."""
         file = self.folder / name

@@ -13,7 +13,8 @@ from gptoss_api.application import ROUTER_DEPLOYMENT
 from gptoss_api.names import application_name
 from gptoss_cli.local.control_plane import ControlPlane
 from gptoss_cli.local.ray_head import RayHead
-from gptoss_weights.sign import KeyPair
+from gptoss_serving.node import Node
+from gptoss_weights.sign import KeyPair, generate_key
 from tests.engine.conftest import SignedFolder
 from tests.engine.ray import Applications
 from tests.engine.standin import ANSWER
@@ -43,7 +44,7 @@ def whole(
 ) -> Iterator[Whole]:
     built = Whole(control_plane, ray_head, tmp_path, namespace)
     try:
-        built.trust(weights_root, signing_key.public_key.read_text())
+        built.trust(weights_root, public_key=signing_key.public_key.read_text())
         built.start_operator()
         built.start_gateway()
         yield built
@@ -130,6 +131,50 @@ def test_a_tampered_source_never_starts_and_a_mended_one_does_by_itself(whole: W
     assert whole.chat("tampered").content == ANSWER
 
 
+def test_every_way_not_to_be_trusted_has_its_reason_and_ends_when_the_source_is_mended(
+    whole: Whole,
+    signed: Callable[..., SignedFolder],
+    signing_key: KeyPair,
+    weights_root: Path,
+    ray_head: RayHead,
+    tmp_path: Path,
+) -> None:
+    stranger = generate_key(tmp_path / "stranger.key")
+    unsigned, foreign, another = signed("unsigned"), signed("foreign"), signed("another")
+    (unsigned.folder / "model.sig").unlink()
+    (unsigned.folder / "extra.bin").write_bytes(b"beside what will be signed")
+    foreign.sign(key=stranger)
+    another.sign(key=signing_key, subject="gpt-oss-120b")
+    whole.trust(unsigned.folder, foreign.folder, another.folder, public_key=signing_key.public_key.read_text())
+    elsewhere = signed("elsewhere")
+    reasons = {
+        "unsigned": (unsigned, "Unsigned"),
+        "foreign": (foreign, "UntrustedSigner"),
+        "another": (another, "SubjectMismatch"),
+        "elsewhere": (elsewhere, "SourceNotAllowed"),
+    }
+    for name, (source, _) in reasons.items():
+        whole.apply(name, source.folder.as_uri(), scaling=AWAKE)
+    for name, (_, reason) in reasons.items():
+        whole.wait(name, "WeightsVerified", "False", reason)
+        assert whole.condition(name, "Ready")[0] == "False"
+        assert whole.condition(name, "EngineReady")[0] != "True"
+        assert _application(whole, name) not in json.dumps(ray_head.request("GET")), "Ray was never asked"
+
+    (unsigned.folder / "extra.bin").unlink()
+    unsigned.sign(key=signing_key)
+    (unsigned.folder / "extra.bin").write_bytes(b"beside what is signed")
+    foreign.sign(key=signing_key)
+    another.sign(key=signing_key)
+    whole.trust(weights_root, public_key=signing_key.public_key.read_text())
+    for name in reasons:
+        whole.wait(name, "Ready", "True", "Serving", seconds=150)
+        assert whole.chat(f"{whole.namespace}/{name}").content == ANSWER
+    copies = Node.from_environment(ray_head.node_environment()).weights_dir
+    assert any(copies.rglob("model.safetensors"))
+    assert not any(copies.rglob("extra.bin")), "what nobody signed was fetched"
+
+
 def test_an_operator_killed_in_a_wake_loses_no_request(whole: Whole, source: SignedFolder) -> None:
     whole.apply("sleepy", source.folder.as_uri(), scaling={**SLEEPY, "initial": "Idle"})
     whole.wait("sleepy", "ScaledToZero", "True", "Idle")
@@ -157,24 +202,62 @@ def test_an_operator_killed_at_rest_restarts_no_replica(
     )
     assert _config_and_pids(applications.all()[_application(whole, "steady")])[1] == before[1]
 
+    # And once more in the middle of a roll-out.
+    whole.apply("steady", source.folder.as_uri(), scaling=AWAKE, engine={"maxModelLen": 1024})
+    whole.until(lambda: _deployed(applications, whole, "steady") == 1024, seconds=30, what="the roll-out began")
+    whole.kill("operator")
+    replies = [whole.chat("steady") for _ in range(3)]
+    assert [reply.status for reply in replies] == [200] * 3
+    whole.until(lambda: _pids_of(applications, whole, "steady") != before[1], seconds=90, what="the roll-out ended")
+    whole.wait("steady", "Ready", "True", "Serving")
+    assert whole.status("steady")["observedGeneration"] == 3
 
-def test_a_killed_ray_gets_its_applications_again_and_held_requests_their_answers(
+
+def test_a_killed_ray_at_rest_breaks_open_streams_loudly_and_loses_nothing_else(
     whole: Whole, source: SignedFolder, ray_head: RayHead
 ) -> None:
     whole.apply("steady", source.folder.as_uri(), scaling={**AWAKE, "wakeTimeoutSeconds": 150})
     whole.wait("steady", "Ready", "True", "Serving")
-    for pid in _pids(ray_head.temporary, ("gcs_server", "raylet")):
-        os.kill(pid, signal.SIGKILL)
-    with ThreadPoolExecutor(3) as pool:
-        replies = list(pool.map(lambda _: whole.chat("steady", seconds=160), range(3)))
-    assert [reply.status for reply in replies] == [200] * 3, replies
+    with whole.stream("steady", chunks=600, pace=0.5) as lines:
+        assert next(lines).startswith("data: {")
+        _kill_ray(ray_head)
+        with ThreadPoolExecutor(3) as pool:
+            replies = pool.map(lambda _: whole.chat("steady", seconds=160), range(3))
+            rest = list(lines)
+            assert [reply.status for reply in replies] == [200] * 3
+    errors = [json.loads(line[6:])["error"] for line in rest if line.startswith("data: {") and '"error"' in line]
+    assert len(errors) == 1, rest[-5:]
+    assert "data: [DONE]" not in rest
     whole.wait("steady", "Ready", "True", "Serving", seconds=120)
+
+
+def test_a_ray_killed_in_a_wake_and_in_a_roll_out_ends_where_it_should(
+    whole: Whole, source: SignedFolder, ray_head: RayHead, applications: Applications
+) -> None:
+    scaling = {"minReplicas": 0, "idleSeconds": 600, "initial": "Idle", "wakeTimeoutSeconds": 150}
+    whole.apply("sleepy", source.folder.as_uri(), scaling=scaling)
+    whole.wait("sleepy", "ScaledToZero", "True", "Idle")
+    with ThreadPoolExecutor(1) as pool:
+        held = pool.submit(whole.chat, "sleepy", seconds=160)
+        whole.until(lambda: "sleepy" in json.dumps(ray_head.request("GET")), seconds=30, what="Ray was asked")
+        _kill_ray(ray_head)
+        assert held.result().status == 200
+    whole.wait("sleepy", "Ready", "True", "Serving", seconds=120)
+
+    whole.apply("sleepy", source.folder.as_uri(), scaling=scaling, engine={"maxModelLen": 1024})
+    whole.until(lambda: _deployed(applications, whole, "sleepy") == 1024, seconds=30, what="the roll-out began")
+    _kill_ray(ray_head)
+    assert whole.chat("sleepy", seconds=160).status == 200
+    whole.wait("sleepy", "Ready", "True", "Serving", seconds=120)
+    assert _deployed(applications, whole, "sleepy") == 1024
+    assert whole.status("sleepy")["observedGeneration"] == 2
 
 
 def test_a_killed_gateway_costs_its_connections_only(whole: Whole, source: SignedFolder) -> None:
     whole.start_gateway(1)
     whole.apply("sleepy", source.folder.as_uri(), scaling=SLEEPY)
     whole.wait("sleepy", "EngineReady", "True", "Answering")
+    drains = whole.status("sleepy").get("drainEpoch", 0)
     with ThreadPoolExecutor(2) as pool:
         dropped = pool.submit(whole.chat, "sleepy", gateway=0, pace=8.0)
         kept = pool.submit(whole.chat, "sleepy", gateway=1, pace=8.0)
@@ -183,6 +266,7 @@ def test_a_killed_gateway_costs_its_connections_only(whole: Whole, source: Signe
         assert dropped.result().status == 0
         assert kept.result().status == 200
     whole.until(lambda: whole.chat("sleepy", seconds=60).status == 200, seconds=60, what="a retry is answered")
+    assert whole.status("sleepy").get("drainEpoch", 0) == drains, "it was put to sleep meanwhile"
 
 
 def test_a_name_claimed_twice_is_a_condition(whole: Whole, source: SignedFolder) -> None:
@@ -198,6 +282,21 @@ def test_a_name_claimed_twice_is_a_condition(whole: Whole, source: SignedFolder)
 
 def _application(whole: Whole, name: str) -> str:
     return application_name(whole.namespace, whole.namespace, name)
+
+
+def _kill_ray(ray_head: RayHead) -> None:
+    for pid in _pids(ray_head.temporary, ("gcs_server", "raylet")):
+        os.kill(pid, signal.SIGKILL)
+
+
+def _deployed(applications: Applications, whole: Whole, name: str) -> int | None:
+    """The longest context that Ray was told to serve."""
+    config = applications.all().get(_application(whole, name), {}).get("deployed_app_config") or {}
+    return ((config.get("args") or {}).get("engine") or {}).get("max_model_len")
+
+
+def _pids_of(applications: Applications, whole: Whole, name: str) -> list[int]:
+    return _config_and_pids(applications.all()[_application(whole, name)])[1]
 
 
 def _models(whole: Whole) -> set[str]:

@@ -3,6 +3,7 @@
 Only the engine is a stand-in. Everything is asked from outside: kubectl, HTTP, signals.
 """
 
+import contextlib
 import hashlib
 import json
 import secrets
@@ -11,7 +12,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -114,15 +115,15 @@ class Whole:
 
     # ── Kubernetes ──
 
-    def trust(self, folder: Path, public_key: str) -> None:
-        """Trust a key for everything below a folder, in this namespace."""
+    def trust(self, *folders: Path, public_key: str) -> None:
+        """Trust a key for everything below some folders, in this namespace."""
         self._apply(
             "WeightTrustPolicy",
             f"policy-{self.namespace}",
             {
                 "default": True,
                 "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": self.namespace}},
-                "sources": [{"prefix": folder.as_uri()}],
+                "sources": [{"prefix": folder.as_uri()} for folder in folders],
                 "authorities": [{"name": "test", "models": ["*"], "key": {"publicKeyPEM": public_key}}],
             },
             namespaced=False,
@@ -180,6 +181,18 @@ class Whole:
                 return Reply(status=error.code, text=error.read().decode(), seconds=time.monotonic() - began)
         except (OSError, ValueError) as error:
             return Reply(status=0, text=repr(error), seconds=time.monotonic() - began)
+
+    @contextlib.contextmanager
+    def stream(self, model: str, **more: Any) -> Iterator[Iterator[str]]:
+        """Open a stream and yield its lines; whatever ends it ends the lines."""
+        body = {"model": model, "messages": [{"role": "user", "content": "Hello"}], "stream": True, **more}
+        request = urllib.request.Request(
+            self.url() + "/v1/chat/completions",
+            data=json.dumps(body).encode(),
+            headers={"Content-Type": "application/json", "Authorization": f"Bearer {self.key}"},
+        )
+        with urllib.request.urlopen(request, timeout=120) as reply:
+            yield (line.decode().rstrip("\n") for line in reply)
 
     def metrics(self, name: str = "operator") -> str:
         port = self._ports[name if name == "operator" else name.replace("gateway", "admin")]
