@@ -9,6 +9,7 @@ import contextlib
 import json
 import logging
 import re
+import time
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -39,6 +40,7 @@ from gptoss_gateway.exchange import Exchange
 from gptoss_gateway.hold import WaitingRoom
 from gptoss_gateway.intake import Intake, Parcel
 from gptoss_gateway.keys import Authenticator, Caller
+from gptoss_gateway.limits import Limiter
 from gptoss_gateway.metering import Metering
 from gptoss_gateway.proxy import Outcome, relay
 from gptoss_gateway.report import Reporter, ReportStore
@@ -92,6 +94,7 @@ class Gateway:
         )
         self.max_request_seconds: float = MAX_REQUEST_SECONDS
         self._keys = keys
+        self._limiter = Limiter(time.monotonic)
         self._room = WaitingRoom(max_requests=settings.limits.max_held_total, max_bytes=settings.limits.max_held_bytes)
         self.intake = Intake(settings.limits)
         self._open: set[asyncio.Task[object]] = set()
@@ -155,6 +158,7 @@ class Gateway:
     def refresh(self) -> None:
         """Take over changed keys and tokens; called once a second."""
         self._keys.refresh()
+        self._limiter.sweep()
         self.upstreams.refresh()
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
@@ -170,7 +174,10 @@ class Gateway:
             try:
                 self._require_catalogue()
                 if route is not None:
-                    await self._infer(request, route, exchange)
+                    caller = self._keys.authenticate(request.headers)
+                    with self._limiter.admitted(caller) as standing:
+                        exchange.tell(standing)
+                        await self._infer(request, route, exchange, caller)
                 else:
                     await self._read_catalogue(request, exchange)
             except ClientLeftError:
@@ -207,9 +214,8 @@ class Gateway:
                 f"{', '.join(ROUTES)}."
             )
 
-    async def _infer(self, request: web.BaseRequest, route: Route, exchange: Exchange) -> None:
+    async def _infer(self, request: web.BaseRequest, route: Route, exchange: Exchange, caller: Caller) -> None:
         arrived = asyncio.get_running_loop().time()
-        caller = self._keys.authenticate(request.headers)
         with Parcel(self.intake) as parcel:
             await self.intake.read(request, parcel)
             body = parse_body(parcel.body)

@@ -16,7 +16,7 @@ from gptoss_api.conditions import ConditionType, Reason
 from gptoss_api.deployment import GptOssDeployment
 from gptoss_api.deployment_status import Condition, GptOssDeploymentStatus
 from gptoss_api.names import engine_model_id
-from gptoss_gateway.errors import NotFoundError
+from gptoss_gateway.errors import ForbiddenError, NotFoundError
 from gptoss_gateway.keys import Caller
 
 _log = logging.getLogger(__name__)
@@ -134,12 +134,18 @@ class Catalogue:
         return sorted((bare or model.qualified_name, model) for bare, model in named)
 
     def resolve(self, caller: Caller, name: str) -> ServedModel:
-        """Return the model a caller means by ``name``; raises NotFoundError, also for what it may not see."""
+        """Return the model a caller means by ``name``.
+
+        Raises:
+            NotFoundError: it does not exist, or in a namespace that the caller is not bound to.
+            ForbiddenError: the caller's namespaces have it, and its globs do not.
+        """
         namespace, slash, own_name = name.partition("/")
         if slash:
             model = self._models.get(self._uids.get((namespace, own_name), ""))
             if model is not None and caller.may_see(model):
                 return model
+            forbidden = model is not None and caller.is_bound_to(namespace)
         else:
             claimants = self._claimants(caller, name)
             if len(claimants) == 1:
@@ -151,6 +157,9 @@ class Catalogue:
                     code="model_name_ambiguous",
                     param="model",
                 )
+            forbidden = any(caller.is_bound_to(self._models[uid].namespace) for uid in self._claims.get(name, ()))
+        if forbidden:
+            raise ForbiddenError(f"Your key may not use the model {name!r}: GET /v1/models lists those it may.")
         raise NotFoundError(
             f"The model {name!r} does not exist or your key has no access to it: GET /v1/models lists what it may use.",
             code="model_not_found",
