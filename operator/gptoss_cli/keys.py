@@ -56,6 +56,11 @@ def keys() -> None:
 @click.option(
     "--concurrent", type=click.IntRange(min=0), help="Requests open at once at each gateway process; 0: no limit."
 )
+@click.option(
+    "--priority",
+    type=click.IntRange(1, 100),
+    help="The tenant's share of a model that several tenants wait for, against theirs. Default: 1.",
+)
 @_json_option
 def create(
     path: Path,
@@ -64,6 +69,7 @@ def create(
     models: tuple[str, ...],
     requests_per_minute: int | None,
     concurrent: int | None,
+    priority: int | None,
     as_json: bool,  # noqa: FBT001 - click passes options by name
 ) -> None:
     """Make a key for a tenant and print it once: it can't be shown again.
@@ -84,6 +90,8 @@ def create(
         entry["models"] = _joined(entry.get("models") or [], models) or ["*"]
         entry["keys"] = [*(entry.get("keys") or []), digest]
         _limit(entry, limits)
+        if priority is not None:
+            entry["priority"] = priority
     if as_json:
         click.echo(json.dumps({"tenant": tenant, "key": key, "hash": digest}))
         return
@@ -105,6 +113,7 @@ def list_keys(path: Path, as_json: bool) -> None:  # noqa: FBT001
             f"{entry['name']}  namespaces={','.join(entry.get('namespaces') or [])}  "
             f"models={','.join(entry.get('models') or ['*'])}"
             + "".join(f"  {name}={value}" for name, value in (entry.get("limits") or {}).items())
+            + (f"  priority={entry['priority']}" if "priority" in entry else "")
         )
         for digest in entry.get("keys") or []:
             click.echo(f"  {digest.removeprefix('sha256:')[:_SHOWN_DIGITS]}")

@@ -42,6 +42,7 @@ from gptoss_gateway.intake import Intake, Parcel
 from gptoss_gateway.keys import Authenticator, Caller
 from gptoss_gateway.limits import Limiter
 from gptoss_gateway.metering import Metering
+from gptoss_gateway.patience import patience
 from gptoss_gateway.proxy import Outcome, relay
 from gptoss_gateway.report import Reporter, ReportStore
 from gptoss_gateway.settings import GatewaySettings
@@ -238,7 +239,16 @@ class Gateway:
         arrived: float,
     ) -> None:
         claim = self.ledger.open(model)
-        visit = Visit(uid=model.uid, claim=claim, size=len(parcel.body), arrived=arrived, heartbeat=exchange.heartbeat)
+        visit = Visit(
+            uid=model.uid,
+            claim=claim,
+            size=len(parcel.body),
+            arrived=arrived,
+            heartbeat=exchange.heartbeat,
+            tenant=caller.tenant,
+            priority=caller.priority,
+            patience=patience(exchange.preferences),
+        )
         keep = True
         status: int | None = None
         try:

@@ -13,8 +13,9 @@ from typing import Any
 from pydantic import ValidationError
 
 from gptoss_api.conditions import ConditionType, Reason
-from gptoss_api.deployment import GptOssDeployment
+from gptoss_api.deployment import GptOssDeployment, GptOssDeploymentSpec
 from gptoss_api.deployment_status import Condition, GptOssDeploymentStatus
+from gptoss_api.engine import max_ongoing_requests
 from gptoss_api.names import engine_model_id
 from gptoss_gateway.errors import ForbiddenError, NotFoundError
 from gptoss_gateway.keys import Caller
@@ -22,7 +23,9 @@ from gptoss_gateway.keys import Caller
 _log = logging.getLogger(__name__)
 
 DEFAULT_RAMP = 32
-"""Requests released at once where the deployment does not say how many its engine takes."""
+"""Requests released at once where nothing says how many an engine works on at once."""
+UNKNOWN_CAPACITY = 1_000_000
+"""Where nothing says how many requests a replica takes: then only Ray's own queues bound them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +42,8 @@ class ServedModel:
 
     ``unattended`` is true while its status shows nobody at work on a start: demand changes that at once,
     if there is an operator.
+    ``ramp`` is how many sequences one replica works on at once, ``capacity`` how many requests its
+    replicas take together: more would queue in Ray's proxy, where no tenant is told from another.
     """
 
     uid: str
@@ -51,6 +56,7 @@ class ServedModel:
     wake_timeout_seconds: float
     max_held_requests: int
     ramp: int
+    capacity: int
     engine_ready: bool
     draining_epoch: int | None
     unattended: bool
@@ -88,7 +94,8 @@ class ServedModel:
             may_sleep=spec.scaling.min_replicas == 0,
             wake_timeout_seconds=float(spec.scaling.wake_timeout_seconds),
             max_held_requests=spec.scaling.max_held_requests,
-            ramp=spec.engine.max_num_seqs or DEFAULT_RAMP,
+            ramp=_sequences(spec, status) or DEFAULT_RAMP,
+            capacity=_capacity(spec, status),
             engine_ready=engine_ready,
             draining_epoch=(status.drain_epoch or 0) if draining else None,
             unattended=not engine_ready and _unattended(conditions),
@@ -234,6 +241,18 @@ def _refusal(*, suspended: bool, engine_ready: bool, conditions: Mapping[str, Co
     if ready is not None and _is(ready, "False") and _is(stalled, "True"):
         return Refusal(reason=ready.reason, message=ready.message)  # Stalled names the kind, Ready the cause
     return None
+
+
+def _sequences(spec: GptOssDeploymentSpec, status: GptOssDeploymentStatus) -> int | None:
+    """Return how many sequences one replica works on at once: what runs counts, then what is specified."""
+    return (status.engine.max_num_seqs if status.engine else None) or spec.engine.max_num_seqs
+
+
+def _capacity(spec: GptOssDeploymentSpec, status: GptOssDeploymentStatus) -> int:
+    sequences = _sequences(spec, status)
+    if sequences is None:
+        return UNKNOWN_CAPACITY
+    return max_ongoing_requests(spec, sequences) * max(1, status.replicas.ready if status.replicas else 1)
 
 
 def _unattended(conditions: Mapping[str, Condition]) -> bool:

@@ -14,6 +14,8 @@ GatewayError
     ├── UnattendedError 503      nobody starts it: the operator does not react
     ├── WakeTimedOutError 503    waited as long as the deployment allows
     ├── TooBusyError 503         this process is at its bounds
+    ├── NotWaitingError 503      its client did not want to wait any longer
+    ├── ModelBusyError 503       awake, and its replicas had no place in time
     ├── NotReadyError 503        this process does not know the models yet
     ├── ShuttingDownError 503    this process ends
     ├── UpstreamFailedError 502  the engine's side broke
@@ -242,6 +244,23 @@ class TooBusyError(RequestError):
     status = 503
     type = "service_unavailable_error"
     code = "gateway_busy"
+
+
+class NotWaitingError(RequestError):
+    """The client asked not to wait, or not so long; its library must not do it instead."""
+
+    status = 503
+    type = "service_unavailable_error"
+    code = "model_waking"
+    default_should_retry = False
+
+
+class ModelBusyError(RequestError):
+    """The model is awake, and its replicas had no place for the request in time."""
+
+    status = 503
+    type = "service_unavailable_error"
+    code = "model_busy"
 
 
 class NotReadyError(RequestError):

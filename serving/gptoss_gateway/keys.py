@@ -58,6 +58,7 @@ class Caller:
     namespaces: frozenset[str]
     models: tuple[str, ...] = ("*",)
     limits: TenantLimits = _UNLIMITED
+    priority: int = 1
 
     def may_see(self, model: Named) -> bool:
         """Tell whether this caller's catalogue has a model: it is in one of its namespaces, and not forbidden."""
@@ -88,6 +89,9 @@ class Tenant(StrictModel):
         default=("*",), description="Globs over the models' names within those namespaces."
     )
     limits: TenantLimits = Field(default=_UNLIMITED, description="How much it may ask of each gateway process.")
+    priority: Annotated[int, Field(ge=1, le=100)] = Field(
+        default=1, description="Its share of a model that several tenants wait for, against theirs."
+    )
 
 
 class _KeysDocument(StrictModel):
@@ -110,6 +114,7 @@ class KeyRing:
                 namespaces=frozenset(tenant.namespaces),
                 models=tuple(tenant.models),
                 limits=tenant.limits,
+                priority=tenant.priority,
             )
             for key in tenant.keys:
                 if key in owners:

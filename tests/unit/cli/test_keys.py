@@ -77,7 +77,9 @@ def test_limits_are_kept_changed_one_by_one_and_taken_away(path: Path):
     limits = KeyRing.read(path).find(key).limits
     assert (limits.requests_per_minute, limits.concurrent) == (60, 4)
     assert "requestsPerMinute=60  concurrent=4" in gptoss("list", "--file", str(path)).stdout
-    created(path, "team-a", "--concurrent", "8")
+    created(path, "team-a", "--concurrent", "8", "--priority", "5")
+    assert KeyRing.read(path).find(key).priority == 5
+    assert "concurrent=8  priority=5" in gptoss("list", "--file", str(path)).stdout
     assert yaml.safe_load(path.read_text())["tenants"][0]["limits"] == {"requestsPerMinute": 60, "concurrent": 8}
     created(path, "team-a", "--concurrent", "0", "--requests-per-minute", "0")
     assert "limits" not in yaml.safe_load(path.read_text())["tenants"][0]
