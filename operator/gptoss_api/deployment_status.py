@@ -45,6 +45,9 @@ class EngineStatus(ApiModel):
 
     line: Annotated[str, Field(max_length=4096)] = Field(description="Resolved engine arguments, as vLLM's flags.")
     profile_version: Annotated[str, Field(max_length=64)] = Field(description="Profile and its version.")
+    max_num_seqs: int | None = Field(
+        default=None, description="Sequences that one replica works on at once.", json_schema_extra=INT32
+    )
     customized: Annotated[tuple[Annotated[str, Field(max_length=64)], ...], Field(max_length=32)] = Field(
         default=(),
         description="Customized: engine arguments that the specification sets to another value than the profile.",

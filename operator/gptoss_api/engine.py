@@ -74,6 +74,16 @@ def _chosen(spec: GptOssDeploymentSpec) -> dict[str, EngineArgument]:
     return {name: value for name, value in named.items() if value is not None} | typed(spec.engine.extra_args)
 
 
+def target_ongoing_requests(spec: GptOssDeploymentSpec, sequences: int) -> int:
+    """Return how many requests per replica call for another one, with ``sequences`` worked on at once."""
+    return spec.scaling.target_ongoing_requests or max(1, sequences * 3 // 4)
+
+
+def max_ongoing_requests(spec: GptOssDeploymentSpec, sequences: int) -> int:
+    """Return how many requests one replica takes at once; the others queue before it."""
+    return max(sequences, target_ongoing_requests(spec, sequences))
+
+
 def serving_arguments(
     deployment: GptOssDeployment, engine: EngineConfig, *, installation: str, manifest_digest: str
 ) -> ServingArguments:

@@ -6,7 +6,7 @@ import json
 import os
 import secrets
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -50,15 +50,33 @@ def keys() -> None:
 @click.option(
     "--models", multiple=True, help="Globs of model names the tenant sees, repeated or comma-separated. Default: all."
 )
+@click.option(
+    "--requests-per-minute", type=click.IntRange(min=0), help="Requests a minute at each gateway process; 0: no limit."
+)
+@click.option(
+    "--concurrent", type=click.IntRange(min=0), help="Requests open at once at each gateway process; 0: no limit."
+)
+@click.option(
+    "--priority",
+    type=click.IntRange(1, 100),
+    help="The tenant's share of a model that several tenants wait for, against theirs. Default: 1.",
+)
 @_json_option
 def create(
     path: Path,
     tenant: str,
     namespaces: tuple[str, ...],
     models: tuple[str, ...],
+    requests_per_minute: int | None,
+    concurrent: int | None,
+    priority: int | None,
     as_json: bool,  # noqa: FBT001 - click passes options by name
 ) -> None:
-    """Make a key for a tenant and print it once: it can't be shown again."""
+    """Make a key for a tenant and print it once: it can't be shown again.
+
+    Limits are the tenant's, whatever its keys; those that are given replace the known ones.
+    """
+    limits = {"requestsPerMinute": requests_per_minute, "concurrent": concurrent}
     key = KEY_PREFIX + secrets.token_urlsafe(_KEY_BYTES)
     digest = "sha256:" + hashlib.sha256(key.encode()).hexdigest()
     with _changing(path) as tenants:
@@ -71,6 +89,9 @@ def create(
         entry["namespaces"] = _joined(entry.get("namespaces") or [], namespaces)
         entry["models"] = _joined(entry.get("models") or [], models) or ["*"]
         entry["keys"] = [*(entry.get("keys") or []), digest]
+        _limit(entry, limits)
+        if priority is not None:
+            entry["priority"] = priority
     if as_json:
         click.echo(json.dumps({"tenant": tenant, "key": key, "hash": digest}))
         return
@@ -91,6 +112,8 @@ def list_keys(path: Path, as_json: bool) -> None:  # noqa: FBT001
         click.echo(
             f"{entry['name']}  namespaces={','.join(entry.get('namespaces') or [])}  "
             f"models={','.join(entry.get('models') or ['*'])}"
+            + "".join(f"  {name}={value}" for name, value in (entry.get("limits") or {}).items())
+            + (f"  priority={entry['priority']}" if "priority" in entry else "")
         )
         for digest in entry.get("keys") or []:
             click.echo(f"  {digest.removeprefix('sha256:')[:_SHOWN_DIGITS]}")
@@ -134,6 +157,14 @@ def _find(tenants: list[dict[str, Any]], key: str) -> tuple[dict[str, Any], str]
             else "several keys begin so: give more digits"
         )
     return matches[0]
+
+
+def _limit(entry: dict[str, Any], given: Mapping[str, int | None]) -> None:
+    """Take over the limits that were given; 0 takes one away."""
+    limits = {**(entry.get("limits") or {}), **{name: value for name, value in given.items() if value is not None}}
+    entry.pop("limits", None)
+    if kept := {name: value for name, value in limits.items() if value}:
+        entry["limits"] = kept
 
 
 def _joined(known: list[str], added: tuple[str, ...]) -> list[str]:

@@ -17,8 +17,10 @@ from gptoss_gateway import prober
 from gptoss_gateway.catalogue import Catalogue, ServedModel
 from gptoss_gateway.demand import Claim, Ledger
 from gptoss_gateway.errors import (
+    ModelBusyError,
     ModelRefusedError,
     NotFoundError,
+    NotWaitingError,
     RequestError,
     UnattendedError,
     WakeTimedOutError,
@@ -33,9 +35,11 @@ HEARTBEAT_SECONDS = 5.0
 ANSWER_TRUSTED_SECONDS = 1.0
 """How long an engine's own answer counts while the status lags behind."""
 RAMP_SECONDS = 0.1
-"""Between two groups of released requests; a group is as large as the engine takes at once."""
+"""Within it no more requests join those in flight than one replica works on at once."""
 DEFAULT_RETRY_AFTER_SECONDS = 30.0
 """Told to clients of a model whose wakes were never measured."""
+SOON_SECONDS = 5.0
+"""Told to clients of a model that is busy, or whose wake takes longer than the last one."""
 UNATTENDED_SECONDS = 30.0
 """Demand that was reported for so long without any change of the status has no operator to see it.
 
@@ -46,13 +50,16 @@ _FENCE_POLL_SECONDS = 0.25
 
 @dataclass(frozen=True, kw_only=True)
 class Visit:
-    """One request at the door."""
+    """One request at the door. ``patience`` is how long its client will wait, in seconds, if it told."""
 
     uid: str
     claim: Claim
     size: int
     arrived: float
     heartbeat: Callable[[str], Awaitable[None]]
+    tenant: str = ""
+    priority: int = 1
+    patience: float | None = None
 
 
 class Admission:
@@ -77,11 +84,13 @@ class Admission:
         self._metering = metering
         self._may_report = may_report
         self._answered: dict[str, float] = {}
+        self._asked: dict[str, float] = {}
         self._doubted: set[str] = set()
         self._wakers: dict[str, asyncio.Task[None]] = {}
         self._changes: dict[str, asyncio.Event] = {}
         self._unattended: set[str] = set()
         catalogue.listen(self._on_change)
+        ledger.on_landing(self._on_landing)
         for model in catalogue.all():
             self._on_change(model.uid)
 
@@ -97,7 +106,16 @@ class Admission:
             visit.claim.fly()
             return upstream
         while True:
-            ticket = self._room.enter(model, size=visit.size, retry_after=retry_after(model), returning=returning)
+            if not model.engine_ready:
+                self._asked.setdefault(model.uid, self._now())
+            ticket = self._room.enter(
+                model,
+                size=visit.size,
+                retry_after=self._retry_after(model),
+                tenant=visit.tenant,
+                priority=visit.priority,
+                returning=returning,
+            )
             visit.claim.wait()
             if visit.uid in self._unattended:
                 self._room.leave(ticket)
@@ -139,12 +157,24 @@ class Admission:
         return model.draining_epoch is None and (self._may_report() or not model.may_sleep)
 
     def _is_open(self, model: ServedModel) -> bool:
-        if not self._may_pass(model) or model.uid in self._doubted or self._room.waiting(model.uid):
+        if not self._may_pass(model) or self._room.waiting(model.uid):
+            return False
+        return self._answers(model) and self._free(model) > 0
+
+    def _answers(self, model: ServedModel) -> bool:
+        if model.uid in self._doubted:
             return False
         return model.engine_ready or self._now() < self._answered.get(model.uid, 0.0)
 
+    def _free(self, model: ServedModel) -> int:
+        """Return how many more requests the model's replicas take; who was called is as good as there."""
+        _, in_flight = self._ledger.counts(model.uid)
+        return model.capacity - in_flight - self._room.called(model.uid)
+
     async def _wait(self, ticket: Ticket, visit: Visit, model: ServedModel) -> None:
-        deadline = visit.arrived + model.wake_timeout_seconds
+        allowed = model.wake_timeout_seconds
+        patient = visit.patience is None or visit.patience >= allowed
+        deadline = visit.arrived + (allowed if patient or visit.patience is None else visit.patience)
         beat = max(self._now(), visit.arrived + FIRST_HEARTBEAT_SECONDS)
         began = self._now()
         try:
@@ -153,11 +183,8 @@ class Admission:
                 if ticket.called.done():
                     break
                 if self._now() >= deadline:
-                    raise WakeTimedOutError(
-                        f"{model.qualified_name!r} did not answer within {model.wake_timeout_seconds:g} s "
-                        "(its spec.scaling.wakeTimeoutSeconds). It may still be starting: try again.",
-                        retry_after=retry_after(self._catalogue.get(visit.uid) or model),
-                    )
+                    known = self._catalogue.get(visit.uid) or model
+                    raise self._timed_out(known) if patient else self._not_waiting(known, visit)
                 if self._now() >= beat:
                     beat = self._now() + HEARTBEAT_SECONDS
                     await visit.heartbeat(self._comment(visit))
@@ -168,13 +195,52 @@ class Admission:
 
     def _comment(self, visit: Visit) -> str:
         model = self._catalogue.get(visit.uid)
-        parts = [f"waking {model.qualified_name}" if model else "waking"]
-        parts.append(f"waited {self._now() - visit.arrived:.0f} s")
-        if model is not None and model.wake_stage:
+        waited = f"waited {self._now() - visit.arrived:.0f} s"
+        if model is None:
+            return waited
+        if self._answers(model):
+            return f"queued for {model.qualified_name}, {waited}"
+        parts = [f"waking {model.qualified_name}", waited]
+        if model.wake_stage:
             parts.append(f"stage {model.wake_stage}")
-        if model is not None and model.last_wake_seconds:
+        if model.last_wake_seconds:
+            remaining = self._remaining(model)
             parts.append(f"the last wake took {model.last_wake_seconds:.0f} s")
+            parts.append(f"about {remaining:.0f} s to go" if remaining > 0 else "this one takes longer")
         return ", ".join(parts)
+
+    def _timed_out(self, model: ServedModel) -> RequestError:
+        if self._answers(model):
+            return ModelBusyError(
+                f"{model.qualified_name!r} is awake, and its replicas had no place within "
+                f"{model.wake_timeout_seconds:g} s (its spec.scaling.wakeTimeoutSeconds): try again.",
+                retry_after=SOON_SECONDS,
+            )
+        return WakeTimedOutError(
+            f"{model.qualified_name!r} did not answer within {model.wake_timeout_seconds:g} s "
+            "(its spec.scaling.wakeTimeoutSeconds). It may still be starting: try again.",
+            retry_after=self._retry_after(model),
+        )
+
+    def _not_waiting(self, model: ServedModel, visit: Visit) -> RequestError:
+        state = "has no free place" if self._answers(model) else "is not awake yet; it was asked to wake"
+        return NotWaitingError(
+            f"{model.qualified_name!r} {state}, and the request's `Prefer: wait={visit.patience:.0f}` lets it wait "
+            "no longer: try again.",
+            retry_after=self._retry_after(model),
+        )
+
+    def _retry_after(self, model: ServedModel) -> float:
+        """Return how many seconds a client should stay away: what is left of a wake as long as the last one."""
+        if self._answers(model):
+            return SOON_SECONDS
+        if not model.last_wake_seconds:
+            return DEFAULT_RETRY_AFTER_SECONDS
+        return max(SOON_SECONDS, self._remaining(model))
+
+    def _remaining(self, model: ServedModel) -> float:
+        elapsed = self._now() - self._asked.get(model.uid, self._now())
+        return (model.last_wake_seconds or 0.0) - elapsed
 
     def _watch(self, uid: str) -> None:
         waker = self._wakers.get(uid)
@@ -184,6 +250,7 @@ class Admission:
     async def _wake(self, uid: str) -> None:
         """Release the requests that wait for one model, for as long as any do."""
         watchman = asyncio.create_task(self._await_operator(uid), name=f"await operator {uid}")
+        began, base = self._now(), self._ledger.counts(uid)[1]
         try:
             while self._room.waiting(uid):
                 model = self._catalogue.get(uid)
@@ -191,13 +258,18 @@ class Admission:
                     self._room.refuse(uid, _gone)
                 elif model.refusal is not None:
                     self._room.refuse(uid, partial(_refused, model))
-                elif not self._may_pass(model):
+                elif not self._may_pass(model) or self._free(model) <= 0:
                     await self._until_change(uid)
-                elif await prober.until_answer(self._session, lambda: self._probe_target(uid)):
-                    self._doubted.discard(uid)
-                    self._answered[uid] = self._now() + ANSWER_TRUSTED_SECONDS
-                    if self._room.call(uid, model.ramp):
-                        await asyncio.sleep(RAMP_SECONDS)
+                elif not self._answers(model):
+                    await self._until_answer(uid)
+                else:
+                    in_flight = self._ledger.counts(uid)[1] + self._room.called(uid)
+                    if self._now() >= began + RAMP_SECONDS:
+                        began, base = self._now(), in_flight
+                    if (step := base + model.ramp - in_flight) > 0:
+                        self._room.call(uid, min(step, self._free(model)))
+                    else:
+                        await asyncio.sleep(began + RAMP_SECONDS - self._now())
         finally:
             watchman.cancel()
             if self._wakers.get(uid) is asyncio.current_task():
@@ -215,6 +287,12 @@ class Admission:
                 self._unattended.add(uid)
                 self._room.refuse(uid, partial(_nobody_acts, model))
             await asyncio.sleep(min(1.0, UNATTENDED_SECONDS))
+
+    async def _until_answer(self, uid: str) -> None:
+        if await prober.until_answer(self._session, lambda: self._probe_target(uid)):
+            self._doubted.discard(uid)
+            self._asked.pop(uid, None)
+            self._answered[uid] = self._now() + ANSWER_TRUSTED_SECONDS
 
     def _probe_target(self, uid: str) -> tuple[Upstream, str] | None:
         model = self._catalogue.get(uid)
@@ -244,22 +322,23 @@ class Admission:
         if model is None:
             self._answered.pop(uid, None)
             self._doubted.discard(uid)
+            self._asked.pop(uid, None)
             self._metering.forget(uid)
         else:
             self._metering.meet(model)
+            if model.engine_ready:
+                self._asked.pop(uid, None)
             if model.draining_epoch is not None:
                 self._answered.pop(uid, None)
+        self._on_landing(uid)
+
+    def _on_landing(self, uid: str) -> None:
         if (change := self._changes.get(uid)) is not None:
             change.set()
 
     @staticmethod
     def _now() -> float:
         return asyncio.get_running_loop().time()
-
-
-def retry_after(model: ServedModel) -> float:
-    """Return how many seconds a client should stay away, from the measured wake."""
-    return model.last_wake_seconds or DEFAULT_RETRY_AFTER_SECONDS
 
 
 def _gone() -> RequestError:

@@ -9,6 +9,7 @@ import contextlib
 import json
 import logging
 import re
+import time
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -39,7 +40,9 @@ from gptoss_gateway.exchange import Exchange
 from gptoss_gateway.hold import WaitingRoom
 from gptoss_gateway.intake import Intake, Parcel
 from gptoss_gateway.keys import Authenticator, Caller
+from gptoss_gateway.limits import Limiter
 from gptoss_gateway.metering import Metering
+from gptoss_gateway.patience import patience
 from gptoss_gateway.proxy import Outcome, relay
 from gptoss_gateway.report import Reporter, ReportStore
 from gptoss_gateway.settings import GatewaySettings
@@ -92,6 +95,7 @@ class Gateway:
         )
         self.max_request_seconds: float = MAX_REQUEST_SECONDS
         self._keys = keys
+        self._limiter = Limiter(time.monotonic)
         self._room = WaitingRoom(max_requests=settings.limits.max_held_total, max_bytes=settings.limits.max_held_bytes)
         self.intake = Intake(settings.limits)
         self._open: set[asyncio.Task[object]] = set()
@@ -155,6 +159,7 @@ class Gateway:
     def refresh(self) -> None:
         """Take over changed keys and tokens; called once a second."""
         self._keys.refresh()
+        self._limiter.sweep()
         self.upstreams.refresh()
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
@@ -170,7 +175,10 @@ class Gateway:
             try:
                 self._require_catalogue()
                 if route is not None:
-                    await self._infer(request, route, exchange)
+                    caller = self._keys.authenticate(request.headers)
+                    with self._limiter.admitted(caller) as standing:
+                        exchange.tell(standing)
+                        await self._infer(request, route, exchange, caller)
                 else:
                     await self._read_catalogue(request, exchange)
             except ClientLeftError:
@@ -207,9 +215,8 @@ class Gateway:
                 f"{', '.join(ROUTES)}."
             )
 
-    async def _infer(self, request: web.BaseRequest, route: Route, exchange: Exchange) -> None:
+    async def _infer(self, request: web.BaseRequest, route: Route, exchange: Exchange, caller: Caller) -> None:
         arrived = asyncio.get_running_loop().time()
-        caller = self._keys.authenticate(request.headers)
         with Parcel(self.intake) as parcel:
             await self.intake.read(request, parcel)
             body = parse_body(parcel.body)
@@ -232,7 +239,16 @@ class Gateway:
         arrived: float,
     ) -> None:
         claim = self.ledger.open(model)
-        visit = Visit(uid=model.uid, claim=claim, size=len(parcel.body), arrived=arrived, heartbeat=exchange.heartbeat)
+        visit = Visit(
+            uid=model.uid,
+            claim=claim,
+            size=len(parcel.body),
+            arrived=arrived,
+            heartbeat=exchange.heartbeat,
+            tenant=caller.tenant,
+            priority=caller.priority,
+            patience=patience(exchange.preferences),
+        )
         keep = True
         status: int | None = None
         try:

@@ -13,16 +13,19 @@ from typing import Any
 from pydantic import ValidationError
 
 from gptoss_api.conditions import ConditionType, Reason
-from gptoss_api.deployment import GptOssDeployment
+from gptoss_api.deployment import GptOssDeployment, GptOssDeploymentSpec
 from gptoss_api.deployment_status import Condition, GptOssDeploymentStatus
+from gptoss_api.engine import max_ongoing_requests
 from gptoss_api.names import engine_model_id
-from gptoss_gateway.errors import NotFoundError
+from gptoss_gateway.errors import ForbiddenError, NotFoundError
 from gptoss_gateway.keys import Caller
 
 _log = logging.getLogger(__name__)
 
 DEFAULT_RAMP = 32
-"""Requests released at once where the deployment does not say how many its engine takes."""
+"""Requests released at once where nothing says how many an engine works on at once."""
+UNKNOWN_CAPACITY = 1_000_000
+"""Where nothing says how many requests a replica takes: then only Ray's own queues bound them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +42,8 @@ class ServedModel:
 
     ``unattended`` is true while its status shows nobody at work on a start: demand changes that at once,
     if there is an operator.
+    ``ramp`` is how many sequences one replica works on at once, ``capacity`` how many requests its
+    replicas take together: more would queue in Ray's proxy, where no tenant is told from another.
     """
 
     uid: str
@@ -51,6 +56,7 @@ class ServedModel:
     wake_timeout_seconds: float
     max_held_requests: int
     ramp: int
+    capacity: int
     engine_ready: bool
     draining_epoch: int | None
     unattended: bool
@@ -88,7 +94,8 @@ class ServedModel:
             may_sleep=spec.scaling.min_replicas == 0,
             wake_timeout_seconds=float(spec.scaling.wake_timeout_seconds),
             max_held_requests=spec.scaling.max_held_requests,
-            ramp=spec.engine.max_num_seqs or DEFAULT_RAMP,
+            ramp=_sequences(spec, status) or DEFAULT_RAMP,
+            capacity=_capacity(spec, status),
             engine_ready=engine_ready,
             draining_epoch=(status.drain_epoch or 0) if draining else None,
             unattended=not engine_ready and _unattended(conditions),
@@ -134,12 +141,18 @@ class Catalogue:
         return sorted((bare or model.qualified_name, model) for bare, model in named)
 
     def resolve(self, caller: Caller, name: str) -> ServedModel:
-        """Return the model a caller means by ``name``; raises NotFoundError, also for what it may not see."""
+        """Return the model a caller means by ``name``.
+
+        Raises:
+            NotFoundError: it does not exist, or in a namespace that the caller is not bound to.
+            ForbiddenError: the caller's namespaces have it, and its globs do not.
+        """
         namespace, slash, own_name = name.partition("/")
         if slash:
             model = self._models.get(self._uids.get((namespace, own_name), ""))
             if model is not None and caller.may_see(model):
                 return model
+            forbidden = model is not None and caller.is_bound_to(namespace)
         else:
             claimants = self._claimants(caller, name)
             if len(claimants) == 1:
@@ -151,6 +164,9 @@ class Catalogue:
                     code="model_name_ambiguous",
                     param="model",
                 )
+            forbidden = any(caller.is_bound_to(self._models[uid].namespace) for uid in self._claims.get(name, ()))
+        if forbidden:
+            raise ForbiddenError(f"Your key may not use the model {name!r}: GET /v1/models lists those it may.")
         raise NotFoundError(
             f"The model {name!r} does not exist or your key has no access to it: GET /v1/models lists what it may use.",
             code="model_not_found",
@@ -225,6 +241,18 @@ def _refusal(*, suspended: bool, engine_ready: bool, conditions: Mapping[str, Co
     if ready is not None and _is(ready, "False") and _is(stalled, "True"):
         return Refusal(reason=ready.reason, message=ready.message)  # Stalled names the kind, Ready the cause
     return None
+
+
+def _sequences(spec: GptOssDeploymentSpec, status: GptOssDeploymentStatus) -> int | None:
+    """Return how many sequences one replica works on at once: what runs counts, then what is specified."""
+    return (status.engine.max_num_seqs if status.engine else None) or spec.engine.max_num_seqs
+
+
+def _capacity(spec: GptOssDeploymentSpec, status: GptOssDeploymentStatus) -> int:
+    sequences = _sequences(spec, status)
+    if sequences is None:
+        return UNKNOWN_CAPACITY
+    return max_ongoing_requests(spec, sequences) * max(1, status.replicas.ready if status.replicas else 1)
 
 
 def _unattended(conditions: Mapping[str, Condition]) -> bool:

@@ -36,6 +36,7 @@ class _Account:
     last_request: str = ""
     drain_epoch: int = 0
     draining: bool = False
+    awake: bool = False
     left: list[float] = field(default_factory=list)
 
 
@@ -75,10 +76,17 @@ class Ledger:
         self._timestamp = timestamp
         self._changed = changed
         self._accounts: dict[str, _Account] = {}
+        self._listeners: list[Callable[[str], None]] = []
+
+    def on_landing(self, listener: Callable[[str], None]) -> None:
+        """Have ``listener`` told the deployment of every request that an engine no longer answers."""
+        self._listeners.append(listener)
 
     def open(self, model: ServedModel) -> Claim:
         """Note a request's arrival. Its place must be told in the same event-loop step."""
-        self._account(model).last_request = self._timestamp()
+        account = self._account(model)
+        account.last_request = self._timestamp()
+        account.awake = model.engine_ready
         return Claim(self, model.uid)
 
     def move(self, uid: str, before: Place, after: Place, *, keep: bool) -> None:
@@ -99,8 +107,13 @@ class Ledger:
         elif after is Place.IN_FLIGHT:
             account.in_flight += 1
             account.left.clear()  # the model is awake: lastRequest keeps it so
-        if account.draining or (after is Place.WAITING and not was_wanted):
+        # Who waits for a place of an engine that is awake asks nothing of the operator, unless it failed.
+        asks = not account.awake or before is Place.IN_FLIGHT
+        if account.draining or (after is Place.WAITING and not was_wanted and asks):
             self._changed()
+        if before is Place.IN_FLIGHT:
+            for listener in self._listeners:
+                listener(uid)
 
     def follow(self, uid: str, model: ServedModel | None) -> None:
         """Take over a change of a deployment: acknowledge its drain, or forget it."""
@@ -109,8 +122,9 @@ class Ledger:
                 self._changed()
             return
         if model.draining_epoch is None:
-            if (account := self._accounts.get(uid)) is not None:
-                account.draining = False
+            if (known := self._accounts.get(uid)) is not None:
+                known.draining = False
+                known.awake = model.engine_ready
             return
         account = self._account(model)
         account.draining = True

@@ -7,11 +7,15 @@ GatewayError
 └── RequestError              ends one request, in the shape its client library understands
     ├── BadRequestError 400 · UnauthorizedError 401 · NotFoundError 404 · TooSlowError 408 · TooLargeError 413
     ├── UnsupportedMediaError 415 · HeadTooLargeError 431
+    ├── ForbiddenError 403       the key's globs exclude the model
     ├── TooManyHeldError 429
+    ├── RateLimitedError 429     the tenant is at one of its own limits
     ├── ModelRefusedError 503    suspended, or can't start: no use in waiting
     ├── UnattendedError 503      nobody starts it: the operator does not react
     ├── WakeTimedOutError 503    waited as long as the deployment allows
     ├── TooBusyError 503         this process is at its bounds
+    ├── NotWaitingError 503      its client did not want to wait any longer
+    ├── ModelBusyError 503       awake, and its replicas had no place in time
     ├── NotReadyError 503        this process does not know the models yet
     ├── ShuttingDownError 503    this process ends
     ├── UpstreamFailedError 502  the engine's side broke
@@ -20,6 +24,7 @@ GatewayError
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, ClassVar
@@ -135,6 +140,14 @@ class UnauthorizedError(RequestError):
     code = "invalid_api_key"
 
 
+class ForbiddenError(RequestError):
+    """The key is known, and may not use this model."""
+
+    status = 403
+    type = "permission_error"
+    code = "model_not_allowed"
+
+
 class NotFoundError(RequestError):
     """No such route, or no such model for this key."""
 
@@ -183,6 +196,23 @@ class TooManyHeldError(RequestError):
     code = "too_many_held_requests"
 
 
+class RateLimitedError(RequestError):
+    """The tenant is at one of its limits; ``headers`` tell where it stands."""
+
+    status = 429
+    type = "rate_limit_error"
+    code = "rate_limit_exceeded"
+
+    def __init__(self, message: str, *, code: str, retry_after: float, headers: Mapping[str, str]) -> None:
+        super().__init__(message, code=code, retry_after=retry_after)
+        self._standing = headers
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Response headers that belong to this error, the tenant's standing among them."""
+        return {**self._standing, **super().headers}
+
+
 class ModelRefusedError(RequestError):
     """The model is suspended or can't start; waiting would not help."""
 
@@ -214,6 +244,23 @@ class TooBusyError(RequestError):
     status = 503
     type = "service_unavailable_error"
     code = "gateway_busy"
+
+
+class NotWaitingError(RequestError):
+    """The client asked not to wait, or not so long; its library must not do it instead."""
+
+    status = 503
+    type = "service_unavailable_error"
+    code = "model_waking"
+    default_should_retry = False
+
+
+class ModelBusyError(RequestError):
+    """The model is awake, and its replicas had no place for the request in time."""
+
+    status = 503
+    type = "service_unavailable_error"
+    code = "model_busy"
 
 
 class NotReadyError(RequestError):
@@ -251,6 +298,7 @@ class RequestTooLongError(RequestError):
 _ANTHROPIC_TYPES = {
     400: "invalid_request_error",
     401: "authentication_error",
+    403: "permission_error",
     404: "not_found_error",
     413: "request_too_large",
     429: "rate_limit_error",

@@ -7,7 +7,7 @@ must be an event. *Answered*: bytes of the engine were sent; what breaks now can
 
 import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 from aiohttp import web
 
@@ -37,6 +37,15 @@ class Exchange:
         """Drop the connection of a client that takes nothing any more."""
         if (transport := self._request.transport) is not None:
             transport.abort()
+
+    @property
+    def preferences(self) -> Sequence[str]:
+        """The client's ``Prefer`` headers."""
+        return self._request.headers.getall("Prefer", ())
+
+    def tell(self, headers: Mapping[str, str]) -> None:
+        """Add headers to whatever will be answered."""
+        self._headers |= headers
 
     async def heartbeat(self, comment: str) -> None:
         """Show a waiting stream that it is alive; requests without a stream wait silently."""

@@ -1,8 +1,14 @@
-"""The waiting room: requests held for models that do not answer yet, within bounds, first come first served."""
+"""The waiting room: requests held until an engine takes them, within bounds, and in a fair order.
+
+Within a tenant first come is first served. Between tenants turns go round, weighted by priority: of two
+tenants with priorities 3 and 1 that both wait, the first gets three places for each one of the second's.
+Who was called in vain comes back to the very head. When a model's queue is full, the newest request of
+the tenant that takes up most of it, by weight, makes room for one of a tenant that takes up less.
+"""
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from gptoss_gateway.catalogue import ServedModel
@@ -14,6 +20,7 @@ class Ticket:
     """One held request. ``called`` completes with None when it may go on, or with why it may not."""
 
     uid: str
+    tenant: str
     size: int
     called: asyncio.Future[RequestError | None]
 
@@ -24,64 +31,159 @@ class WaitingRoom:
     def __init__(self, *, max_requests: int, max_bytes: int) -> None:
         self._max_requests = max_requests
         self._max_bytes = max_bytes
-        self._queues: dict[str, OrderedDict[Ticket, None]] = {}
+        self._queues: dict[str, _Queue] = {}
+        self._called: dict[str, set[Ticket]] = {}
         self._requests = 0
         self._bytes = 0
 
-    def enter(self, model: ServedModel, *, size: int, retry_after: float, returning: bool = False) -> Ticket:
+    def enter(
+        self,
+        model: ServedModel,
+        *,
+        size: int,
+        retry_after: float,
+        tenant: str = "",
+        priority: int = 1,
+        returning: bool = False,
+    ) -> Ticket:
         """Queue a request; one that returns after a failed attempt goes first and is always taken.
 
         Raises:
             TooManyHeldError: a bound is reached.
         """
         if not returning:
-            self._check_bounds(model, size=size, retry_after=retry_after)
-        ticket = Ticket(uid=model.uid, size=size, called=asyncio.get_running_loop().create_future())
-        queue = self._queues.setdefault(model.uid, OrderedDict())
-        queue[ticket] = None
-        if returning:
-            queue.move_to_end(ticket, last=False)
+            self._make_room(model, tenant, priority, size=size, retry_after=retry_after)
+        called: asyncio.Future[RequestError | None] = asyncio.get_running_loop().create_future()
+        ticket = Ticket(uid=model.uid, tenant=tenant, size=size, called=called)
+        self._queues.setdefault(model.uid, _Queue()).add(ticket, priority, first=returning)
         self._requests += 1
         self._bytes += size
         return ticket
 
     def leave(self, ticket: Ticket) -> None:
-        """Take a request out that no longer waits; harmless for one that was called."""
-        queue = self._queues.get(ticket.uid)
-        if queue is None or ticket not in queue:
-            return
-        del queue[ticket]
-        if not queue:
-            del self._queues[ticket.uid]
-        self._requests -= 1
-        self._bytes -= ticket.size
+        """Take a request out that no longer waits; one that was called is on its way no longer."""
+        if (called := self._called.get(ticket.uid)) is not None:
+            called.discard(ticket)
+            if not called:
+                del self._called[ticket.uid]
+        self._take_out(ticket)
 
     def call(self, uid: str, count: int) -> int:
-        """Let the first ``count`` requests of a model go on; return how many are left."""
-        for ticket in tuple(self._queues.get(uid, ()))[:count]:
-            self.leave(ticket)
+        """Let the next ``count`` requests of a model go on; return how many are left."""
+        for _ in range(min(count, self.waiting(uid))):
+            ticket = self._queues[uid].turn()
+            self._take_out(ticket)
+            self._called.setdefault(uid, set()).add(ticket)
             ticket.called.set_result(None)
         return self.waiting(uid)
 
     def refuse(self, uid: str, error: Callable[[], RequestError]) -> None:
         """End every wait for a model with an error, each with its own."""
         for ticket in tuple(self._queues.get(uid, ())):
-            self.leave(ticket)
-            ticket.called.set_result(error())
+            self._refuse(ticket, error())
 
     def waiting(self, uid: str) -> int:
         """Return how many requests are held for a model."""
-        return len(self._queues.get(uid, ()))
+        queue = self._queues.get(uid)
+        return 0 if queue is None else len(queue)
 
-    def _check_bounds(self, model: ServedModel, *, size: int, retry_after: float) -> None:
+    def called(self, uid: str) -> int:
+        """Return how many requests were called and have not left the room yet."""
+        return len(self._called.get(uid, ()))
+
+    def _refuse(self, ticket: Ticket, error: RequestError) -> None:
+        self._take_out(ticket)
+        ticket.called.set_result(error)
+
+    def _take_out(self, ticket: Ticket) -> None:
+        queue = self._queues.get(ticket.uid)
+        if queue is None or not queue.discard(ticket):
+            return
+        if not queue:
+            del self._queues[ticket.uid]
+        self._requests -= 1
+        self._bytes -= ticket.size
+
+    def _make_room(self, model: ServedModel, tenant: str, priority: int, *, size: int, retry_after: float) -> None:
+        crowded = TooManyHeldError(
+            f"{model.max_held_requests} requests wait for {model.qualified_name!r} already, as many as "
+            "its spec.scaling.maxHeldRequests allows: try again later.",
+            retry_after=retry_after,
+        )
+        displaced = None
         if self.waiting(model.uid) >= model.max_held_requests:
+            queue = self._queues.get(model.uid)
+            displaced = queue.displaced_by(tenant, priority) if queue is not None else None
+            if displaced is None:
+                raise crowded
+        requests = self._requests - (displaced is not None)
+        if (
+            requests >= self._max_requests
+            or self._bytes + size - (displaced.size if displaced else 0) > self._max_bytes
+        ):
             raise TooManyHeldError(
-                f"{model.max_held_requests} requests wait for {model.qualified_name!r} already, as many as "
-                "its spec.scaling.maxHeldRequests allows: try again when it is awake.",
-                retry_after=retry_after,
+                "This gateway holds as many requests as it may: try again later.", retry_after=retry_after
             )
-        if self._requests >= self._max_requests or self._bytes + size > self._max_bytes:
-            raise TooManyHeldError(
-                "This gateway holds as many requests for waking models as it may: try again later.",
-                retry_after=retry_after,
-            )
+        if displaced is not None:
+            self._refuse(displaced, crowded)
+
+
+class _Queue:
+    """One model's queue. A tenant's turn is the virtual time at which it is due, 1/priority after its last."""
+
+    def __init__(self) -> None:
+        self._first: OrderedDict[Ticket, None] = OrderedDict()
+        self._tenants: dict[str, OrderedDict[Ticket, None]] = {}
+        self._priorities: dict[str, int] = {}
+        self._due: dict[str, float] = {}
+        self._now = 0.0
+
+    def __len__(self) -> int:
+        return len(self._first) + sum(map(len, self._tenants.values()))
+
+    def __iter__(self) -> Iterator[Ticket]:
+        yield from self._first
+        for line in self._tenants.values():
+            yield from line
+
+    def add(self, ticket: Ticket, priority: int, *, first: bool) -> None:
+        if first:
+            self._first[ticket] = None
+            self._first.move_to_end(ticket, last=False)
+            return
+        if ticket.tenant not in self._tenants:
+            # Who did not wait has saved up nothing.
+            self._due[ticket.tenant] = max(self._due.get(ticket.tenant, 0.0), self._now)
+        self._tenants.setdefault(ticket.tenant, OrderedDict())[ticket] = None
+        self._priorities[ticket.tenant] = priority
+
+    def turn(self) -> Ticket:
+        """Return whose turn it is; it must be taken out before the next one is asked for."""
+        if self._first:
+            return next(iter(self._first))
+        tenant = min(self._tenants, key=lambda name: self._due[name])
+        self._now = self._due[tenant]
+        self._due[tenant] += 1 / self._priorities[tenant]
+        return next(iter(self._tenants[tenant]))
+
+    def discard(self, ticket: Ticket) -> bool:
+        """Take a ticket out; tell whether it was there."""
+        if ticket in self._first:
+            del self._first[ticket]
+            return True
+        line = self._tenants.get(ticket.tenant)
+        if line is None or ticket not in line:
+            return False
+        del line[ticket]
+        if not line:
+            del self._tenants[ticket.tenant]
+        return True
+
+    def displaced_by(self, tenant: str, priority: int) -> Ticket | None:
+        """Return who must go, should a tenant be let in that takes up less than its share; None if nobody."""
+        shares = {name: len(line) / self._priorities[name] for name, line in self._tenants.items()}
+        largest = max(shares, key=lambda name: shares[name], default=None)
+        if largest is None or largest == tenant:
+            return None
+        mine = (len(self._tenants.get(tenant, ())) + 1) / priority
+        return next(reversed(self._tenants[largest])) if mine < shares[largest] else None

@@ -36,6 +36,20 @@ class Named(Protocol):
     def served_name(self) -> str: ...  # noqa: D102
 
 
+class TenantLimits(StrictModel):
+    """How much a tenant may ask of one gateway process; what is left out is not limited."""
+
+    requests_per_minute: Annotated[int, Field(ge=1)] | None = Field(
+        default=None, description="Requests a minute; they refill evenly."
+    )
+    concurrent: Annotated[int, Field(ge=1)] | None = Field(
+        default=None, description="Requests that may be open at once, held ones included."
+    )
+
+
+_UNLIMITED = TenantLimits()
+
+
 @dataclass(frozen=True, kw_only=True)
 class Caller:
     """Whoever sent a request, and what it may see. ``*`` among the namespaces is every one."""
@@ -43,11 +57,19 @@ class Caller:
     tenant: str
     namespaces: frozenset[str]
     models: tuple[str, ...] = ("*",)
+    limits: TenantLimits = _UNLIMITED
+    priority: int = 1
 
     def may_see(self, model: Named) -> bool:
-        """Tell whether this caller's catalogue has a model; globs match its bare or its qualified name."""
-        if "*" not in self.namespaces and model.namespace not in self.namespaces:
-            return False
+        """Tell whether this caller's catalogue has a model: it is in one of its namespaces, and not forbidden."""
+        return self.is_bound_to(model.namespace) and self.may_use(model)
+
+    def is_bound_to(self, namespace: str) -> bool:
+        """Tell whether this caller may know what there is in a namespace."""
+        return "*" in self.namespaces or namespace in self.namespaces
+
+    def may_use(self, model: Named) -> bool:
+        """Tell whether the caller's globs let it use a model; they match its bare or its qualified name."""
         qualified = f"{model.namespace}/{model.name}"
         return any(fnmatchcase(model.served_name, glob) or fnmatchcase(qualified, glob) for glob in self.models)
 
@@ -66,6 +88,10 @@ class Tenant(StrictModel):
     models: tuple[Annotated[str, Field(min_length=1, max_length=256)], ...] = Field(
         default=("*",), description="Globs over the models' names within those namespaces."
     )
+    limits: TenantLimits = Field(default=_UNLIMITED, description="How much it may ask of each gateway process.")
+    priority: Annotated[int, Field(ge=1, le=100)] = Field(
+        default=1, description="Its share of a model that several tenants wait for, against theirs."
+    )
 
 
 class _KeysDocument(StrictModel):
@@ -78,8 +104,18 @@ class KeyRing:
     def __init__(self, tenants: tuple[Tenant, ...]) -> None:
         self._callers: list[tuple[bytes, Caller]] = []
         owners: dict[str, str] = {}
+        names: set[str] = set()
         for index, tenant in enumerate(tenants):
-            caller = Caller(tenant=tenant.name, namespaces=frozenset(tenant.namespaces), models=tuple(tenant.models))
+            if tenant.name in names:
+                raise SettingsError(f"tenants.{index}.name: {tenant.name!r} is there twice: make one entry of them")
+            names.add(tenant.name)
+            caller = Caller(
+                tenant=tenant.name,
+                namespaces=frozenset(tenant.namespaces),
+                models=tuple(tenant.models),
+                limits=tenant.limits,
+                priority=tenant.priority,
+            )
             for key in tenant.keys:
                 if key in owners:
                     raise SettingsError(

@@ -13,7 +13,7 @@ from typing import Any
 from gptoss_api.application import is_ours, server_deployment_name
 from gptoss_api.conditions import Reason
 from gptoss_api.deployment import GptOssDeployment
-from gptoss_api.engine import EngineConfig
+from gptoss_api.engine import EngineConfig, max_ongoing_requests, target_ongoing_requests
 from gptoss_api.names import MAX_REQUEST_SECONDS, application_name, route_prefix
 
 REDACTED = "<redacted>"
@@ -74,7 +74,6 @@ def application_config(
     ``min_replicas`` is what must stay up now, by specification and schedules; zero counts as one here.
     """
     scaling = deployment.spec.scaling
-    target = scaling.target_ongoing_requests or max(1, engine.max_num_seqs * 3 // 4)
     return {
         "name": application_name(installation, deployment.namespace, deployment.name),
         "route_prefix": route_prefix(deployment.namespace, deployment.name),
@@ -87,9 +86,9 @@ def application_config(
                     # From nought to one and back is ours; Ray only ever moves between one and the most.
                     "min_replicas": max(1, min_replicas),
                     "max_replicas": max(1, scaling.max_replicas),
-                    "target_ongoing_requests": target,
+                    "target_ongoing_requests": target_ongoing_requests(deployment.spec, engine.max_num_seqs),
                 },
-                "max_ongoing_requests": max(engine.max_num_seqs, target),
+                "max_ongoing_requests": max_ongoing_requests(deployment.spec, engine.max_num_seqs),
                 "graceful_shutdown_timeout_s": MAX_REQUEST_SECONDS,
                 "max_surge_percent": 100 if deployment.spec.rollout_strategy.type == "BlueGreen" else 0,
             }

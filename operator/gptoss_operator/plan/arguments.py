@@ -19,6 +19,7 @@ class Wanted:
         config: Ray's configuration of it.
         line: the engine's arguments for people.
         profile: profile and version they come from.
+        max_num_seqs: sequences that one replica works on at once.
         customized: arguments that the specification sets to another value than the profile.
         manifest_digest: what replicas are pinned to.
     """
@@ -26,6 +27,7 @@ class Wanted:
     config: Mapping[str, Any]
     line: str
     profile: str
+    max_num_seqs: int
     customized: tuple[str, ...]
     manifest_digest: str
 
@@ -111,6 +113,7 @@ def _wanted(
         config=config,
         line=engine.line[:4096],
         profile=engine.profile,
+        max_num_seqs=engine.max_num_seqs,
         customized=engine.customized,
         manifest_digest=digest,
     )

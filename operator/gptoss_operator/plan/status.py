@@ -267,7 +267,12 @@ def _replicas(observed: Observation) -> Replicas | None:
 def _engine(verdict: Verdict, before: GptOssDeploymentStatus) -> EngineStatus | None:
     if isinstance(verdict.wish, Present) and verdict.wanted is not None:
         wanted = verdict.wanted
-        return EngineStatus(line=wanted.line, profile_version=wanted.profile, customized=wanted.customized)
+        return EngineStatus(
+            line=wanted.line,
+            profile_version=wanted.profile,
+            max_num_seqs=wanted.max_num_seqs,
+            customized=wanted.customized,
+        )
     return before.engine
 
 

@@ -8,7 +8,7 @@ import aiohttp
 import openai
 import pytest
 
-from tests.contract.gateway.house import KEY, UID, House, client, eventually, model_object
+from tests.contract.gateway.house import KEY, OTHER_KEY, UID, House, client, eventually, hashed, model_object
 from tests.contract.gateway.test_passing_through import AUTHORIZED, MESSAGES, metrics
 
 
@@ -74,14 +74,16 @@ async def test_an_engine_of_an_older_object_does_not_release(house):
 async def test_waiting_stream_gets_heartbeats_that_the_client_library_takes(house, monkeypatch):
     monkeypatch.setattr("gptoss_gateway.admission.FIRST_HEARTBEAT_SECONDS", 0.05)
     monkeypatch.setattr("gptoss_gateway.admission.HEARTBEAT_SECONDS", 0.05)
-    house.apply(model_object("waking", wake={"stage": "Pulling", "lastSeconds": 42.0}))
+    house.apply(model_object("waking", wake={"stage": "Pulling", "lastSeconds": 42.4}))
     server = await house.open_gateway()
     async with client(server) as api, aiohttp.ClientSession() as session:
         stream = await asyncio.wait_for(ask(api, stream=True), 1)  # headers came while it waits
         body = {"model": "assistant", "messages": MESSAGES, "stream": True}
         async with session.post(server.url + "/v1/chat/completions", json=body, headers=AUTHORIZED) as response:
             line = await response.content.readline()
-            assert line.startswith(b": waking ml/assistant, waited 0 s, stage Pulling, the last wake took 42 s")
+            assert line == (
+                b": waking ml/assistant, waited 0 s, stage Pulling, the last wake took 42 s, about 42 s to go\n"
+            )
             house.deploy()
             assert "".join([chunk.choices[0].delta.content async for chunk in stream]) == "Hello world"
             assert (await response.read()).endswith(b"data: [DONE]\n\n")
@@ -94,7 +96,7 @@ async def test_wake_time_out_is_503_with_the_measured_wake_as_retry_after(house)
         with pytest.raises(openai.InternalServerError) as caught:
             await ask(api)
     assert caught.value.status_code == 503
-    assert caught.value.response.headers["retry-after"] == "43"
+    assert caught.value.response.headers["retry-after"] == "42"  # it took 42.2 s, and one has passed
     demand = await house.reports.until("gateway-0", within=6, inFlight=0)
     assert demand["waiting"] == 1  # kept for its retry
 
@@ -253,7 +255,7 @@ async def test_a_gateway_that_cannot_report_admits_to_models_that_never_sleep_on
         await asyncio.wait_for(held, 5)
 
 
-async def test_many_held_requests_are_released_in_order_and_in_groups_and_nobody_overtakes(house):
+async def test_many_held_requests_are_released_in_order_and_as_many_as_the_engine_takes_and_nobody_overtakes(house):
     house.apply(model_object("idle", engine={"maxNumSeqs": 2}))
     server = await house.open_gateway()
     async with client(server) as api:
@@ -267,12 +269,151 @@ async def test_many_held_requests_are_released_in_order_and_in_groups_and_nobody
             held.append(say(str(number)))
             await eventually(lambda count=number + 1: server.gateway.ledger.counts(UID) == (count, 0))
         application = house.deploy()
-        await eventually(lambda: bool(application.posts))
+        application.paused.clear()
+        await eventually(lambda: len(application.posts) == 2)
         held.append(say("late"))
+        await eventually(lambda: server.gateway.ledger.counts(UID) == (4, 2))
+        await asyncio.sleep(0.3)
+        assert len(application.posts) == 2, "its two sequences are taken"
+        application.paused.set()
         await asyncio.gather(*held)
     order = [json.loads(body)["messages"][0]["content"] for _, _, body in application.posts]
     assert [sorted(order[:2]), sorted(order[2:4]), sorted(order[4:])] == [["0", "1"], ["2", "3"], ["4", "late"]]
-    assert application.arrivals[-1] - application.arrivals[0] > 0.18
+
+
+async def test_release_to_many_replicas_is_a_ramp_of_what_one_takes(house):
+    raw = model_object("idle", engine={"maxNumSeqs": 2})
+    raw["status"]["replicas"] = {"ready": 3, "desired": 3}
+    house.apply(raw)
+    server = await house.open_gateway()
+    async with client(server) as api:
+        held = [ask(api) for _ in range(8)]
+        await eventually(lambda: server.gateway.ledger.counts(UID) == (8, 0))
+        application = house.deploy()
+        application.paused.clear()
+        await eventually(lambda: len(application.posts) == 6)
+        assert server.gateway.ledger.counts(UID) == (2, 6)
+        one, two, three = (application.arrivals[index] for index in (0, 2, 4))
+        assert two - one > 0.05 < three - two
+        application.paused.set()
+        await asyncio.gather(*held)
+
+
+async def test_never_more_are_released_than_the_replicas_take(house):
+    house.apply(model_object("idle", engine={"maxNumSeqs": 4}, scaling={"targetOngoingRequests": 5}))
+    server = await house.open_gateway()
+    async with client(server) as api:
+        held = [ask(api) for _ in range(8)]
+        await eventually(lambda: server.gateway.ledger.counts(UID) == (8, 0))
+        application = house.deploy()
+        application.paused.clear()
+        await eventually(lambda: len(application.posts) >= 5)
+        await asyncio.sleep(0.25)
+        assert server.gateway.ledger.counts(UID) == (3, 5)
+        application.paused.set()
+        await asyncio.gather(*held)
+
+
+async def test_a_saturated_model_takes_tenants_in_turn_by_priority_and_a_full_queue_is_shared(house):
+    house.write_keys(
+        [
+            {"name": "ml", "keys": [hashed(KEY)], "namespaces": ["ml"]},
+            {"name": "other", "keys": [hashed(OTHER_KEY)], "namespaces": ["ml"], "priority": 2},
+        ]
+    )
+    house.apply(model_object("serving", engine={"maxNumSeqs": 1}, scaling={"maxHeldRequests": 5}))
+    application = house.deploy()
+    application.paused.clear()
+    server = await house.open_gateway()
+    async with client(server) as greedy, client(server, key=OTHER_KEY) as late:
+
+        async def say(api: openai.AsyncOpenAI, word: str):
+            counts = server.gateway.ledger.counts(UID)
+            messages = [{"role": "user", "content": word}]
+            task = asyncio.create_task(api.chat.completions.create(model="assistant", messages=messages))
+            await eventually(lambda: server.gateway.ledger.counts(UID) != counts or task.done())
+            return task
+
+        flying = await say(greedy, "first")
+        held = [await say(greedy, f"greedy-{number}") for number in range(5)]
+        with pytest.raises(openai.RateLimitError, match="maxHeldRequests"):
+            await (await say(greedy, "too many"))
+        served = []
+        for number in range(3):
+            counts = server.gateway.ledger.counts(UID)
+            messages = [{"role": "user", "content": f"late-{number}"}]
+            served.append(asyncio.create_task(late.chat.completions.create(model="assistant", messages=messages)))
+            await eventually(lambda number=number: held[4 - number].done())
+            assert server.gateway.ledger.counts(UID) == counts
+        for displaced in held[2:]:
+            with pytest.raises(openai.RateLimitError) as caught:
+                await displaced
+            assert caught.value.response.headers["retry-after"] == "5"
+        writes = house.reports.writes
+        application.paused.set()
+        await asyncio.gather(flying, *held[:2], *served)
+        assert house.reports.writes - writes <= 1, "waiting for a place is no news to the operator"
+    order = [json.loads(body)["messages"][0]["content"] for _, _, body in application.posts]
+    assert order == ["first", "greedy-0", "late-0", "late-1", "greedy-1", "late-2"]
+
+
+async def test_a_waking_model_does_not_block_another(house):
+    house.apply(model_object("waking"))
+    house.apply(model_object("serving", name="second", uid="u-2"))
+    house.deploy("second", uid="u-2")
+    server = await house.open_gateway()
+    async with client(server) as api:
+        held = [ask(api) for _ in range(20)]
+        await eventually(lambda: server.gateway.ledger.counts(UID) == (20, 0))
+        began = time.monotonic()
+        await api.chat.completions.create(model="second", messages=MESSAGES)
+        assert time.monotonic() - began < 0.5
+        house.deploy()
+        await asyncio.gather(*held)
+
+
+async def test_a_busy_model_that_has_no_place_in_time_says_so(house):
+    house.apply(model_object("serving", engine={"maxNumSeqs": 1}, scaling={"wakeTimeoutSeconds": 1}))
+    application = house.deploy()
+    application.paused.clear()
+    server = await house.open_gateway()
+    async with client(server) as api:
+        flying = ask(api)
+        await eventually(lambda: bool(application.posts))
+        with pytest.raises(openai.InternalServerError) as caught:
+            await ask(api)
+        assert (caught.value.code, caught.value.response.headers["retry-after"]) == ("model_busy", "5")
+        application.paused.set()
+        await flying
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_client_that_will_not_wait_is_answered_at_once_and_its_demand_is_kept(house, stream):
+    house.apply(model_object("idle"))
+    server = await house.open_gateway()
+    async with client(server, retries=2) as api:
+        began = time.monotonic()
+        with pytest.raises(openai.InternalServerError, match="Prefer: wait=0") as caught:
+            await ask(api, stream=stream, extra_headers={"Prefer": "respond-async, wait=0"})
+        assert time.monotonic() - began < 1, "neither held here nor tried again by its library"
+        assert (caught.value.status_code, caught.value.code) == (503, "model_waking")
+        assert caught.value.response.headers["retry-after"] == "43"
+        assert (await house.reports.until("gateway-0", waiting=1))["inFlight"] == 0
+        house.deploy()
+        house.apply(model_object("serving"))
+        await ask(api, extra_headers={"Prefer": "wait=0"})
+
+
+async def test_a_client_waits_as_long_as_it_says_and_never_longer_than_the_model_allows(house):
+    house.apply(model_object("idle", scaling={"wakeTimeoutSeconds": 2}))
+    server = await house.open_gateway()
+    async with client(server) as api:
+        began = time.monotonic()
+        with pytest.raises(openai.InternalServerError, match="Prefer: wait=1"):
+            await ask(api, extra_headers={"Prefer": "wait=1"})
+        assert 0.9 < time.monotonic() - began < 1.8
+        with pytest.raises(openai.InternalServerError, match="wakeTimeoutSeconds"):
+            await ask(api, extra_headers={"Prefer": "wait=100"})
 
 
 async def test_the_report_goes_when_the_gateway_stops_and_its_open_requests_are_told(house):

@@ -72,6 +72,20 @@ def test_list_shows_beginnings_of_hashes(path: Path):
     assert json.loads(gptoss("list", "--file", str(path), "--json").stdout)[0]["keys"] == [digest]
 
 
+def test_limits_are_kept_changed_one_by_one_and_taken_away(path: Path):
+    key = created(path, "team-a", "--requests-per-minute", "60", "--concurrent", "4")
+    limits = KeyRing.read(path).find(key).limits
+    assert (limits.requests_per_minute, limits.concurrent) == (60, 4)
+    assert "requestsPerMinute=60  concurrent=4" in gptoss("list", "--file", str(path)).stdout
+    created(path, "team-a", "--concurrent", "8", "--priority", "5")
+    assert KeyRing.read(path).find(key).priority == 5
+    assert "concurrent=8  priority=5" in gptoss("list", "--file", str(path)).stdout
+    assert yaml.safe_load(path.read_text())["tenants"][0]["limits"] == {"requestsPerMinute": 60, "concurrent": 8}
+    created(path, "team-a", "--concurrent", "0", "--requests-per-minute", "0")
+    assert "limits" not in yaml.safe_load(path.read_text())["tenants"][0]
+    assert gptoss("create", "--file", str(path), "--tenant", "x", "-n", "ml", "--concurrent", "-1").exit_code != 0
+
+
 @pytest.mark.parametrize("by", ["key", "hash"])
 def test_revoke_takes_the_key_or_its_hash(path: Path, by: str):
     kept, key = created(path), created(path)
@@ -130,5 +144,7 @@ def test_writers_at_once_lose_nothing(path: Path):
 
 def _create(path: Path, tenant: str) -> bool:
     # The callback itself: click's test runner swaps the process's standard output and is not for threads.
-    keys.commands["create"].callback(path=path, tenant=tenant, namespaces=("ml",), models=(), as_json=True)  # type: ignore[misc]
+    options = {parameter.name: None for parameter in keys.commands["create"].params}
+    given = {"path": path, "tenant": tenant, "namespaces": ("ml",), "models": (), "as_json": True}
+    keys.commands["create"].callback(**(options | given))  # type: ignore[misc]
     return True

@@ -15,6 +15,7 @@ def model(uid: str = "u-1", name: str = "assistant", namespace: str = "ml", **mo
         "wake_timeout_seconds": 600.0,
         "max_held_requests": 100,
         "ramp": 32,
+        "capacity": 32,
         "engine_ready": False,
         "draining_epoch": None,
         "unattended": True,

@@ -3,7 +3,7 @@
 import pytest
 
 from gptoss_gateway.catalogue import Catalogue, ServedModel
-from gptoss_gateway.errors import NotFoundError
+from gptoss_gateway.errors import ForbiddenError, NotFoundError
 from gptoss_gateway.keys import Caller
 from tests.builders import deployment_object
 from tests.contract.gateway.house import condition, model_object
@@ -55,6 +55,17 @@ def test_globs_narrow_a_key(globs, sees):
     known, _ = catalogue(model_object("idle"))
     caller = Caller(tenant="t", namespaces=frozenset({"ml"}), models=globs)
     assert bool(known.visible(caller)) is sees
+
+
+def test_what_a_key_may_not_use_is_403_in_its_namespaces_and_404_elsewhere():
+    known, _ = catalogue(model_object("idle"), model_object("idle", name="secret", namespace="other", uid="u-2"))
+    caller = Caller(tenant="t", namespaces=frozenset({"ml"}), models=("gpt-*",))
+    for name in ("assistant", "ml/assistant"):
+        with pytest.raises(ForbiddenError, match="may not use the model"):
+            known.resolve(caller, name)
+    for name in ("secret", "other/secret", "ml/nothing", "nothing"):
+        with pytest.raises(NotFoundError):
+            known.resolve(caller, name)
 
 
 def test_renaming_recreating_and_deleting_are_told_and_leave_no_trace():

@@ -44,6 +44,24 @@ def test_requests_to_an_awake_model_are_not_urgent():
     assert (book.says()["inFlight"], book.says()["lastRequest"]) == (0, "t9")
 
 
+def test_waiting_for_a_place_of_an_awake_model_is_urgent_only_once_it_failed_somebody():
+    book = Book()
+    awake = model(engine_ready=True)
+    flying, waiting = book.ledger.open(awake), book.ledger.open(awake)
+    flying.fly()
+    waiting.wait()
+    waiting.fly()
+    assert book.writes == 0
+    flying.wait()
+    assert book.writes == 1
+    waiting.close()
+    flying.close(keep=False)
+    book.ledger.follow("u-1", model())
+    asleep = book.ledger.open(model())
+    asleep.wait()
+    assert book.writes == 2
+
+
 def test_who_leaves_while_waiting_keeps_the_demand_for_a_while():
     book = Book()
     claim = book.ledger.open(model())

@@ -1,9 +1,13 @@
 """The waiting room's bounds and order."""
 
+import asyncio
+
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from gptoss_gateway.errors import ModelRefusedError, TooManyHeldError
-from gptoss_gateway.hold import WaitingRoom
+from gptoss_gateway.hold import Ticket, WaitingRoom
 from tests.unit.gateway.models import model
 
 
@@ -52,3 +56,126 @@ async def test_everyone_is_told_why_they_wait_in_vain():
     assert [str(error) for error in errors] == ["no"] * 3
     assert len({id(error) for error in errors}) == 3
     assert hall.waiting("u-1") == 0
+
+
+def names(hall: WaitingRoom, tickets: dict[Ticket, str], count: int) -> list[str]:
+    """Call one after the other and return who they were."""
+    order = []
+    for _ in range(count):
+        waiting = {ticket for ticket in tickets if not ticket.called.done()}
+        hall.call("u-1", 1)
+        (called,) = [ticket for ticket in waiting if ticket.called.done()]
+        order.append(tickets[called])
+    return order
+
+
+def enter(hall: WaitingRoom, tickets: dict[Ticket, str], tenant: str, count: int, priority: int = 1) -> None:
+    for number in range(count):
+        ticket = hall.enter(model(), size=1, retry_after=1, tenant=tenant, priority=priority)
+        tickets[ticket] = f"{tenant}{number}"
+
+
+async def test_turns_go_round_by_priority_and_within_a_tenant_by_arrival():
+    hall, tickets = room(), {}
+    enter(hall, tickets, "a", 6)
+    enter(hall, tickets, "b", 6, priority=2)
+    enter(hall, tickets, "c", 2)
+    assert names(hall, tickets, 14) == [
+        "a0", "b0", "c0", "b1", "a1", "b2", "c1", "b3", "a2", "b4", "b5", "a3", "a4", "a5",
+    ]  # fmt: skip
+
+
+async def test_who_comes_late_has_saved_up_no_turns_and_who_came_before_lost_none():
+    hall, tickets = room(), {}
+    enter(hall, tickets, "a", 6)
+    assert names(hall, tickets, 3) == ["a0", "a1", "a2"]
+    enter(hall, tickets, "b", 3)
+    assert names(hall, tickets, 4) == ["b0", "a3", "b1", "a4"]
+
+
+async def test_who_was_called_counts_until_it_left():
+    hall = room()
+    ticket, other = (hall.enter(model(), size=1, retry_after=1) for _ in range(2))
+    hall.call("u-1", 1)
+    assert (hall.waiting("u-1"), hall.called("u-1"), hall.called("u-2")) == (1, 1, 0)
+    hall.leave(ticket)
+    hall.leave(ticket)
+    hall.leave(other)
+    assert (hall.waiting("u-1"), hall.called("u-1")) == (0, 0)
+    assert not hall._called
+
+
+async def test_a_full_queue_is_shared_and_the_newest_of_the_largest_makes_room():
+    hall, tickets = room(), {}
+    small = model(max_held_requests=4)
+    greedy = [hall.enter(small, size=1, retry_after=7, tenant="a") for _ in range(4)]
+    with pytest.raises(TooManyHeldError):
+        hall.enter(small, size=1, retry_after=7, tenant="a")
+    mine = [hall.enter(small, size=1, retry_after=7, tenant="b") for _ in range(2)]
+    assert [ticket.called.done() for ticket in greedy] == [False, False, True, True]
+    assert isinstance(greedy[3].called.result(), TooManyHeldError)
+    for tenant in ("a", "b"):
+        with pytest.raises(TooManyHeldError):
+            hall.enter(small, size=1, retry_after=7, tenant=tenant)
+    assert (hall.waiting("u-1"), [ticket.called.done() for ticket in mine]) == (4, [False, False])
+    heavy = hall.enter(small, size=1, retry_after=7, tenant="c", priority=3)
+    assert not heavy.called.done()
+    assert hall.waiting("u-1") == 4
+    assert tickets == {}
+
+
+async def test_nobody_is_displaced_for_one_that_the_gateway_cannot_take():
+    hall = room(size=3)
+    small = model(max_held_requests=2)
+    held = [hall.enter(small, size=1, retry_after=1, tenant="a") for _ in range(2)]
+    with pytest.raises(TooManyHeldError, match="gateway"):
+        hall.enter(small, size=3, retry_after=1, tenant="b")
+    assert not any(ticket.called.done() for ticket in held)
+
+
+async def test_a_model_that_holds_nothing_refuses_at_once():
+    with pytest.raises(TooManyHeldError):
+        room().enter(model(max_held_requests=0), size=1, retry_after=1)
+
+
+moves = st.lists(
+    st.tuples(
+        st.sampled_from(["enter", "enter", "return", "leave", "call"]), st.sampled_from("abc"), st.integers(0, 9)
+    ),
+    max_size=60,
+)
+
+
+@settings(max_examples=100, deadline=None)
+@given(moves)
+def test_whatever_happens_bounds_hold_and_everyone_is_called_refused_or_waits(steps):
+    async def run() -> None:
+        hall, small = WaitingRoom(max_requests=6, max_bytes=1000), model(max_held_requests=4)
+        waiting: list[Ticket] = []
+        extra = 0
+        for what, tenant, number in steps:
+            if what in ("enter", "return"):
+                returning = what == "return"
+                try:
+                    ticket = hall.enter(
+                        small, size=1, retry_after=1, tenant=tenant, priority=ord(tenant) - 96, returning=returning
+                    )
+                except TooManyHeldError:
+                    assert not returning
+                else:
+                    extra += returning
+                    waiting.append(ticket)
+            elif what == "leave" and waiting:
+                hall.leave(waiting.pop(number % len(waiting)))
+            elif what == "call":
+                hall.call("u-1", number % 3)
+            for ticket in [each for each in waiting if each.called.done()]:
+                waiting.remove(ticket)
+                hall.leave(ticket)
+            assert hall.waiting("u-1") == len(waiting) <= 4 + extra
+            assert hall.called("u-1") == 0
+        hall.call("u-1", 100)
+        assert all(ticket.called.result() is None for ticket in waiting)
+        assert hall._requests == 0 == hall._bytes
+
+    asyncio.run(run())
