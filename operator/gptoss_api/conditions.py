@@ -12,6 +12,7 @@ class ConditionType(StrEnum):
     WEIGHTS_VERIFIED = "WeightsVerified"
     ENGINE_READY = "EngineReady"
     SCALED_TO_ZERO = "ScaledToZero"
+    REVOKED = "Revoked"
     DEGRADED = "Degraded"
     NAME_CONFLICT = "NameConflict"
 
@@ -49,6 +50,9 @@ class Reason(StrEnum):
     VERIFIED = "Verified"
     SIGNATURE_VERIFIED = "SignatureVerified"
     NOT_CHECKED = "NotChecked"
+    SIGNER_WAIVED = "SignerWaived"
+    # Revoked
+    NOT_REVOKED = "NotRevoked"
     # Degraded
     HEALTHY = "Healthy"
     CLUSTER_UNREACHABLE = "ClusterUnreachable"
@@ -71,6 +75,7 @@ class TrustReason(StrEnum):
     MALFORMED_SIGNATURE = "MalformedSignature"
     MALFORMED_MANIFEST = "MalformedManifest"
     UNTRUSTED_SIGNER = "UntrustedSigner"
+    AUDIT_NOT_ALLOWED = "AuditNotAllowed"
     SUBJECT_MISMATCH = "SubjectMismatch"
     DENIED_DIGEST = "DeniedDigest"
     DENIED_KEY = "DeniedKey"

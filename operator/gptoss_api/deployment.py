@@ -60,6 +60,15 @@ class PolicyRef(ApiModel):
 class Verification(ApiModel):
     """Narrows what the WeightTrustPolicy allows. It never widens it."""
 
+    model_config = ConfigDict(
+        json_schema_extra=cel(
+            "self.mode != 'Audit' || !has(self.authority)",
+            "spec.verification.authority names who must have signed, and mode Audit waives the signer: "
+            "remove one of the two",
+            fieldPath=".authority",
+        )
+    )
+
     policy_ref: PolicyRef | None = Field(
         default=None,
         description="Policy to use instead of the one default policy that selects the namespace.",
@@ -75,6 +84,12 @@ class Verification(ApiModel):
     ) = Field(default=None, description="Subject that the weights must be signed for, by default model.name.")
     authority: Name | None = Field(
         default=None, description="Only this authority of the policy may have signed the weights."
+    )
+    mode: Literal["Enforce", "Audit"] = Field(
+        default="Enforce",
+        description="Audit waives the signer where the policy's allowAudit permits it. There must be a model.sig all "
+        "the same, and every byte must be what it lists; status, an event and a metric tell that the signer was "
+        "waived.",
     )
 
 

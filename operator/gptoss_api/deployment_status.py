@@ -58,9 +58,16 @@ class WeightsStatus(ApiModel):
     """Which weights run, and who signed them."""
 
     manifest_digest: Annotated[str, Field(max_length=71)] = Field(description="Digest of the signed manifest.")
-    signer: Annotated[str, Field(max_length=128)] = Field(description="Fingerprint of the key that signed.")
-    authority: Annotated[str, Field(max_length=63)] = Field(description="Authority of the policy that matched.")
+    signer: Annotated[str, Field(max_length=128)] = Field(
+        description="Fingerprint of the key that signed; empty if it was waived and is not known."
+    )
+    authority: Annotated[str, Field(max_length=63)] = Field(
+        description="Authority of the policy that matched; empty if the signer was waived."
+    )
     policy: Annotated[str, Field(max_length=253)] = Field(description="WeightTrustPolicy that allowed it.")
+    signer_waived: _Text | None = Field(
+        default=None, description="Why no authority vouches for the signer, where mode Audit waives that."
+    )
     verified_at: _Time = Field(description="When signature and policy were checked.", json_schema_extra=DATE_TIME)
 
 

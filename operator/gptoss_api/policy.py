@@ -153,6 +153,16 @@ class WeightTrustPolicySpec(ApiModel):
         json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
     )
     denied: Denied = Field(default_factory=Denied, description="Deny-lists; they beat every authority.")
+    on_revoked: Literal["Drain", "KeepRunning"] = Field(
+        default="Drain",
+        description="What becomes of replicas whose manifest or signer is denied while they run. Drain stops them: "
+        "new requests are refused, running ones finish. KeepRunning leaves them, never more than run now; asleep, "
+        "they do not wake.",
+    )
+    allow_audit: bool = Field(
+        default=False,
+        description="Deployments may set verification.mode to Audit, which waives the signer and nothing else.",
+    )
 
 
 class WeightTrustPolicy(ApiModel):

@@ -30,7 +30,7 @@ class Metrics:
         )
         self.trust_checks = Counter(
             "gptoss_operator_trust_checks",
-            "Checks of signature and policy by result: Trusted or the reason against it.",
+            "Checks of signature and policy by result: Trusted, SignerWaived in mode Audit, or the reason against it.",
             ["result"],
             registry=self.registry,
         )
@@ -51,12 +51,13 @@ class Metrics:
         )
         self._weights = Gauge(
             "gptoss_deployment_weights",
-            "1 for who vouches for the weights of a deployment: policy, authority, and fingerprint of the key.",
-            ["namespace", "name", "policy", "authority", "signer"],
+            "1 for who vouches for the weights of a deployment: policy, authority, and fingerprint of the key; "
+            "mode is Audit where the signer was waived.",
+            ["namespace", "name", "policy", "authority", "signer", "mode"],
             registry=self.registry,
         )
         self._known: dict[DeploymentKey, set[tuple[str, str]]] = {}
-        self._vouching: dict[DeploymentKey, tuple[str, str, str]] = {}
+        self._vouching: dict[DeploymentKey, tuple[str, str, str, str]] = {}
 
     def tell_conditions(self, key: DeploymentKey, conditions: Iterable[Condition]) -> None:
         """Show a deployment's conditions."""
@@ -68,7 +69,7 @@ class Metrics:
 
     def tell_weights(self, key: DeploymentKey, weights: WeightsStatus | None) -> None:
         """Show who vouches for a deployment's weights."""
-        told = (weights.policy, weights.authority, weights.signer) if weights is not None else None
+        told = _vouching(weights) if weights is not None else None
         before = self._vouching.get(key)
         if told == before:
             return
@@ -84,3 +85,8 @@ class Metrics:
         self.tell_weights(key, None)
         for name, status in self._known.pop(key, set()):
             self._conditions.remove(key.namespace, key.name, name, status)
+
+
+def _vouching(weights: WeightsStatus) -> tuple[str, str, str, str]:
+    mode = "Audit" if weights.signer_waived is not None else "Enforce"
+    return weights.policy, weights.authority, weights.signer, mode

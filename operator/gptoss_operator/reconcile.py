@@ -105,6 +105,7 @@ class Reconciler:
             placement=placement,
             application=substrate.view(key) if substrate is not None else ApplicationView(),
             trust=trust,
+            revocation=self.trust.revocation(deployment, status.weights),
             demand=self.intake.demand(deployment.uid),
             rivals=self._rivals(key, deployment),
             may_start=self.starts.may(key),

@@ -15,17 +15,18 @@ from typing import Protocol
 
 from pydantic import ValidationError
 
-from gptoss_api.conditions import TrustReason
+from gptoss_api.conditions import Reason, TrustReason
 from gptoss_api.deployment import GptOssDeployment
+from gptoss_api.deployment_status import WeightsStatus
 from gptoss_api.names import RETRY_ANNOTATION
 from gptoss_api.policy import WeightTrustPolicy, WeightTrustPolicySpec
 from gptoss_operator.cache import Cache, Kind
 from gptoss_operator.clock import Clock
 from gptoss_operator.keys import DeploymentKey
 from gptoss_operator.metrics import Metrics
-from gptoss_operator.plan.observation import Distrusted, Trust, Trusted
+from gptoss_operator.plan.observation import Distrusted, Revocation, Trust, Trusted
 from gptoss_weights.errors import SourceError, WeightsError
-from gptoss_weights.policy import Narrowing, check_source, evaluate, select_policy
+from gptoss_weights.policy import Narrowing, check_source, evaluate, revocation, select_policy
 from gptoss_weights.sources import SourceSettings, open_source
 from gptoss_weights.trust import read_bundle
 
@@ -82,6 +83,7 @@ class TrustDesk:
         self._metrics = metrics
         self._changed = changed
         self._entries: dict[DeploymentKey, _Entry] = {}
+        self._parsed: tuple[int, list[WeightTrustPolicy]] | None = None
         self._threads = ThreadPoolExecutor(_CHECKS_AT_ONCE, thread_name_prefix="trust")
 
     def answer(self, key: DeploymentKey, deployment: GptOssDeployment, *, eager: bool) -> tuple[Trust, float]:
@@ -110,6 +112,23 @@ class TrustDesk:
         if entry.task is None and now >= entry.look_at:
             entry.task = asyncio.get_running_loop().create_task(self._look(key, entry, deployment, eager=eager))
         return entry.answer, max(0.5, entry.look_at - now)
+
+    def revocation(self, deployment: GptOssDeployment, running: WeightsStatus | None) -> Revocation | None:
+        """Return why the weights that a deployment runs, or ran last, are denied now.
+
+        Asks the cached policies only, at every look: neither a source that can't be reached nor a check that is
+        still under way hides it.
+        """
+        if running is None:
+            return None
+        try:
+            policy = _policy_of(deployment, self._policies(), self._cache)
+        except (WeightsError, ValidationError):
+            return None  # Nothing new starts without a readable policy; what runs goes on.
+        found = revocation(policy.spec, manifest_digest=running.manifest_digest, signer=running.signer)
+        if found is None:
+            return None
+        return Revocation(reason=found.reason, message=found.message, drain=policy.spec.on_revoked == "Drain")
 
     def forget(self, key: DeploymentKey) -> None:
         """The deployment is gone."""
@@ -169,7 +188,7 @@ class TrustDesk:
                 retryable=True,
             )
         else:
-            self._metrics.trust_checks.labels("Trusted").inc()
+            self._metrics.trust_checks.labels("Trusted" if found.waived is None else Reason.SIGNER_WAIVED).inc()
             if isinstance(before, Trusted) and replace(before, doubt=None, checked_at="") == replace(
                 found, checked_at=""
             ):
@@ -181,10 +200,15 @@ class TrustDesk:
         return no
 
     def _policies(self) -> list[WeightTrustPolicy]:
-        return [
-            WeightTrustPolicy(name=raw["metadata"]["name"], spec=WeightTrustPolicySpec.model_validate(raw["spec"]))
-            for raw in self._cache.all(Kind.POLICY)
-        ]
+        """Return all policies, parsed once per change; pydantic's ValidationError says what can't be read."""
+        version = self._cache.policies_version
+        if self._parsed is None or self._parsed[0] != version:
+            policies = [
+                WeightTrustPolicy(name=raw["metadata"]["name"], spec=WeightTrustPolicySpec.model_validate(raw["spec"]))
+                for raw in self._cache.all(Kind.POLICY)
+            ]
+            self._parsed = version, policies
+        return self._parsed[1]
 
 
 def _remaining(answer: Trust, wall: str) -> float:
@@ -221,12 +245,7 @@ class SignatureCheck:
         """
         spec = deployment.spec
         narrowing = spec.verification
-        policy = select_policy(
-            policies,
-            namespace=deployment.namespace,
-            namespace_labels=self._cache.namespace_labels(deployment.namespace),
-            policy_ref=narrowing.policy_ref.name if narrowing.policy_ref is not None else None,
-        )
+        policy = _policy_of(deployment, policies, self._cache)
         check_source(spec.model.uri, policy.spec)
         with open_source(spec.model.uri, settings=self._sources) as source:
             bundle = read_bundle(source)
@@ -238,6 +257,7 @@ class SignatureCheck:
                     subject=spec.subject,
                     manifest_digest=narrowing.manifest_digest,
                     authority=narrowing.authority,
+                    audit=narrowing.mode == "Audit",
                 ),
                 now=datetime.fromisoformat(wall),
             )
@@ -256,4 +276,15 @@ class SignatureCheck:
             source=versions.hexdigest(),
             checked_at=wall,
             valid_until=decision.valid_until,
+            waived=decision.waived,
         )
+
+
+def _policy_of(deployment: GptOssDeployment, policies: Sequence[WeightTrustPolicy], cache: Cache) -> WeightTrustPolicy:
+    reference = deployment.spec.verification.policy_ref
+    return select_policy(
+        policies,
+        namespace=deployment.namespace,
+        namespace_labels=cache.namespace_labels(deployment.namespace),
+        policy_ref=reference.name if reference is not None else None,
+    )

@@ -9,7 +9,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from gptoss_api.policy import Authority, CertificateChain
 from gptoss_weights.certificates import check_chain, read_chain, read_roots
-from gptoss_weights.errors import InvalidPolicyError, UntrustedSignerError
+from gptoss_weights.errors import BrokenSignatureError, InvalidPolicyError, UntrustedSignerError
 from gptoss_weights.signature import Bundle, TrustedKey, find_signer, is_signed_by, key_fingerprint
 
 
@@ -65,7 +65,8 @@ class Authorities:
         """Tell who made a bundle's signature.
 
         Raises:
-            UntrustedSignerError: the signature does not hold, or names a key that nobody here holds.
+            BrokenSignatureError: the signature does not hold.
+            UntrustedSignerError: it names a key that nobody here holds.
             MalformedSignatureError: its certificates can't be read.
         """
         if not bundle.certificates:
@@ -73,7 +74,7 @@ class Authorities:
         chain = read_chain(bundle.certificates)
         key = chain[0].public_key()
         if not isinstance(key, ec.EllipticCurvePublicKey) or not is_signed_by(bundle, key):
-            raise UntrustedSignerError(
+            raise BrokenSignatureError(
                 "the signature does not hold for the certificate that model.sig carries; sign the folder again"
             )
         return Signer(fingerprint=key_fingerprint(key), chain=chain)

@@ -13,6 +13,8 @@
     │   ├── MalformedSignatureError  MalformedSignature
     │   ├── MalformedManifestError   MalformedManifest
     │   ├── UntrustedSignerError     UntrustedSigner
+    │   │   └── BrokenSignatureError UntrustedSigner     (made by nobody: never waived)
+    │   ├── AuditNotAllowedError     AuditNotAllowed
     │   ├── SubjectMismatchError     SubjectMismatch
     │   ├── DeniedDigestError        DeniedDigest
     │   ├── DeniedKeyError           DeniedKey
@@ -43,6 +45,8 @@ from gptoss_api.conditions import TrustReason
 __all__ = [
     "AccessDeniedError",
     "AmbiguousPolicyError",
+    "AuditNotAllowedError",
+    "BrokenSignatureError",
     "BusyError",
     "DeniedDigestError",
     "DeniedKeyError",
@@ -146,6 +150,16 @@ class UntrustedSignerError(TrustError):
     """No authority that may sign this model made the signature."""
 
     reason = TrustReason.UNTRUSTED_SIGNER
+
+
+class BrokenSignatureError(UntrustedSignerError):
+    """The signature does not hold for the key that the bundle itself names or carries."""
+
+
+class AuditNotAllowedError(TrustError):
+    """The deployment asks for mode Audit, and its policy does not permit that."""
+
+    reason = TrustReason.AUDIT_NOT_ALLOWED
 
 
 class SubjectMismatchError(TrustError):

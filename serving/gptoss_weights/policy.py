@@ -1,8 +1,8 @@
 """Trust: does a policy accept this bundle, from this place, as this model? Pure; no I/O.
 
 Evaluation fails closed and in a fixed order: source, signature present and well-formed, denied digest,
-signer, denied key, content, subject, authority, pinned digest. A deployment can only narrow what its
-policy allows, and a deny-list beats every authority.
+signer, denied key, authority, content, subject, pinned digest. A deployment can only narrow what its
+policy allows, and a deny-list beats every authority. Mode Audit waives the signer and nothing else.
 """
 
 from collections.abc import Iterable, Mapping
@@ -12,9 +12,11 @@ from fnmatch import fnmatchcase
 from typing import Final
 
 from gptoss_api.policy import LabelRequirement, LabelSelector, WeightTrustPolicy, WeightTrustPolicySpec
-from gptoss_weights.authorities import Authorities, Voucher
+from gptoss_weights.authorities import Authorities, Signer, Voucher
 from gptoss_weights.errors import (
     AmbiguousPolicyError,
+    AuditNotAllowedError,
+    BrokenSignatureError,
     DeniedDigestError,
     DeniedKeyError,
     InvalidPolicyError,
@@ -23,12 +25,13 @@ from gptoss_weights.errors import (
     PolicyNotFoundError,
     SourceNotAllowedError,
     SubjectMismatchError,
+    TrustError,
     UnsignedError,
     UntrustedSignerError,
 )
 from gptoss_weights.location import Location
 from gptoss_weights.manifest import Manifest, parse_manifest
-from gptoss_weights.signature import parse_bundle
+from gptoss_weights.signature import Bundle, parse_bundle
 
 _NAMESPACE_LABEL: Final = "kubernetes.io/metadata.name"
 
@@ -41,11 +44,13 @@ class Narrowing:
         subject: name that the weights must be signed as.
         manifest_digest: the one manifest that may be used, if any is pinned.
         authority: the one authority of the policy that may have signed, if one is named.
+        audit: the signer is waived, if the policy permits that.
     """
 
     subject: str
     manifest_digest: str | None = None
     authority: str | None = None
+    audit: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,6 +58,8 @@ class TrustDecision:
     """Why a bundle is trusted: its digest, who signed it, and which authority vouches for that key.
 
     ``valid_until`` is when the authority or its certificates stop to count, None if they never do.
+    ``waived`` says why no authority vouches, where mode Audit waives that; ``authority_name`` is empty then,
+    and so is ``signer_fingerprint`` where nobody can tell whose signature it is.
     """
 
     manifest_digest: str
@@ -60,6 +67,7 @@ class TrustDecision:
     authority_name: str
     manifest: Manifest
     valid_until: datetime | None = None
+    waived: str | None = None
 
 
 def select_policy(
@@ -140,31 +148,25 @@ def evaluate(
         TrustError: one of its kinds, whose message says what to change.
     """
     check_source(uri, policy)
+    if narrowing.audit and not policy.allow_audit:
+        raise AuditNotAllowedError(
+            "the WeightTrustPolicy does not permit mode Audit; remove spec.verification.mode, "
+            "or ask an administrator to set allowAudit"
+        )
     if bundle is None:
         raise UnsignedError(
             "there is no model.sig beside the weights; sign the folder with `gptoss weights sign` and upload it"
         )
     parsed = parse_bundle(bundle)
     if parsed.manifest_digest in policy.denied.manifest_digests:
-        raise DeniedDigestError(
-            f"manifest {parsed.manifest_digest} is on the WeightTrustPolicy's denied.manifestDigests; "
-            "publish and sign other weights"
-        )
-    authorities = Authorities(policy.authorities)
-    signer = authorities.signer(parsed)
-    denied = signer.fingerprints.intersection(policy.denied.key_fingerprints)
-    if denied:
-        raise DeniedKeyError(
-            f"key {min(denied)} is on the WeightTrustPolicy's denied.keyFingerprints; sign with another key"
-        )
-    vouching = authorities.vouching(signer, now=now)
+        raise _denied_digest(parsed.manifest_digest)
+    signer, voucher, waived = _vouched(parsed, policy, narrowing, now)
     manifest = parse_manifest(parsed.payload)
     if manifest.subject != narrowing.subject:
         raise SubjectMismatchError(
             f"the weights are signed as another model than {narrowing.subject}; "
             "correct spec.model.name, or sign them as that model"
         )
-    voucher = _responsible(vouching, subject=manifest.subject, only=narrowing.authority, now=now)
     if narrowing.manifest_digest not in (None, parsed.manifest_digest):
         raise ManifestChangedError(
             f"the manifest at the source is {parsed.manifest_digest}, not the pinned {narrowing.manifest_digest}; "
@@ -172,10 +174,66 @@ def evaluate(
         )
     return TrustDecision(
         manifest_digest=parsed.manifest_digest,
-        signer_fingerprint=signer.fingerprint,
-        authority_name=voucher.authority.name,
+        signer_fingerprint=signer.fingerprint if signer is not None else "",
+        authority_name=voucher.authority.name if voucher is not None else "",
         manifest=manifest,
-        valid_until=_end(voucher),
+        valid_until=_end(voucher) if voucher is not None else None,
+        waived=waived,
+    )
+
+
+def revocation(policy: WeightTrustPolicySpec, *, manifest_digest: str, signer: str) -> TrustError | None:
+    """Return why what was accepted before is denied now, None if it is not.
+
+    ``signer`` is the fingerprint of the key that signed it, empty if nobody knows. Reads nothing, so that
+    a source that can't be reached hides no revocation.
+    """
+    if manifest_digest in policy.denied.manifest_digests:
+        return _denied_digest(manifest_digest)
+    if signer in policy.denied.key_fingerprints:
+        return _denied_key(signer)
+    return None
+
+
+def _vouched(
+    bundle: Bundle, policy: WeightTrustPolicySpec, narrowing: Narrowing, now: datetime
+) -> tuple[Signer | None, Voucher | None, str | None]:
+    """Return the signer, who vouches for it, and why nobody does where that is waived.
+
+    Raises:
+        UntrustedSignerError, DeniedKeyError, InvalidPolicyError, MalformedSignatureError: as `evaluate`.
+    """
+    authorities = Authorities(policy.authorities)
+    signer = None
+    try:
+        signer = authorities.signer(bundle)
+        _refuse_denied(signer, policy)
+        vouching = authorities.vouching(signer, now=now)
+        voucher = _responsible(vouching, subject=narrowing.subject, only=narrowing.authority, now=now)
+    except BrokenSignatureError:
+        raise
+    except UntrustedSignerError as error:
+        if not narrowing.audit:
+            raise
+        return signer, None, error.message
+    return signer, voucher, None
+
+
+def _refuse_denied(signer: Signer, policy: WeightTrustPolicySpec) -> None:
+    denied = signer.fingerprints.intersection(policy.denied.key_fingerprints)
+    if denied:
+        raise _denied_key(min(denied))
+
+
+def _denied_digest(digest: str) -> DeniedDigestError:
+    return DeniedDigestError(
+        f"manifest {digest} is on the WeightTrustPolicy's denied.manifestDigests; publish and sign other weights"
+    )
+
+
+def _denied_key(fingerprint: str) -> DeniedKeyError:
+    return DeniedKeyError(
+        f"key {fingerprint} is on the WeightTrustPolicy's denied.keyFingerprints; sign with another key"
     )
 
 

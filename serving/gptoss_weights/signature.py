@@ -20,7 +20,12 @@ from cryptography.hazmat.primitives.asymmetric.types import PublicKeyTypes
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_public_key
 
 from gptoss_weights import strictjson
-from gptoss_weights.errors import InvalidPolicyError, MalformedSignatureError, UntrustedSignerError
+from gptoss_weights.errors import (
+    BrokenSignatureError,
+    InvalidPolicyError,
+    MalformedSignatureError,
+    UntrustedSignerError,
+)
 from gptoss_weights.manifest import MAX_PAYLOAD_BYTES, Manifest, manifest_digest, parse_manifest
 
 BUNDLE_MEDIA_TYPE: Final = "application/vnd.dev.sigstore.bundle.v0.3+json"
@@ -134,6 +139,7 @@ def find_signer(bundle: Bundle, keys: Sequence[TrustedKey]) -> TrustedKey:
     """Return which of the keys made a bundle's signature.
 
     Raises:
+        BrokenSignatureError: the bundle names one of them, which did not make it.
         UntrustedSignerError: none of them.
     """
     if bundle.key_hint is None:
@@ -147,7 +153,7 @@ def find_signer(bundle: Bundle, keys: Sequence[TrustedKey]) -> TrustedKey:
     for candidate in candidates:
         if is_signed_by(bundle, candidate.key):
             return candidate
-    raise UntrustedSignerError(
+    raise BrokenSignatureError(
         f"model.sig names the key of {candidates[0].name}, but its signature does not hold; sign the folder again"
     )
 

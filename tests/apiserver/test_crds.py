@@ -175,6 +175,11 @@ REJECTED: dict[str, tuple[dict[str, Any], str]] = {
     "all of the memory": ({"engine": {"gpuMemoryUtilization": 1.0}}, "spec.engine.gpuMemoryUtilization"),
     "an unknown type of KV cache": ({"engine": {"kvCacheDtype": "int4"}}, "spec.engine.kvCacheDtype"),
     "a short digest": ({"verification": {"manifestDigest": "sha256:12"}}, "spec.verification.manifestDigest"),
+    "a signer that is named and waived": (
+        {"verification": {"mode": "Audit", "authority": "security"}},
+        "mode Audit waives the signer",
+    ),
+    "an unknown mode": ({"verification": {"mode": "Warn"}}, "spec.verification.mode"),
     "a negative floor": ({"scaling": {"minReplicas": -1}}, "spec.scaling.minReplicas"),
     "no replica at all": ({"scaling": {"maxReplicas": 0}}, "spec.scaling.maxReplicas"),
     "an unknown strategy": ({"rolloutStrategy": {"type": "Canary"}}, "spec.rolloutStrategy.type"),
@@ -280,6 +285,7 @@ POLICIES_REJECTED: dict[str, tuple[dict[str, Any], str]] = {
         {"authorities": [{"name": "a", "models": ["*"], "certificate": {"rootsPEM": ROOTS, "subjectAltName": "acme"}}]},
         "subjectAltName must start with URI:, email: or DNS:",
     ),
+    "an unknown consequence": ({"onRevoked": "Delete"}, "spec.onRevoked"),
     "a short fingerprint": ({"denied": {"keyFingerprints": ["ab:cd"]}}, "keyFingerprints"),
     "one name twice": ({"authorities": POLICY["authorities"] * 2}, "Duplicate value"),
     "an unknown field": ({"mode": "Audit"}, 'unknown field "spec.mode"'),
@@ -308,6 +314,8 @@ async def test_a_whole_policy_survives_the_round_trip(kube: Kube):
                 "certificate": {"rootsPEM": ROOTS, "subject": "CN=release", "subjectAltName": "URI:spiffe://a/b"},
             },
         ],
+        "onRevoked": "KeepRunning",
+        "allowAudit": True,
         "denied": {"manifestDigests": [DIGEST], "keyFingerprints": [DIGEST]},
     }
     obj = policy(whole)

@@ -24,10 +24,14 @@ _SETTLED = frozenset({"RUNNING", "UNHEALTHY", DEPLOY_FAILED})
 
 @dataclass(frozen=True, kw_only=True)
 class Present:
-    """The application is wanted like this. A higher ``attempt`` asks for a failed one to be started anew."""
+    """The application is wanted like this. A higher ``attempt`` asks for a failed one to be started anew.
+
+    Without ``create`` one that is there is changed, and one that Ray has lost is not put back.
+    """
 
     config: Mapping[str, Any]
     attempt: int = 1
+    create: bool = True
 
 
 @dataclass(frozen=True)
@@ -170,6 +174,8 @@ def plan_cluster(
                     result.append(deployed)
             case Absent():
                 changed |= deployed is not None
+            case Present(create=False) if deployed is None:
+                pass
             case Present(config=config):
                 conflict = _conflict(name, config, taken_names, taken_routes)
                 if conflict is not None:

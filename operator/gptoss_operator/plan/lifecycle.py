@@ -19,7 +19,8 @@ from gptoss_api.conditions import Reason, TrustReason
 from gptoss_api.names import PAUSED_ANNOTATION, RETRY_ANNOTATION, WAKE_ANNOTATION
 from gptoss_operator.plan.applications import Absent, Keep, Present, Wish, covers
 from gptoss_operator.plan.arguments import wanted_application
-from gptoss_operator.plan.observation import Distrusted, Memory, Observation, Presence, Site, Trusted
+from gptoss_operator.plan.observation import Distrusted, Memory, Observation, Presence, Revocation, Site, Trusted
+from gptoss_operator.plan.revoked import acting_revocation, capped, must_stop
 from gptoss_operator.plan.verdict import OF_WEIGHTS, Phase, Stall, Verdict, phase_of, written_stall
 from gptoss_operator.plan.wakes import timed
 
@@ -52,6 +53,7 @@ def decide(observed: Observation, memory: Memory | None, site: Site) -> Verdict:
         proved_generation=status.proved_generation,
         drain_epoch=status.drain_epoch,
         stall=written_stall(status),
+        revoked=acting_revocation(observed),
         failed_source=status.failed_source,
         last_retry=annotations.get(RETRY_ANNOTATION, status.last_retry),
         last_wake=annotations.get(WAKE_ANNOTATION, status.last_wake),
@@ -83,6 +85,8 @@ def _next(observed: Observation, verdict: Verdict) -> Verdict:
     deployment = observed.deployment
     if deployment.spec.suspend:
         return _asleep(replace(verdict, stall=None, failed_source=None), Phase.SUSPENDED, observed)
+    if verdict.revoked is not None and observed.application.presence is Presence.PRESENT:
+        return _revoked(observed, verdict, verdict.revoked)
     match verdict.phase:
         case Phase.SUSPENDED:
             slept = observed.status.proved_generation is not None or deployment.spec.scaling.initial == "Idle"
@@ -97,6 +101,27 @@ def _next(observed: Observation, verdict: Verdict) -> Verdict:
             return _starting(observed, verdict)
         case Phase.SERVING | Phase.DRAINING:
             return _serving(observed, verdict)
+
+
+def _revoked(observed: Observation, verdict: Verdict, revocation: Revocation) -> Verdict:
+    """What runs is denied now."""
+    stall = Stall(reason=Reason.UNTRUSTED_WEIGHTS, detail=revocation.reason, message=revocation.message)
+    if verdict.phase is Phase.IDLE:
+        return _asleep(replace(verdict, stall=None), Phase.IDLE, observed)
+    if must_stop(observed, revocation):
+        return replace(_fail(verdict, stall), wish=Absent())
+    wanted = verdict.wanted.config if verdict.wanted is not None else None
+    if wanted is not None and wanted["args"] == (observed.application.deployed or {}).get("args"):
+        # Only bounds were changed, if anything: the same engine goes on.
+        verdict = replace(verdict, proved_generation=observed.deployment.generation)
+    config = capped(observed, wanted)
+    wish: Wish = Keep() if config is None else Present(config=config, attempt=verdict.memory.attempt, create=False)
+    if verdict.proved_generation != observed.deployment.generation:
+        # What the specification asks for anew can't be brought about with these weights.
+        return replace(_fail(verdict, stall), wish=wish)
+    phase = Phase.DRAINING if verdict.phase is Phase.DRAINING else Phase.SERVING
+    memory = replace(verdict.memory, start_began=None)
+    return _draining(observed, replace(verdict, phase=phase, wish=wish, stall=None, memory=memory))
 
 
 def _new(observed: Observation, verdict: Verdict, *, fresh: bool) -> Verdict:

@@ -37,6 +37,7 @@ class Trusted:
         source: fingerprint of the bundle and of the listed files' versions; changes when one does.
         checked_at: time of day of the first check with this result.
         valid_until: time of day after which this may not be relied on any more, None if it does not end.
+        waived: why no authority vouches, where mode Audit waives that.
         doubt: why a later look failed although nothing is known to be wrong.
     """
 
@@ -47,11 +48,21 @@ class Trusted:
     source: str
     checked_at: str
     valid_until: datetime | None = None
+    waived: str | None = None
     doubt: Distrusted | None = None
 
 
 Trust = Trusted | Distrusted | None
 """None while the first check is under way."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Revocation:
+    """What was accepted before is denied now. ``drain``: what runs is to be stopped, not only kept from growing."""
+
+    reason: str
+    message: str
+    drain: bool
 
 
 class Presence(StrEnum):
@@ -147,6 +158,7 @@ class Observation:
         placement: its Ray cluster.
         application: its application there.
         trust: what is known of its weights.
+        revocation: why the weights that run, or ran last, are denied now.
         demand: what gateways say.
         rivals: other deployments of the namespace that claim the same served name.
         may_start: a start is permitted now (`maxConcurrentStarts`).
@@ -160,6 +172,7 @@ class Observation:
     application: ApplicationView
     trust: Trust
     demand: Demand
+    revocation: Revocation | None = None
     rivals: tuple[str, ...] = ()
     may_start: bool = True
     now: float

@@ -2,10 +2,11 @@
 
 from dataclasses import dataclass
 
+from gptoss_api.conditions import ConditionType, Reason
 from gptoss_api.deployment_status import GptOssDeploymentStatus
 from gptoss_operator.plan.applications import Present, Wish
 from gptoss_operator.plan.lifecycle import decide
-from gptoss_operator.plan.observation import Memory, Observation, Site
+from gptoss_operator.plan.observation import Memory, Observation, Site, Trusted
 from gptoss_operator.plan.status import status_for
 from gptoss_operator.plan.verdict import Phase, Verdict, phase_of
 
@@ -80,6 +81,20 @@ def _why_it_starts(observed: Observation, before: Phase) -> str:
     return "Demand was seen; the engine starts."
 
 
+def _trust_news(observed: Observation, verdict: Verdict) -> Event | None:
+    """Tell once that what runs was revoked, and that a signer is waived."""
+    told = {(each.type, each.status, each.reason) for each in observed.status.conditions}
+    revoked = verdict.revoked
+    if revoked is not None:
+        known = (ConditionType.REVOKED, "True", revoked.reason) in told
+        return None if known else Event(type="Warning", reason=revoked.reason, message=revoked.message)
+    if isinstance(observed.trust, Trusted) and observed.trust.waived is not None:
+        known = (ConditionType.WEIGHTS_VERIFIED, "False", Reason.SIGNER_WAIVED) in told
+        message = f"Mode Audit waives the signer: {observed.trust.waived}"
+        return None if known else Event(type="Warning", reason=Reason.SIGNER_WAIVED, message=message)
+    return None
+
+
 def _events(observed: Observation, verdict: Verdict) -> tuple[Event, ...]:
     before = phase_of(observed.status)
     if verdict.paused or observed.deployment.deleting:
@@ -92,6 +107,9 @@ def _events(observed: Observation, verdict: Verdict) -> tuple[Event, ...]:
         told = {(each.type, each.reason) for each in observed.status.conditions if each.status == "True"}
         known = ("Stalled", verdict.stall.reason) in told and before in {Phase.FAILED, Phase.STARTING}
         return () if known else (Event(type="Warning", reason=verdict.stall.detail, message=verdict.stall.message),)
+    news = _trust_news(observed, verdict)
+    if news is not None:
+        return (news,)
     if verdict.phase is before:
         return ()
     match verdict.phase:

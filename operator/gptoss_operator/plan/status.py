@@ -17,7 +17,7 @@ from gptoss_api.deployment_status import (
     Wake,
     WeightsStatus,
 )
-from gptoss_operator.plan.applications import Present, covers
+from gptoss_operator.plan.applications import Absent, Present, covers
 from gptoss_operator.plan.observation import Distrusted, Observation, Presence, Site, Trusted
 from gptoss_operator.plan.verdict import Phase, Verdict
 
@@ -42,6 +42,7 @@ def status_for(observed: Observation, verdict: Verdict, site: Site) -> GptOssDep
         ConditionType.WEIGHTS_VERIFIED: _weights_verified(observed, verdict),
         ConditionType.ENGINE_READY: _engine_ready(observed, verdict),
         ConditionType.SCALED_TO_ZERO: _scaled_to_zero(observed, verdict),
+        ConditionType.REVOKED: _revoked(observed, verdict),
         ConditionType.DEGRADED: _degraded(observed),
         ConditionType.NAME_CONFLICT: _name_conflict(observed),
     }
@@ -109,11 +110,19 @@ def _weights_verified(observed: Observation, verdict: Verdict) -> _Claim:
     if verdict.stall is not None and verdict.stall.weights:
         unsure = verdict.stall.reason == Reason.ENGINE_FAILED
         return "Unknown" if unsure else "False", verdict.stall.detail, verdict.stall.message
+    if verdict.revoked is not None:
+        return "False", verdict.revoked.reason, verdict.revoked.message
     match observed.trust:
         case Distrusted(reason=reason, message=message, retryable=retryable):
             return "Unknown" if retryable else "False", reason, message
         case Trusted(doubt=Distrusted(reason=reason, message=message)):
             return "Unknown", reason, message
+        case Trusted(manifest_digest=digest, waived=str(waived)):
+            return (
+                "False",
+                Reason.SIGNER_WAIVED,
+                f"Mode Audit waives the signer of manifest {digest}: {waived}; nodes verify the bytes against it.",
+            )
         case Trusted(manifest_digest=digest, authority=authority, policy=policy):
             signed = f"Authority {authority} of WeightTrustPolicy {policy} signed manifest {digest}"
             if verdict.phase in {Phase.SERVING, Phase.DRAINING} and _runs(observed, digest):
@@ -130,6 +139,8 @@ def _engine_ready(observed: Observation, verdict: Verdict) -> _Claim:
         kept = _kept(observed, ConditionType.ENGINE_READY)
         return kept or ("Unknown", Reason.NOT_PROVED, "The Ray cluster has not been seen yet.")
     present = application.presence is Presence.PRESENT
+    if present and isinstance(verdict.wish, Absent):
+        return "False", Reason.STOPPED, "The engine is being stopped."
     if present and application.answering and verdict.phase not in {Phase.IDLE, Phase.SUSPENDED}:
         return "True", Reason.ANSWERING, ""
     match verdict.phase:
@@ -157,7 +168,8 @@ def _scaled_to_zero(observed: Observation, verdict: Verdict) -> _Claim:
         case Phase.SERVING:
             return "False", Reason.SERVING, _why_awake(observed)
         case Phase.FAILED:
-            if observed.application.presence is Presence.PRESENT and observed.application.answering:
+            stays = not isinstance(verdict.wish, Absent)
+            if observed.application.presence is Presence.PRESENT and observed.application.answering and stays:
                 return "False", Reason.SERVING, "What ran before still serves."
             return "True", Reason.IDLE, "No engine runs."
         case Phase.STARTING:
@@ -197,6 +209,19 @@ def _schedule(observed: Observation) -> ScheduleStatus | None:
 
 def _moment(moment: datetime) -> str:
     return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _revoked(observed: Observation, verdict: Verdict) -> _Claim:
+    revoked = verdict.revoked
+    if revoked is None:
+        return "False", Reason.NOT_REVOKED, ""
+    if observed.application.presence is not Presence.PRESENT:
+        effect = "nothing runs with it, and nothing starts with it"
+    elif isinstance(verdict.wish, Absent):
+        effect = "what runs is stopped as soon as its requests are finished"
+    else:
+        effect = "onRevoked is KeepRunning: what runs goes on, no replica is added, and asleep it will not wake"
+    return "True", revoked.reason, f"{revoked.message}; {effect}."
 
 
 def _degraded(observed: Observation) -> _Claim:
@@ -292,6 +317,7 @@ def _weights(observed: Observation, verdict: Verdict) -> WeightsStatus | None:
         signer=trust.signer,
         authority=trust.authority,
         policy=trust.policy,
+        signer_waived=trust.waived,
         verified_at=trust.checked_at,
     )
     if before is not None and weights.model_copy(update={"verified_at": before.verified_at}) == before:

@@ -7,7 +7,7 @@ from gptoss_api.conditions import ConditionType, Reason, TrustReason
 from gptoss_api.deployment_status import GptOssDeploymentStatus
 from gptoss_operator.plan.applications import Wish
 from gptoss_operator.plan.arguments import Wanted
-from gptoss_operator.plan.observation import Memory
+from gptoss_operator.plan.observation import Memory, Revocation
 
 OF_WEIGHTS = frozenset(TrustReason)
 """Reasons that speak of weights; a node may give others."""
@@ -48,6 +48,7 @@ class Verdict:
         proved_generation: last generation that has.
         drain_epoch: number of the last drain.
         stall: why it can't go on.
+        revoked: why the weights that run, or ran last, are denied.
         failed_source: fingerprint of the source that a start failed with.
         last_retry: retry annotation that was acted on.
         last_wake: wake annotation that was acted on.
@@ -65,6 +66,7 @@ class Verdict:
     proved_generation: int | None = None
     drain_epoch: int | None = None
     stall: Stall | None = None
+    revoked: Revocation | None = None
     failed_source: str | None = None
     last_retry: str | None = None
     last_wake: str | None = None

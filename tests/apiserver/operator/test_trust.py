@@ -66,3 +66,62 @@ async def test_a_deployment_narrows_to_one_authority(home: Stack) -> None:
     assert home.ray.puts == []
     await home.apply(verification={"authority": "release"})
     await home.wait_for("Ready", "True", "Serving")
+
+
+async def test_denying_a_key_drains_what_runs_with_it_and_another_signature_brings_it_back(home: Stack) -> None:
+    new = home.folder / "new-key"
+    generate_key(new)
+    authorities = [authority(home, "old", home.key), authority(home, "new", new)]
+    await home.policy(authorities=authorities)
+    await home.apply()
+    found = await home.wait_for("Ready", "True", "Serving")
+    stolen = found["status"]["weights"]["signer"]
+    await home.policy(authorities=authorities, denied={"keyFingerprints": [stolen]})
+    await home.wait_for("Ready", "False", "DeniedKey")
+    await home.until(lambda: home.app("assistant") not in home.ray.applications)
+    await home.wait_for("Revoked", "True", "DeniedKey")
+    events = await home.kubectl("get", "events", "-n", home.namespace, "-o", "jsonpath={.items[*].reason}")
+    assert "DeniedKey" in events.split()
+    signed_weights(home.weights, new)
+    await home.apply(annotations={"serving.gptoss.dev/retry": "1"})
+    await home.wait_for("Ready", "True", "Serving")
+    await home.wait_for("Revoked", "False", "NotRevoked")
+    await home.wait_for_weights(authority="new")
+
+
+async def test_kept_weights_go_on_after_they_were_denied(home: Stack) -> None:
+    await home.apply(scaling={"maxReplicas": 3})
+    found = await home.wait_for("Ready", "True", "Serving")
+    denied = {"manifestDigests": [found["status"]["weights"]["manifestDigest"]]}
+    await home.policy(onRevoked="KeepRunning", denied=denied)
+    await home.wait_for("Revoked", "True", "DeniedDigest")
+    await home.wait_for("Ready", "True", "Serving")
+    config = home.ray.applications[home.app("assistant")]["deployed_app_config"]
+    await home.until(lambda: _most(home) == 1)
+    assert home.ray.starts[home.app("assistant")] == 1
+    assert config["args"]["weights"]["manifestDigest"] in denied["manifestDigests"]
+    await home.policy()
+    await home.wait_for("Revoked", "False", "NotRevoked")
+    await home.until(lambda: _most(home) == 3)
+
+
+async def test_audit_runs_a_strangers_weights_only_where_the_policy_permits_it(home: Stack) -> None:
+    stranger = home.folder / "stranger"
+    generate_key(stranger)
+    signed_weights(home.weights, stranger)
+    await home.apply(verification={"mode": "Audit"})
+    await home.wait_for("WeightsVerified", "False", "AuditNotAllowed")
+    assert home.ray.puts == []
+    await home.policy(allowAudit=True)
+    await home.wait_for("Ready", "True", "Serving")
+    found = await home.wait_for("WeightsVerified", "False", "SignerWaived")
+    assert "no authority of the policy holds" in found["status"]["weights"]["signerWaived"]
+    (home.weights / "model.sig").unlink()
+    await home.apply("unsigned", verification={"mode": "Audit"})
+    await home.wait_for("WeightsVerified", "False", "Unsigned", "unsigned")
+    assert 'mode="Audit"' in (await home.get("/metrics"))[1]
+
+
+def _most(home: Stack) -> int:
+    (each,) = home.ray.applications[home.app("assistant")]["deployed_app_config"]["deployments"]
+    return int(each["autoscaling_config"]["max_replicas"])

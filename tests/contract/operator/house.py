@@ -26,6 +26,9 @@ from tests.contract.operator.fake_ray import GATEWAY_TOKEN, TOKEN, FakeRay
 Raw = dict[str, Any]
 
 
+AUTHORITY = {"name": "release", "models": ["*"], "key": {"publicKeyPEM": "-----BEGIN PUBLIC KEY-----" + "A" * 64}}
+
+
 class ManualClock:
     """A clock that tests move."""
 
@@ -89,6 +92,8 @@ class TrustSays:
     digest: str = DIGEST
     source: str = "source-1"
     authority: str = "release"
+    signer: str = "sha256:" + "ab" * 32
+    waived: str | None = None
     valid_until: datetime | None = None
     asked: int = 0
     may_answer: threading.Event = field(default_factory=threading.Event)
@@ -104,12 +109,13 @@ class TrustSays:
             raise self.error
         return Trusted(
             manifest_digest=self.digest,
-            signer="ab" * 32,
+            signer=self.signer,
             authority=self.authority,
             policy="default",
             source=self.source,
             checked_at=wall,
             valid_until=self.valid_until,
+            waived=self.waived,
         )
 
 
@@ -138,6 +144,12 @@ class House:
         stored = self.kubernetes.put(Kind.DEPLOYMENT, raw)
         self.engine.intake.seen(Kind.DEPLOYMENT, stored)
         return stored
+
+    def policy(self, name: str = "default", **spec: Any) -> None:
+        """Change a policy that selects every namespace."""
+        whole = {"default": True, "sources": [{"prefix": "s3://models"}], "authorities": [AUTHORITY], **spec}
+        stored = self.kubernetes.put(Kind.POLICY, {"metadata": {"name": name, "uid": name}, "spec": whole})
+        self.engine.intake.seen(Kind.POLICY, stored)
 
     def delete(self, name: str = "assistant", namespace: str = "ml", *, told: bool = True) -> None:
         raw = self.kubernetes.objects[Kind.DEPLOYMENT].pop((namespace, name))

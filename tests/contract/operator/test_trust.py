@@ -8,9 +8,16 @@ import pytest
 from prometheus_client import generate_latest
 
 from gptoss_api.deployment import GptOssDeployment
+from gptoss_operator.cache import Kind
 from gptoss_operator.keys import DeploymentKey
 from gptoss_operator.plan.observation import Trusted
-from gptoss_weights.errors import UntrustedSignerError
+from gptoss_weights.errors import (
+    DeniedDigestError,
+    NoPolicyError,
+    SourceUnavailableError,
+    UntrustedSignerError,
+)
+from tests.builders import DIGEST
 from tests.contract.operator.house import House, house
 
 
@@ -81,3 +88,91 @@ async def test_the_end_of_an_authority_stops_nothing_that_runs(home: House) -> N
     await home.settled()
     assert home.condition("Ready") == ("True", "Serving")
     assert home.ray.starts["gptoss-test-ml-assistant"] == 1
+
+
+APP = "gptoss-test-ml-assistant"
+DENIED = DeniedDigestError(f"manifest {DIGEST} is on the WeightTrustPolicy's denied.manifestDigests")
+
+
+async def test_denied_weights_that_run_are_drained_by_default(home: House) -> None:
+    home.policy()
+    home.apply()
+    await home.ready()
+    home.trust.error = DENIED
+    home.policy(denied={"manifestDigests": [DIGEST]})
+    await home.until(lambda: APP not in home.ray.applications)
+    await home.settled()
+    assert home.condition("Ready") == ("False", "DeniedDigest")
+    assert home.condition("Revoked") == ("True", "DeniedDigest")
+    assert [reason for _, reason, _ in home.kubernetes.events].count("DeniedDigest") == 1
+    home.trust.error, home.trust.digest = None, "sha256:" + "cd" * 32
+    home.apply(annotations={"serving.gptoss.dev/retry": "other weights"})
+    await home.ready()
+    assert home.condition("Revoked") == ("False", "NotRevoked")
+
+
+async def test_a_source_that_is_away_hides_no_revocation(home: House) -> None:
+    home.policy()
+    home.apply()
+    await home.ready()
+    home.trust.error = SourceUnavailableError("the store does not answer")
+    home.policy(denied={"keyFingerprints": [home.trust.signer]})
+    await home.until(lambda: APP not in home.ray.applications)
+    await home.until(lambda: home.condition("Revoked") == ("True", "DeniedKey"))
+
+
+async def test_kept_weights_run_on_capped_and_a_restart_changes_nothing(home: House) -> None:
+    home.policy(onRevoked="KeepRunning")
+    home.apply(scaling={"maxReplicas": 4})
+    await home.ready()
+    home.trust.error = DENIED
+    home.policy(onRevoked="KeepRunning", denied={"manifestDigests": [DIGEST]})
+
+    def most() -> int:
+        (each,) = home.ray.applications[APP]["deployed_app_config"]["deployments"]
+        return int(each["autoscaling_config"]["max_replicas"])
+
+    await home.until(lambda: most() == 1)
+    await home.settled()
+    assert home.condition("Ready") == ("True", "Serving")
+    assert home.condition("Revoked") == ("True", "DeniedDigest")
+    assert "KeepRunning" in home.message("Revoked")
+    assert [reason for _, reason, _ in home.kubernetes.events].count("DeniedDigest") == 1
+    await home.restart()
+    await home.until(lambda: home.engine.reconciler.complete)
+    await home.settled()
+    assert most() == 1
+    assert home.ray.starts[APP] == 1
+    home.ray.applications.pop(APP)
+    home.pass_time(31)
+    await home.until(lambda: home.condition("Ready") == ("False", "DeniedDigest"))
+    await home.settled()
+    assert home.ray.starts[APP] == 1
+
+
+async def test_without_a_readable_policy_nothing_that_runs_is_touched(home: House) -> None:
+    home.policy()
+    home.apply()
+    await home.ready()
+    home.trust.error = NoPolicyError("no default WeightTrustPolicy selects namespace ml")
+    home.kubernetes.objects[Kind.POLICY].clear()
+    home.engine.intake.gone(Kind.POLICY, "", "default")
+    await home.until(lambda: home.condition("WeightsVerified") == ("False", "NoPolicy"))
+    await home.settled()
+    assert home.condition("Ready") == ("True", "Serving")
+    home.policy(authorities=[{"name": "unreadable"}], sources="none", denied={"manifestDigests": [DIGEST]})
+    await home.settled()
+    assert home.ray.starts[APP] == 1
+    assert APP in home.ray.applications
+
+
+async def test_a_waived_signer_shows_in_status_event_and_metrics(home: House) -> None:
+    home.trust.waived, home.trust.authority, home.trust.signer = "no authority holds the key", "", ""
+    home.apply(verification={"mode": "Audit"})
+    await home.ready()
+    assert home.condition("WeightsVerified") == ("False", "SignerWaived")
+    assert home.status()["weights"]["signerWaived"] == "no authority holds the key"
+    assert [reason for _, reason, _ in home.kubernetes.events].count("SignerWaived") == 1
+    (series,) = vouching(home)
+    assert 'mode="Audit"' in series
+    assert home.engine.metrics.trust_checks.labels("SignerWaived")._value.get() == 1

@@ -89,6 +89,14 @@ def test_keep_keeps_and_absent_removes() -> None:
     assert planned(details(one), {one["name"]: Absent()}).document["applications"] == []
 
 
+def test_what_may_not_be_created_is_changed_where_it_is_and_never_put_back() -> None:
+    one, more = config(), config(scaling={"maxReplicas": 2})
+    wish = {one["name"]: Present(config=more, create=False)}
+    assert planned(details(one), wish).document["applications"] == [more]
+    assert planned(details(), wish).document is None
+    assert planned(details(FOREIGN), wish).document is None
+
+
 def test_a_failed_application_is_removed_before_it_is_put_again() -> None:
     wanted = config()
     seen = details(wanted)

@@ -19,6 +19,7 @@ from gptoss_operator.plan.observation import (
     Observation,
     Placement,
     Presence,
+    Revocation,
     Site,
     Trust,
     Trusted,
@@ -36,6 +37,9 @@ TRUSTED = Trusted(
 )
 UNSIGNED = Distrusted(reason="Unsigned", message="sign it")
 AWAY = Distrusted(reason="SourceUnavailable", message="later", retryable=True)
+DENIED = Distrusted(reason="DeniedDigest", message="denied")
+DRAIN = Revocation(reason="DeniedDigest", message="denied", drain=True)
+KEEP = Revocation(reason="DeniedDigest", message="denied", drain=False)
 
 
 class World:
@@ -48,6 +52,7 @@ class World:
         self.view = ApplicationView(presence=Presence.ABSENT)
         self.reachable = True
         self.trust: Trust = TRUSTED
+        self.revocation: Revocation | None = None
         self.demand = QUIET
         self.memory: Memory | None = None
         self.asked: Wish | None = None
@@ -63,6 +68,7 @@ class World:
             placement=Placement(cluster="local"),
             application=self.view if self.reachable else ApplicationView(trouble=("ClusterUnreachable", "no answer")),
             trust=self.trust,
+            revocation=self.revocation,
             demand=self.demand,
             now=self.now,
             wall=(MONDAY + timedelta(seconds=self.now)).strftime("%Y-%m-%dT%H:%M:%SZ"),
@@ -96,18 +102,25 @@ class World:
         if not self.reachable:
             return
         match self.asked:
+            case Present(create=False) if self.view.presence is not Presence.PRESENT:
+                pass
             case Present(config=config):
                 if self.view.presence is not Presence.PRESENT or self.view.deployed != config:
                     answering = self.view.answering if self.view.presence is Presence.PRESENT else False
                     self.view = ApplicationView(
-                        presence=Presence.PRESENT, status="DEPLOYING", deployed=config, answering=answering
+                        presence=Presence.PRESENT,
+                        status="DEPLOYING",
+                        deployed=config,
+                        answering=answering,
+                        ready=self.view.ready if answering else 0,
                     )
             case Absent():
                 self.view = ApplicationView(presence=Presence.ABSENT)
 
     def engine_answers(self) -> None:
         if self.view.presence is Presence.PRESENT:
-            self.view = replace(self.view, status="RUNNING", answering=True, failure=None, ready=1, wanted=1)
+            self.view = replace(self.view, status="RUNNING", answering=True, failure=None)
+            self.view = replace(self.view, ready=self.view.ready or 1, wanted=self.view.wanted or 1)
 
     def live(self) -> None:
         for _ in range(3):
@@ -144,7 +157,7 @@ def idle() -> World:
 EVENTS = [
     "time", "long", "demand", "quiet", "unknown", "ack", "answers", "mute", "fails", "refused", "lost", "unreachable",
     "reachable", "cluster", "cluster", "unsigned", "away", "signed", "resigned", "spec", "bounds", "suspend", "resume",
-    "restart", "retry", "wake", "floor", "schedule",
+    "restart", "retry", "wake", "floor", "schedule", "drained", "kept", "pardoned", "grows",
 ]  # fmt: skip
 
 
@@ -183,6 +196,12 @@ def happen(world: World, event: str) -> None:
             world.trust = AWAY
         case "signed":
             world.trust = TRUSTED
+        case "drained" | "kept":
+            world.trust, world.revocation = DENIED, DRAIN if event == "drained" else KEEP
+        case "pardoned":
+            world.trust, world.revocation = TRUSTED, None
+        case "grows" if world.view.ready:
+            world.view = replace(world.view, ready=2, wanted=2)
         case "resigned":
             world.trust = replace(TRUSTED, manifest_digest="sha256:" + "cd" * 32, source="two")
         case "spec":
@@ -255,7 +274,8 @@ def test_what_serves_is_taken_away_only_asleep_suspended_or_broken(events: list[
         awake = before in {Phase.SERVING, Phase.DRAINING, Phase.STARTING}
         if awake and any(isinstance(wish, Absent) for wish in world.wishes):
             assert world.phase in {Phase.SUSPENDED, Phase.IDLE, Phase.FAILED}
-            if answering:
+            denied = world.revocation is not None and world.condition("Revoked")[0] == "True"
+            if answering and not denied:
                 assert world.phase in {Phase.SUSPENDED, Phase.IDLE}
             if world.phase is Phase.IDLE:
                 assert not unknown

@@ -7,12 +7,17 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from gptoss_api.policy import WeightTrustPolicy
+from gptoss_api.policy import WeightTrustPolicy, WeightTrustPolicySpec
 from gptoss_weights.errors import (
     AmbiguousPolicyError,
+    AuditNotAllowedError,
+    BrokenSignatureError,
     DeniedDigestError,
     DeniedKeyError,
+    ForbiddenContentError,
     InvalidPolicyError,
+    MalformedManifestError,
+    MalformedSignatureError,
     ManifestChangedError,
     NoPolicyError,
     PolicyNotFoundError,
@@ -21,7 +26,7 @@ from gptoss_weights.errors import (
     UnsignedError,
     UntrustedSignerError,
 )
-from gptoss_weights.policy import Narrowing, check_source, evaluate, select_policy
+from gptoss_weights.policy import Narrowing, check_source, evaluate, revocation, select_policy
 from gptoss_weights.signature import key_fingerprint
 from tests.unit.weights.builders import MODEL, bundle, policy, private_key, public_pem, statement, text
 
@@ -172,6 +177,105 @@ def test_narrowing_widens_nothing():
     for name in ("one", "two"):
         with pytest.raises(UntrustedSignerError):
             judge(spec=spec, authority=name, manifest_digest=digest_of(statement()))
+
+
+def audited(document=None, *, allow=True, **more):
+    spec = more.pop("spec", {})
+    return judge(document, policy(allowAudit=allow, **spec), audit=True, **more)
+
+
+@pytest.mark.parametrize(
+    ("document", "spec", "problem"),
+    [
+        (lambda: bundle(key=private_key("stranger")), {}, "no authority of the policy holds"),
+        (lambda: bundle(), {"authorities": [authority(models=("llama",))]}, "may not sign"),
+        (lambda: bundle(), {"authorities": [authority(not_after=NOW)]}, "notAfter"),
+    ],
+    ids=["a stranger", "another model's signer", "an authority whose time is over"],
+)
+def test_audit_waives_the_signer_and_says_so(document, spec, problem):
+    with pytest.raises(UntrustedSignerError):
+        judge(document(), policy(**spec))
+    decision = audited(document(), spec=spec)
+    assert problem in decision.waived
+    assert decision.authority_name == ""
+    assert decision.manifest_digest == digest_of(statement())
+
+
+def test_audit_of_a_trusted_signer_is_as_good_as_enforcing():
+    assert audited().waived is None
+    assert audited().authority_name == "release-team"
+
+
+def test_audit_only_where_the_policy_permits_it():
+    for document in (bundle(), bundle(key=private_key("stranger"))):
+        with pytest.raises(AuditNotAllowedError, match="allowAudit"):
+            audited(document, allow=False)
+
+
+def forged():
+    document = bundle(key=private_key("stranger"))
+    return {**document, "verificationMaterial": bundle()["verificationMaterial"]}
+
+
+STRANGER = private_key("stranger")
+
+
+@pytest.mark.parametrize(
+    ("document", "spec", "narrowing", "error"),
+    [
+        (lambda: None, {}, {}, UnsignedError),
+        (lambda: {**bundle(), "more": 1}, {}, {}, MalformedSignatureError),
+        (forged, {}, {}, BrokenSignatureError),
+        (lambda: bundle(statement(subject="gpt-oss-20b"), key=STRANGER), {}, {}, SubjectMismatchError),
+        (lambda: bundle(statement(files={"../x.json": "a" * 64}), key=STRANGER), {}, {}, MalformedManifestError),
+        (lambda: bundle(statement(files={"x.pkl": "a" * 64}), key=STRANGER), {}, {}, ForbiddenContentError),
+        (lambda: bundle(key=STRANGER), {}, {"manifest_digest": "sha256:" + "0" * 64}, ManifestChangedError),
+        (
+            lambda: bundle(key=STRANGER),
+            {"denied": {"manifestDigests": [digest_of(statement())]}},
+            {},
+            DeniedDigestError,
+        ),
+        (
+            lambda: bundle(),
+            {"denied": {"keyFingerprints": [key_fingerprint(private_key().public_key())]}},
+            {},
+            DeniedKeyError,
+        ),
+        (lambda: bundle(key=STRANGER), {"sources": [{"prefix": "s3://elsewhere"}]}, {}, SourceNotAllowedError),
+    ],
+    ids=[
+        "unsigned", "malformed", "forged", "another subject", "unsafe names", "forbidden content", "another manifest",
+        "a denied manifest", "a denied key", "another place",
+    ],
+)  # fmt: skip
+def test_audit_waives_nothing_but_the_signer(document, spec, narrowing, error):
+    found = document()
+    values = {"sources": [{"prefix": "s3://models"}], "authorities": [authority()], "allowAudit": True, **spec}
+    raw = text(found) if found is not None else None
+    asked = Narrowing(**{"subject": MODEL, "audit": True, **narrowing})
+    with pytest.raises(error):
+        evaluate(raw, WeightTrustPolicySpec.model_validate(values), uri=URI, narrowing=asked, now=NOW)
+
+
+@pytest.mark.parametrize(
+    ("denied", "reason"),
+    [
+        ({}, None),
+        ({"manifestDigests": ["sha256:" + "1" * 64]}, "DeniedDigest"),
+        ({"keyFingerprints": ["sha256:" + "2" * 64]}, "DeniedKey"),
+        ({"manifestDigests": ["sha256:" + "2" * 64], "keyFingerprints": ["sha256:" + "1" * 64]}, None),
+    ],
+)
+def test_what_was_accepted_is_revoked_by_its_manifest_or_its_key(denied, reason):
+    found = revocation(policy(denied=denied), manifest_digest="sha256:" + "1" * 64, signer="sha256:" + "2" * 64)
+    assert (found.reason if found is not None else None) == reason
+
+
+def test_a_signer_that_nobody_knows_is_not_denied():
+    spec = policy(denied={"keyFingerprints": ["sha256:" + "2" * 64]})
+    assert revocation(spec, manifest_digest="sha256:" + "1" * 64, signer="") is None
 
 
 def test_a_pinned_digest_narrows():
