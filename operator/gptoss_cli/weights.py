@@ -143,7 +143,8 @@ def pull(
     """Fetch and verify the weights at URI, and print the folder that holds them.
 
     Credentials and endpoint of an object store come from the environment (AWS_ACCESS_KEY_ID,
-    AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL_S3, AWS_REGION).
+    AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL_S3, AWS_REGION), and so do the bounds that a node has
+    (GPTOSS_WEIGHTS_MAX_BYTES, GPTOSS_WEIGHTS_PARALLEL_FILES). An interrupted pull goes on where it was.
     """
     from gptoss_weights.materialise import PullProgress
     from gptoss_weights.materialise import pull as materialise
@@ -155,7 +156,12 @@ def pull(
         task = bar.add_task("pulling", total=None)
 
         def report(now: PullProgress) -> None:
-            bar.update(task, completed=now.bytes_done, total=now.bytes_total)
+            bar.update(
+                task,
+                completed=now.bytes_done,
+                total=now.bytes_total,
+                description=f"pulling, {now.files_done} of {now.files_total} files",
+            )
 
         found = materialise(
             uri,
@@ -174,6 +180,8 @@ def pull(
             "fetchedBytes": found.fetched_bytes,
             "seconds": round(found.seconds, 3),
             "receipt": str(found.receipt),
+            "replacedFiles": list(found.damaged),
+            "removedCopies": [gone.name for gone in found.evicted],
         },
         as_json=as_json,
     )

@@ -43,6 +43,7 @@ def test_the_way_from_a_key_to_a_verified_copy(signed, tmp_path):
     pinned = ["--manifest-digest", copy["manifestDigest"]]
     again = run_json("pull", f"file://{signed.folder}", "--to", tmp_path / "to", "--model", MODEL, *pinned)
     assert (again["path"], again["fetchedBytes"]) == (copy["path"], 0)
+    assert (again["replacedFiles"], again["removedCopies"]) == ([], [])
 
 
 def test_text_for_people(signed):
