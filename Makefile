@@ -27,7 +27,7 @@ PYTHON ?= $(shell for each in python3 python3.12 python3.11; do \
 	>/dev/null 2>&1 && command -v "$$each" && break; done)
 
 .PHONY: help setup prerequisites env assets demo demo-down demo-status test test-fast test-unit test-contract \
-	test-apiserver test-engine fuzz lint format types contracts generate check-generated lock bench-wake clean
+	test-apiserver test-engine fuzz lint format types contracts generate check-generated lock bench-wake bench-weights clean
 
 help:  ## Say what there is
 	@grep -hE '^[a-z-]+:.*?## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:.*?## /\t/' | \
@@ -123,6 +123,9 @@ lock: $(UV)  ## Resolve the dependencies again and pin them by hash
 
 bench-wake: setup  ## Print the wake figures against a stand-in that starts at once
 	@$(BIN)/python -m benchmarks.wake
+
+bench-weights: setup  ## Print what verified pulls cost beside plain downloads (ARGS="--gib 4" for the full size)
+	@$(BIN)/python -m benchmarks.weights $(ARGS)
 
 clean:  ## Remove what was built here; the cache folder stays
 	@rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

@@ -7,6 +7,7 @@ object is printed, on failure ``{"error": {"reason", "message", "file", "retryab
 
 import json
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -22,6 +23,9 @@ from gptoss_weights.errors import StorageError, TrustError, UnsignedError, Weigh
 from gptoss_weights.manifest import FileRole, Manifest, parse_manifest
 from gptoss_weights.signature import TrustedKey, parse_bundle, verify_bundle
 
+_LINE_SECONDS = 10.0
+_MIB = 1024**2
+_GIB = 1024**3
 _json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 _key_option = click.option(
     "--key",
@@ -143,7 +147,8 @@ def pull(
     """Fetch and verify the weights at URI, and print the folder that holds them.
 
     Credentials and endpoint of an object store come from the environment (AWS_ACCESS_KEY_ID,
-    AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL_S3, AWS_REGION).
+    AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL_S3, AWS_REGION), and so do the bounds that a node has
+    (GPTOSS_WEIGHTS_MAX_BYTES, GPTOSS_WEIGHTS_PARALLEL_FILES). An interrupted pull goes on where it was.
     """
     from gptoss_weights.materialise import PullProgress
     from gptoss_weights.materialise import pull as materialise
@@ -153,9 +158,12 @@ def pull(
     with _reported(as_json=as_json), _bar(quiet=as_json) as bar:
         digest = _digest_to_pull(uri, keys, manifest_digest)
         task = bar.add_task("pulling", total=None)
+        lines = _Lines(quiet=as_json or sys.stderr.isatty())
 
         def report(now: PullProgress) -> None:
-            bar.update(task, completed=now.bytes_done, total=now.bytes_total)
+            description = f"pulling, {now.files_done} of {now.files_total} files"
+            bar.update(task, completed=now.bytes_done, total=now.bytes_total, description=description)
+            lines.tell(description, now.bytes_done, now.bytes_total)
 
         found = materialise(
             uri,
@@ -174,6 +182,8 @@ def pull(
             "fetchedBytes": found.fetched_bytes,
             "seconds": round(found.seconds, 3),
             "receipt": str(found.receipt),
+            "replacedFiles": list(found.damaged),
+            "removedCopies": [gone.name for gone in found.evicted],
         },
         as_json=as_json,
     )
@@ -230,6 +240,24 @@ def _counting(what: str, folder: Path, *, quiet: bool) -> Iterator[Callable[[int
     with _bar(quiet=quiet) as bar:
         task = bar.add_task(what, total=total)
         yield lambda count: bar.advance(task, count)
+
+
+class _Lines:
+    """Progress where there is no terminal, such as a pod's log: a line every now and then, to standard error."""
+
+    def __init__(self, *, quiet: bool, clock: Callable[[], float] = time.monotonic) -> None:
+        self._quiet = quiet
+        self._clock = clock
+        self._begun = self._told = clock()
+
+    def tell(self, what: str, done: int, total: int) -> None:
+        now = self._clock()
+        if self._quiet or now - self._told < _LINE_SECONDS:
+            return
+        self._told = now
+        rate = done / (now - self._begun)
+        left = f", {(total - done) / rate:.0f} s left" if rate else ""
+        click.echo(f"{what}: {done / _GIB:.2f} of {total / _GIB:.2f} GiB, {rate / _MIB:.0f} MiB/s{left}", err=True)
 
 
 def _bar(*, quiet: bool) -> Progress:

@@ -55,12 +55,16 @@ class Node:
         """Return where these weights' verified copy is, once it is there."""
         return self._private_copy(weights).ready
 
+    def hold(self, weights: WeightsArguments) -> None:
+        """Keep these weights' copy from being removed for as long as this process lives."""
+        self._private_copy(weights).hold()
+
     def vocabulary_of(self, weights: WeightsArguments) -> Path:
         """Return the folder of the vocabulary that is derived from these weights' tokenizer."""
         return self.weights_dir / "vocabularies" / self._private_copy(weights).ready.name
 
     def _private_copy(self, weights: WeightsArguments) -> PrivateCopy:
-        return PrivateCopy(
+        return PrivateCopy.of(
             self.weights_dir, manifest_digest=weights.manifest_digest, location=Location.parse(weights.uri)
         )
 

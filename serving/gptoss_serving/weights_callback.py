@@ -23,8 +23,10 @@ class WeightsCallback(CallbackBase):
         ensure(self._weights(), Node.from_environment())
 
     async def on_after_node_init(self) -> None:
-        """Point the replica at the vocabulary, after every node verified and before the engine is made."""
-        vocabulary.announce(Node.from_environment().vocabulary_of(self._weights()))
+        """Hold the replica's copy and point it at the vocabulary: every node verified, and no engine is made yet."""
+        node, weights = Node.from_environment(), self._weights()
+        node.hold(weights)
+        vocabulary.announce(node.vocabulary_of(weights))
 
     def _weights(self) -> WeightsArguments:
         return WeightsArguments.model_validate(self.kwargs["weights"])

@@ -23,7 +23,7 @@ MAX_JSON_BYTES: Final = 128 * 1024**2
 """gpt-oss's tokenizer.json, the largest there is, has 28 MB."""
 MAX_INDEX_BYTES: Final = 8 * 1024**2
 MAX_TEXT_BYTES: Final = 16 * 1024**2
-_MAX_JSON_DEPTH: Final = 64
+_MAX_INDEX_DEPTH: Final = 8
 _CHUNK_BYTES: Final = 1024 * 1024
 # Keys by which Transformers and vLLM find Python of a repository's own.
 _CODE_KEYS: Final = frozenset({"auto_map", "custom_pipelines", "custom_generate", "trust_remote_code"})
@@ -103,7 +103,7 @@ def check_json(path: Path, *, name: str) -> None:
         _check_member(key, value, name)
 
     try:
-        strictjson.visit(path, member, max_bytes=MAX_JSON_BYTES, max_depth=_MAX_JSON_DEPTH)
+        strictjson.visit(path, member, max_bytes=MAX_JSON_BYTES)
     except strictjson.StrictJSONError as error:
         raise _unreadable(name, str(error)) from error
 
@@ -117,7 +117,7 @@ def check_index(path: Path, *, name: str, listed: Iterable[str]) -> dict[str, st
     with path.open("rb") as stream:
         raw = stream.read(MAX_INDEX_BYTES + 1)
     try:
-        document = strictjson.parse(raw, max_bytes=MAX_INDEX_BYTES, max_depth=_MAX_JSON_DEPTH)
+        document = strictjson.parse(raw, max_bytes=MAX_INDEX_BYTES, max_depth=_MAX_INDEX_DEPTH)
     except strictjson.StrictJSONError as error:
         raise _unreadable(name, str(error)) from error
     weight_map = document.get("weight_map") if isinstance(document, dict) else None

@@ -8,6 +8,7 @@ first: a config that asks for code is refused before gigabytes are pulled.
 """
 
 import json
+import logging
 import stat
 import time
 from collections.abc import Callable, Sequence
@@ -26,7 +27,9 @@ from gptoss_weights.errors import (
     SubjectMismatchError,
     UnsignedError,
 )
+from gptoss_weights.eviction import Evicted, make_room
 from gptoss_weights.hashing import hash_file
+from gptoss_weights.limits import PullLimits
 from gptoss_weights.location import Location
 from gptoss_weights.manifest import Manifest, ManifestFile, parse_manifest
 from gptoss_weights.manifest import manifest_digest as digest_of
@@ -35,9 +38,9 @@ from gptoss_weights.sources import ObjectVersion, Source, SourceSettings, open_s
 from gptoss_weights.storage import (
     PARTIAL_SUFFIX,
     PrivateCopy,
-    check_space,
     listing,
     prepare_directory,
+    remove,
     storage_errors,
     write_atomically,
 )
@@ -46,23 +49,11 @@ from gptoss_weights.trust import read_bundle
 
 _WATCH_SECONDS: Final = 0.1
 _FAREWELL_SECONDS: Final = 10.0
+_NAMED: Final = 5
 
 T = TypeVar("T")
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PullLimits:
-    """Bounds of one pull.
-
-    ``stall_seconds``: longest wait for the next byte of a file. ``lock_seconds``: longest wait for
-    another process that pulls the same. ``spare_bytes`` stay free on the volume.
-    """
-
-    parallel_files: int = 4
-    stall_seconds: float = 120.0
-    lock_seconds: float = 3600.0
-    max_bytes: int = 2 * 1024**4
-    spare_bytes: int = 256 * 1024**2
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -80,7 +71,9 @@ class Materialised:
     """A verified private copy.
 
     ``bytes`` is its size, ``fetched_bytes`` what came from the source for it (0 when it was there),
-    ``receipt`` the path of the evidence.
+    ``receipt`` the path of the evidence. ``damaged`` are the files of a copy that was there already
+    which were changed, missing or planted: they were thrown out and, where they belong, fetched again.
+    ``evicted`` are other copies that made room.
     """
 
     path: Path
@@ -90,6 +83,8 @@ class Materialised:
     fetched_bytes: int
     seconds: float
     receipt: Path
+    damaged: tuple[str, ...] = ()
+    evicted: tuple[Evicted, ...] = ()
 
 
 def pull(
@@ -105,7 +100,8 @@ def pull(
     """Return a private, read-only folder that holds exactly the served files of a pinned manifest.
 
     Blocks; safe to call from several processes and threads of a node at once. ``progress`` is called
-    from the calling thread. Interrupted pulls go on where they were.
+    from the calling thread. Interrupted pulls go on where they were. ``limits`` are the environment's
+    unless given. Where room is needed, copies that nobody used for an hour go.
 
     Raises:
         TrustError: the source holds something else than was pinned; DigestMismatchError names the file.
@@ -120,7 +116,7 @@ def pull(
             directory=prepare_directory(directory),
             settings=settings,
             progress=progress or (lambda _: None),
-            limits=limits or PullLimits(),
+            limits=limits or PullLimits.from_environment(),
         )
         size, fetched = job.run()
     seconds = time.monotonic() - begun
@@ -133,6 +129,8 @@ def pull(
         fetched_bytes=fetched,
         seconds=seconds,
         receipt=job.copy.receipt,
+        damaged=job.damaged,
+        evicted=tuple(job.evicted),
     )
 
 
@@ -157,22 +155,28 @@ class _Pull:
         self._settings = settings
         self._progress = progress
         self._limits = limits
-        self.copy = PrivateCopy(directory, manifest_digest=manifest_digest, location=Location.parse(uri))
+        self.copy = PrivateCopy.of(directory, manifest_digest=manifest_digest, location=Location.parse(uri))
+        self.damaged: tuple[str, ...] = ()
+        self.evicted: list[Evicted] = []
 
     def run(self) -> tuple[int, int]:
         """Return the size of the ready copy and how many bytes were fetched for it."""
         with storage_errors():
             with self.copy.locked(exclusive=False, timeout_seconds=self._limits.lock_seconds):
                 size = self._verified_size()
-            if size is not None:
-                return size, 0
+                if size is not None:
+                    self.copy.touch()
+                    return size, 0
             with self.copy.locked(exclusive=True, timeout_seconds=self._limits.lock_seconds):
                 # Somebody else may have finished it while this call waited.
                 size = self._verified_size()
-                return (size, 0) if size is not None else self._pull()
+                done = (size, 0) if size is not None else self._pull()
+                self.copy.touch()
+                return done
 
     def _verified_size(self) -> int | None:
         """Hash a ready copy; None when there is none, or it is not exactly the manifest's files."""
+        self.damaged = ()
         if not self.copy.ready.is_dir():
             return None
         try:
@@ -183,18 +187,19 @@ class _Pull:
             return None
         manifest = self._accepted(parse_manifest(payload))
         found = listing(self.copy.ready)
-        if found.keys() != {file.name for file in manifest.served}:
-            return None
-        if not all(stat.S_ISREG(entry.st_mode) for entry in found.values()):
-            return None
+        listed = {file.name for file in manifest.served}
+        regular = [file for file in manifest.served if file.name in found and stat.S_ISREG(found[file.name].st_mode)]
         total = sum(entry.st_size for entry in found.values())
         tally = Tally()
 
         def verify(file: ManifestFile) -> bool:
             return hash_file(self.copy.ready / file.name, advance=tally.hashed) == file.sha256
 
-        good = self._in_parallel(manifest.served, verify, tally=tally, total=total)
-        return total if all(good) else None
+        largest_first = sorted(regular, key=lambda file: found[file.name].st_size, reverse=True)
+        good = self._in_parallel(largest_first, verify, tally=tally, total=total)
+        kept = {file.name for file, fits in zip(largest_first, good, strict=True) if fits}
+        self.damaged = tuple(sorted((listed | found.keys()) - (kept & listed)))
+        return None if self.damaged else total
 
     def _pull(self) -> tuple[int, int]:
         begun = datetime.now(UTC)
@@ -202,11 +207,12 @@ class _Pull:
             manifest, payload = self._manifest(source)
             write_atomically(self.copy.manifest, payload)
             if self.copy.ready.is_dir():
-                self.copy.demote()
+                self._throw_out()
             self.copy.staging.mkdir(mode=0o700, exist_ok=True)
             self._clear_strangers(manifest)
             versions = self._versions(source, manifest)
             total = sum(version.size for version in versions.values())
+            self.evicted = make_room(self._directory, self.copy, total=total, limits=self._limits)
             tally = Tally()
             transfer = Transfer(
                 source=source, staging=self.copy.staging, tally=tally, max_attempts=self._settings.max_attempts
@@ -237,6 +243,20 @@ class _Pull:
             raise SubjectMismatchError(f"the weights are signed as another model than {self._subject}")
         return manifest
 
+    def _throw_out(self) -> None:
+        """Take a copy that is not what it should be out of sight, and drop what is wrong with it."""
+        self.copy.demote()
+        for name in self.damaged:
+            remove(self.copy.staging / name)
+        if self.damaged:
+            metrics.DAMAGED_FILES.inc(len(self.damaged))
+            logger.warning(
+                "%d files of the verified copy %s were changed, missing or planted since; replacing them: %s",
+                len(self.damaged),
+                self.copy.name,
+                ", ".join(ascii(name) for name in self.damaged[:_NAMED]),
+            )
+
     def _clear_strangers(self, manifest: Manifest) -> None:
         expected = {file.name for file in manifest.served}
         for name, entry in listing(self.copy.staging).items():
@@ -252,8 +272,6 @@ class _Pull:
         total = sum(version.size for version in versions.values())
         if total > self._limits.max_bytes:
             raise ForbiddenContentError(f"the listed files are longer than {self._limits.max_bytes} bytes in all")
-        held = sum(entry.st_size for entry in listing(self.copy.staging).values())
-        check_space(self._directory, needed=max(0, total - held), spare=self._limits.spare_bytes)
         return versions
 
     def _bring_all(
@@ -271,7 +289,14 @@ class _Pull:
             [file for file in served if not file.name.endswith(TENSORS_SUFFIX)],
             [file for file in served if file.name.endswith(TENSORS_SUFFIX)],
         ):
-            self._in_parallel(group, bring, tally=transfer.tally, total=total, files_total=len(served))
+            self._in_parallel(
+                group,
+                bring,
+                tally=transfer.tally,
+                total=total,
+                files_total=len(served),
+                give_up=transfer.source.close,
+            )
         contents.check_together()
 
     def _in_parallel(
@@ -282,6 +307,7 @@ class _Pull:
         tally: Tally,
         total: int,
         files_total: int | None = None,
+        give_up: Callable[[], None] = lambda: None,
     ) -> list[T]:
         """Do the work for every file, a few at a time, watching it. The first failure ends all."""
         executor = ThreadPoolExecutor(self._limits.parallel_files, thread_name_prefix="gptoss-weights")
@@ -298,8 +324,10 @@ class _Pull:
         finally:
             if not all(task.done() for task in tasks):
                 tally.cancelled.set()
+                give_up()
             executor.shutdown(wait=False, cancel_futures=True)
-            # Workers notice at their next chunk. One that hangs in a dead mount writes no more either.
+            # Workers notice at their next chunk, of which giving up rids them. One that hangs in a dead mount
+            # writes no more either.
             wait([task for task in tasks if not task.cancelled()], timeout=_FAREWELL_SECONDS)
 
     def _report(self, tally: Tally, total: int, files_total: int) -> None:
@@ -328,6 +356,7 @@ class _Pull:
             "begunAt": begun.isoformat(),
             "verifiedAt": datetime.now(UTC).isoformat(),
             "fetchedBytes": fetched,
+            "replacedFiles": list(self.damaged),
             "files": [
                 {
                     "name": file.name,

@@ -21,6 +21,13 @@ VERIFICATIONS: Final = Counter(
     "Verifications of signatures and of bytes by result: Verified, or why not.",
     ["reason"],
 )
+DAMAGED_FILES: Final = Counter(
+    "gptoss_weights_damaged_files",
+    "Files of verified copies that were found changed, missing or planted, and were replaced or thrown out.",
+)
+EVICTED_COPIES: Final = Counter(
+    "gptoss_weights_evicted_copies", "Verified copies that were removed to make room, least recently used first."
+)
 
 
 @contextmanager

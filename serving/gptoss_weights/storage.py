@@ -7,7 +7,8 @@
         staging/<copy>/             what an unfinished pull left: name, or name.partial
         manifests/<copy>.json       the signed payload, believed only for its digest
         receipts/<copy>.json        evidence of what was pulled from where; read by people only
-        locks/<copy>.lock
+        locks/<copy>.lock           held by who pulls (then it says how many bytes that will be) or verifies
+        locks/<copy>.use            held by who may open the copy; its time is that of the last use
 
 A copy is named after the manifest's digest and the place it came from, so a place is always judged
 by its own bytes.
@@ -30,20 +31,36 @@ from gptoss_weights.location import Location
 
 PARTIAL_SUFFIX: Final = ".partial"
 _LOCK_POLL_SECONDS: Final = 0.1
+_LOCK_FLAGS: Final = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+# Descriptors that keep copies from being removed while this process lives.
+_HELD: Final[dict[Path, int]] = {}
+_ADVICE: Final = {
+    errno.EROFS: "is read-only; mount its volume writable, or set GPTOSS_WEIGHTS_DIR to another",
+    errno.EACCES: "may not be written by this user; chown it, or set GPTOSS_WEIGHTS_DIR to another",
+    errno.EPERM: "may not be written by this user; chown it, or set GPTOSS_WEIGHTS_DIR to another",
+    errno.EFBIG: "takes no file so large; use a file system and a limit (ulimit -f) that do",
+    errno.EIO: "failed to read or write (EIO); look at the node's disk",
+}
 _FOLDERS: Final = ("ready", "staging", "manifests", "receipts", "locks")
 
 
 class PrivateCopy:
     """The places in a private folder that belong to one manifest from one source."""
 
-    def __init__(self, directory: Path, *, manifest_digest: str, location: Location) -> None:
+    def __init__(self, directory: Path, name: str) -> None:
+        self.name = name
+        self.ready = directory / "ready" / name
+        self.staging = directory / "staging" / name
+        self.manifest = directory / "manifests" / f"{name}.json"
+        self.receipt = directory / "receipts" / f"{name}.json"
+        self._lock = directory / "locks" / f"{name}.lock"
+        self._use = directory / "locks" / f"{name}.use"
+
+    @classmethod
+    def of(cls, directory: Path, *, manifest_digest: str, location: Location) -> "PrivateCopy":
+        """Return the copy of a manifest from a place, whether it is there or not."""
         origin = hashlib.sha256(str(location).encode()).hexdigest()[:12]
-        self._name = f"{manifest_digest.replace(':', '-')}-{origin}"
-        self._directory = directory
-        self.ready = directory / "ready" / self._name
-        self.staging = directory / "staging" / self._name
-        self.manifest = directory / "manifests" / f"{self._name}.json"
-        self.receipt = directory / "receipts" / f"{self._name}.json"
+        return cls(directory, f"{manifest_digest.replace(':', '-')}-{origin}")
 
     @contextmanager
     def locked(self, *, exclusive: bool, timeout_seconds: float) -> Iterator[None]:
@@ -52,23 +69,66 @@ class PrivateCopy:
         Raises:
             BusyError: another process holds it for longer than ``timeout_seconds``.
         """
-        path = self._directory / "locks" / f"{self._name}.lock"
-        deadline = time.monotonic() + timeout_seconds
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        try:
-            while not _try_lock(descriptor, exclusive=exclusive):
-                if time.monotonic() >= deadline:
-                    raise BusyError(
-                        f"another process of this node has been pulling the same weights for {timeout_seconds:.0f} s; "
-                        "it goes on, and the next try finds what it pulled"
-                    )
-                time.sleep(_LOCK_POLL_SECONDS)
+        with locked_file(self._lock, exclusive=exclusive, timeout_seconds=timeout_seconds):
             yield
-        finally:
+
+    def hold(self) -> None:
+        """Keep this copy from being removed for as long as this process lives."""
+        if self._use in _HELD:
+            return
+        descriptor = os.open(self._use, _LOCK_FLAGS, 0o600)
+        # Exclusive only ever for the moment of a removal, and then the copy is gone: nothing to wait for.
+        if _try_lock(descriptor, exclusive=False):
+            _HELD[self._use] = descriptor
+        else:
             os.close(descriptor)
 
+    def touch(self) -> None:
+        """Note that the copy was given out now."""
+        self._use.touch(mode=0o600)
+
+    def used_at(self) -> float:
+        """Return when the copy was last given out, in seconds since the epoch; 0 for never."""
+        try:
+            return self._use.stat().st_mtime
+        except FileNotFoundError:
+            return 0.0
+
+    def reserve(self, total: int) -> None:
+        """Note how large the copy will be. Counts for as long as its lock is held exclusively."""
+        self._lock.write_text(str(total), encoding="ascii")
+
+    def reserved(self) -> int:
+        """Return how large the copy will be if it is being pulled now, else 0."""
+        try:
+            with locked_file(self._lock, exclusive=False, timeout_seconds=0):
+                return 0
+        except BusyError:
+            noted = self._lock.read_text(encoding="ascii")
+            return int(noted) if noted.isdecimal() else 0
+
+    def size(self) -> int:
+        """Return how many bytes lie in the copy, finished or not."""
+        return sum(entry.st_size for folder in (self.ready, self.staging) for entry in listing(folder).values())
+
+    def remove_unless_used(self) -> bool:
+        """Remove the copy; False if somebody pulls, verifies or holds it."""
+        try:
+            with (
+                locked_file(self._lock, timeout_seconds=0),
+                locked_file(self._use, timeout_seconds=0),
+            ):
+                if self.ready.is_dir():
+                    self.demote()
+                remove_tree(self.staging)
+                self.manifest.unlink(missing_ok=True)
+                self.receipt.unlink(missing_ok=True)
+        except BusyError:
+            return False
+        return True
+
     def demote(self) -> None:
-        """Take a ready copy back into staging, where its good files are kept and the others replaced."""
+        """Take a ready copy back into staging, in one step: nobody ever sees half of it."""
         remove_tree(self.staging)
         _make_writable(self.ready)
         self.ready.rename(self.staging)
@@ -81,6 +141,34 @@ class PrivateCopy:
         for folder, _, _ in os.walk(self.ready):
             Path(folder).chmod(0o555)
         sync_folder(self.ready.parent)
+
+
+def copies(directory: Path) -> list[PrivateCopy]:
+    """Return every copy in a private folder, finished or not."""
+    names = {entry.name for folder in ("ready", "staging") for entry in (directory / folder).iterdir()}
+    return [PrivateCopy(directory, name) for name in sorted(names)]
+
+
+@contextmanager
+def locked_file(path: Path, *, exclusive: bool = True, timeout_seconds: float) -> Iterator[None]:
+    """Hold the lock that a file stands for. It ends with the process, however that ends.
+
+    Raises:
+        BusyError: another process, or another call in this one, holds it for longer than ``timeout_seconds``.
+    """
+    deadline = time.monotonic() + timeout_seconds
+    descriptor = os.open(path, _LOCK_FLAGS, 0o600)
+    try:
+        while not _try_lock(descriptor, exclusive=exclusive):
+            if time.monotonic() >= deadline:
+                raise BusyError(
+                    f"another process of this node has been pulling the same weights for {timeout_seconds:.0f} s; "
+                    "it goes on, and the next try finds what it pulled"
+                )
+            time.sleep(_LOCK_POLL_SECONDS)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def prepare_directory(directory: Path) -> Path:
@@ -104,20 +192,6 @@ def prepare_directory(directory: Path) -> Path:
     return directory.resolve()
 
 
-def check_space(directory: Path, *, needed: int, spare: int) -> None:
-    """Check that ``needed`` more bytes fit and ``spare`` stay free.
-
-    Raises:
-        NoSpaceError: they don't.
-    """
-    free = shutil.disk_usage(directory).free
-    if free < needed + spare:
-        raise NoSpaceError(
-            f"the weights need {needed} more bytes and {spare} to spare, but the node's folder for weights has {free} "
-            "free; give it a larger volume, or remove copies under ready/ that nothing uses"
-        )
-
-
 @contextmanager
 def storage_errors() -> Iterator[None]:
     """Turn errors of the local file system into typed ones."""
@@ -128,6 +202,8 @@ def storage_errors() -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise NoSpaceError("the node's folder for weights is full; give it a larger volume") from error
+        if error.errno in _ADVICE:
+            raise StorageError(f"the node's folder for weights {_ADVICE[error.errno]}") from error
         code = errno.errorcode.get(error.errno or 0, "unknown")
         raise StorageError(f"the node's folder for weights failed ({code}); check its volume") from error
 
@@ -160,6 +236,14 @@ def listing(folder: Path) -> dict[str, os.stat_result]:
             path = Path(parent) / name
             found[path.relative_to(folder).as_posix()] = path.lstat()
     return found
+
+
+def remove(path: Path) -> None:
+    """Remove whatever of ours goes by this name, if anything does."""
+    if path.is_dir() and not path.is_symlink():
+        remove_tree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def remove_tree(folder: Path) -> None:

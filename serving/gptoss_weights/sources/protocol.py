@@ -43,3 +43,6 @@ class Source(Protocol):
             MissingFileError, AccessDeniedError, SourceUnavailableError
             SourceChangedError: the file is not this version any more.
         """
+
+    def close(self) -> None:
+        """Close the connections. Streams that other threads read end early. May be called twice."""

@@ -1,8 +1,9 @@
 """Weights in S3 or whatever speaks its protocol."""
 
 import re
+import threading
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final
 
 from botocore.exceptions import (
@@ -25,9 +26,10 @@ from gptoss_weights.location import Location
 from gptoss_weights.sources.endpoint import check_endpoint
 from gptoss_weights.sources.protocol import ObjectVersion
 from gptoss_weights.sources.retry import retrying
-from gptoss_weights.sources.settings import SourceSettings
+from gptoss_weights.sources.settings import PARALLEL_FILES_VARIABLE, SourceSettings
 
 if TYPE_CHECKING:
+    from botocore.response import StreamingBody
     from mypy_boto3_s3 import S3Client
 
 _CHUNK_BYTES: Final = 1024 * 1024
@@ -36,17 +38,20 @@ _CONTENT_RANGE: Final = re.compile(r"bytes (\d+)-\d+/\d+")
 _DENIED_CODES: Final = frozenset(
     {
         "AccessDenied",
-        "ExpiredToken",
         "InvalidAccessKeyId",
         "InvalidToken",
         "SignatureDoesNotMatch",
-        "RequestTimeTooSkewed",
         "XAdminUserNotFound",  # versitygw, of an unknown access key; with status 404
     }
 )
 # HEAD has no body, so botocore gives the status as the code.
 _MISSING_CODES: Final = frozenset({"NoSuchKey", "NotFound", "404", ""})
-_BUSY_CODES: Final = frozenset({"SlowDown", "RequestTimeout", "ServiceUnavailable", "InternalError"})
+_EXPIRED_CODES: Final = frozenset({"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired"})
+_SKEWED_CODES: Final = frozenset({"RequestTimeTooSkewed", "RequestExpired"})
+_THROTTLED_CODES: Final = frozenset(
+    {"SlowDown", "SlowDownRead", "Throttling", "ThrottlingException", "TooManyRequests", "RequestLimitExceeded"}
+)
+_BUSY_CODES: Final = frozenset({"RequestTimeout", "ServiceUnavailable", "InternalError"})
 
 
 class S3Source:
@@ -57,6 +62,9 @@ class S3Source:
         self._prefix = "".join(f"{segment}/" for segment in location.segments)
         self._client = _client(settings)
         self._max_attempts = settings.max_attempts
+        self._lock = threading.Lock()
+        self._open: set[StreamingBody] = set()
+        self._closed = False
 
     def stat(self, name: str) -> ObjectVersion:
         """Return size and ETag of an object."""
@@ -72,14 +80,32 @@ class S3Source:
             answer = self._client.get_object(
                 Bucket=self._bucket, Key=self._prefix + name, IfMatch=version.etag, Range=f"bytes={offset}-"
             )
-            with closing(answer["Body"]) as body:
+            with closing(answer["Body"]) as body, self._listed(body, name):
                 _check_answer(answer, name, version, offset)
                 while chunk := body.read(_CHUNK_BYTES):
                     yield chunk
 
     def close(self) -> None:
-        """Close the connections."""
+        """Close the connections, and end the streams that other threads still wait for."""
+        with self._lock:
+            self._closed = True
+            for body in self._open:
+                # urllib3's way to wake a reader; botocore hides the response, and closing it waits for the reader.
+                with suppress(ValueError, RuntimeError, OSError):
+                    body._raw_stream.shutdown()  # type: ignore[attr-defined]  # noqa: SLF001
         self._client.close()
+
+    @contextmanager
+    def _listed(self, body: "StreamingBody", name: str) -> Iterator[None]:
+        with self._lock:
+            if self._closed:
+                raise SourceUnavailableError(f"the source of {name} was closed", file=name)
+            self._open.add(body)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._open.discard(body)
 
     def _stat(self, name: str) -> ObjectVersion:
         with _source_errors(name):
@@ -155,6 +181,15 @@ def _source_errors(name: str) -> Iterator[None]:
 def _typed(name: str, error: ClientError) -> SourceError:
     status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
     code = str(error.response.get("Error", {}).get("Code", ""))
+    if code in _EXPIRED_CODES:
+        return AccessDeniedError(
+            "the credentials for the object store have expired; renew them, or let the node take its own by role",
+            file=name,
+        )
+    if code in _SKEWED_CODES:
+        return AccessDeniedError(
+            "this machine's clock differs too much from the object store's; synchronise it (NTP)", file=name
+        )
     if code in _DENIED_CODES or status in (401, 403):
         return AccessDeniedError(
             f"the object store refuses to hand out {name} (status {status}); "
@@ -167,7 +202,13 @@ def _typed(name: str, error: ClientError) -> SourceError:
         return MissingFileError(f"{name} is not at the source; upload it", file=name)
     if status in (412, 416):
         return SourceChangedError(f"{name} was replaced while it was being read", file=name)
-    if code in _BUSY_CODES or status == 429 or status >= 500:
+    if code in _THROTTLED_CODES or status == 429:
+        return SourceUnavailableError(
+            f"the object store throttles requests (status {status}) for {name}; "
+            f"raise its limits, or lower {PARALLEL_FILES_VARIABLE}",
+            file=name,
+        )
+    if code in _BUSY_CODES or status >= 500:
         return SourceUnavailableError(f"the object store answers with status {status} for {name}", file=name)
     return SourceError(
         f"the object store answers with status {status} for {name}; check endpoint and region", file=name

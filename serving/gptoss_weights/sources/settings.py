@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 FILE_ROOTS_VARIABLE = "GPTOSS_WEIGHTS_FILE_ROOTS"
+PARALLEL_FILES_VARIABLE = "GPTOSS_WEIGHTS_PARALLEL_FILES"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

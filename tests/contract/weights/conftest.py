@@ -1,13 +1,17 @@
 """Signed models and pulls of them."""
 
+import re
+
 import pytest
 
-from gptoss_weights.materialise import PullLimits, pull
+from gptoss_weights.limits import PullLimits
+from gptoss_weights.materialise import pull
 from gptoss_weights.sources import SourceSettings
 from tests.contract.weights.faults import served_by
+from tests.contract.weights.proxy import proxy
 from tests.unit.weights.builders import MODEL, model
 
-__all__ = ["served_by"]
+__all__ = ["proxy", "served_by"]
 
 
 @pytest.fixture(autouse=True)
@@ -22,6 +26,28 @@ def weights(tmp_path):
     made = model(tmp_path / "weights")
     made.digest = made.sign().manifest.digest
     return made
+
+
+@pytest.fixture
+def uploaded(object_store, weights, request):
+    """The signed model in the real server, under a prefix of this test's own."""
+    prefix = re.sub(r"[^a-z0-9_]+", "-", request.node.name.lower())
+    client = object_store.client()
+    for path in weights.folder.rglob("*"):
+        if path.is_file():
+            client.upload_file(str(path), object_store.bucket, f"{prefix}/{path.relative_to(weights.folder)}")
+    return prefix
+
+
+def settings_for(access, **changes) -> SourceSettings:
+    values = {
+        "s3_endpoint": access.endpoint,
+        "s3_region": access.region,
+        "s3_access_key_id": access.access_key,
+        "s3_secret_access_key": access.secret_key,
+        **changes,
+    }
+    return SourceSettings(**values)
 
 
 @pytest.fixture

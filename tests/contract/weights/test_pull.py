@@ -28,7 +28,8 @@ from gptoss_weights.errors import (
     SubjectMismatchError,
     UnsignedError,
 )
-from gptoss_weights.materialise import PullLimits, PullProgress
+from gptoss_weights.limits import PullLimits
+from gptoss_weights.materialise import PullProgress
 from gptoss_weights.sources import SourceSettings
 from tests.contract.weights.faults import breaks, from_folder
 from tests.unit.weights.builders import MODEL, Model, model
@@ -96,7 +97,7 @@ def test_nothing_is_given_out_after_a_failure(weights, pulled, tmp_path):
     assert list((tmp_path / "private" / "ready").iterdir()) == []
 
 
-@pytest.mark.parametrize("damage", ["flip", "truncate", "extra", "missing", "link"])
+@pytest.mark.parametrize("damage", ["flip", "truncate", "extra", "missing", "link", "folder"])
 def test_a_damaged_private_copy_is_repaired_from_the_source(weights, pulled, damage):
     path = pulled().path
     path.chmod(0o755)
@@ -114,7 +115,12 @@ def test_a_damaged_private_copy_is_repaired_from_the_source(weights, pulled, dam
         case "link":
             target.unlink()
             target.symlink_to(weights.folder / SHARD)
+        case "folder":
+            target.unlink()
+            target.mkdir()
     again = pulled()
+    assert again.damaged == (("planted.json",) if damage == "extra" else (SHARD,))
+    assert json.loads(again.receipt.read_text())["replacedFiles"] == list(again.damaged)
     assert contents(again.path) == {name: weights.files[name] for name in SERVED}
     assert not (again.path / SHARD).is_symlink()
     assert again.fetched_bytes == (0 if damage == "extra" else len(weights.files[SHARD]))

@@ -23,29 +23,8 @@ from gptoss_weights.sources import SourceSettings, open_source
 from gptoss_weights.sources.endpoint import check_endpoint
 from gptoss_weights.sources.s3 import _client
 from gptoss_weights.trust import read_bundle
+from tests.contract.weights.conftest import settings_for
 from tests.unit.weights.builders import MODEL
-
-
-def settings_for(access, **changes) -> SourceSettings:
-    values = {
-        "s3_endpoint": access.endpoint,
-        "s3_region": access.region,
-        "s3_access_key_id": access.access_key,
-        "s3_secret_access_key": access.secret_key,
-        **changes,
-    }
-    return SourceSettings(**values)
-
-
-@pytest.fixture
-def uploaded(object_store, weights, request):
-    """The signed model in the real server, under a prefix of this test's own."""
-    prefix = request.node.name.replace("[", "-").replace("]", "")
-    client = object_store.client()
-    for path in weights.folder.rglob("*"):
-        if path.is_file():
-            client.upload_file(str(path), object_store.bucket, f"{prefix}/{path.relative_to(weights.folder)}")
-    return prefix
 
 
 def test_pulls_from_a_real_server(object_store, uploaded, weights, pulled):

@@ -7,7 +7,7 @@ import sys
 import pytest
 from click.testing import CliRunner
 
-from gptoss_cli.weights import weights
+from gptoss_cli.weights import _Lines, weights
 from gptoss_weights.sources import SourceSettings
 from tests.unit.weights.builders import MODEL, model
 
@@ -43,6 +43,20 @@ def test_the_way_from_a_key_to_a_verified_copy(signed, tmp_path):
     pinned = ["--manifest-digest", copy["manifestDigest"]]
     again = run_json("pull", f"file://{signed.folder}", "--to", tmp_path / "to", "--model", MODEL, *pinned)
     assert (again["path"], again["fetchedBytes"]) == (copy["path"], 0)
+    assert (again["replacedFiles"], again["removedCopies"]) == ([], [])
+
+
+def test_progress_without_a_terminal_is_a_line_every_ten_seconds(capsys):
+    now = 0.0
+    lines = _Lines(quiet=False, clock=lambda: now)
+    for second in range(0, 31, 5):
+        now = float(second)
+        lines.tell("pulling, 1 of 9 files", second * 2**30 // 10, 10 * 2**30)
+    told = capsys.readouterr().err.splitlines()
+    assert len(told) == 3
+    assert told[0] == "pulling, 1 of 9 files: 1.00 of 10.00 GiB, 102 MiB/s, 90 s left"
+    _Lines(quiet=True, clock=lambda: 100.0).tell("pulling", 1, 2)
+    assert capsys.readouterr().err == ""
 
 
 def test_text_for_people(signed):
