@@ -9,6 +9,7 @@ class ConditionType(StrEnum):
     READY = "Ready"
     RECONCILING = "Reconciling"
     STALLED = "Stalled"
+    FIT = "Fit"
     WEIGHTS_VERIFIED = "WeightsVerified"
     ENGINE_READY = "EngineReady"
     SCALED_TO_ZERO = "ScaledToZero"
@@ -40,6 +41,14 @@ class Reason(StrEnum):
     ENGINE_FAILED = "EngineFailed"
     SERVING_VERSION_MISMATCH = "ServingVersionMismatch"
     UNTRUSTED_WEIGHTS = "UntrustedWeights"
+    # Fit
+    FITS = "Fits"
+    UNVERIFIED = "Unverified"
+    FITS_WITH_REDUCED_CONTEXT = "FitsWithReducedContext"
+    DOES_NOT_FIT = "DoesNotFit"
+    DEPENDS_ON_NODE = "DependsOnNode"
+    HARDWARE_UNKNOWN = "HardwareUnknown"
+    MODEL_UNKNOWN = "ModelUnknown"
     # EngineReady
     ANSWERING = "Answering"
     NOT_ANSWERING = "NotAnswering"

@@ -262,11 +262,15 @@ class SignatureCheck:
                 now=datetime.fromisoformat(wall),
             )
             versions = hashlib.sha256(decision.manifest_digest.encode())
+            weight_bytes: int | None = 0
             for file in decision.manifest.files:
                 try:
                     version = source.stat(file.name)
+                    if file.name.endswith(".safetensors") and weight_bytes is not None:
+                        weight_bytes += version.size
                     versions.update(f"\n{file.name} {version.size} {version.etag}".encode())
                 except SourceError as error:
+                    weight_bytes = None
                     versions.update(f"\n{file.name} {error.reason}".encode())
         return Trusted(
             manifest_digest=decision.manifest_digest,
@@ -277,6 +281,7 @@ class SignatureCheck:
             checked_at=wall,
             valid_until=decision.valid_until,
             waived=decision.waived,
+            weight_bytes=weight_bytes,
         )
 
 

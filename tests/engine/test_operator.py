@@ -12,6 +12,8 @@ from gptoss_api.clusters import RayCluster
 from gptoss_cli.local.ray_head import RayHead
 from gptoss_operator.process import Engine
 from gptoss_operator.settings import Settings
+from gptoss_operator.substrates.dashboard import RayDashboard
+from gptoss_operator.substrates.nodes import hardware_of
 from tests.contract.operator.house import FakeKubernetes, House, ManualClock, TrustSays
 from tests.engine.conftest import SignedFolder
 from tests.engine.ray import GATEWAY_TOKEN, STANDIN, Applications
@@ -148,3 +150,18 @@ async def test_a_flipped_byte_is_named_and_a_mended_source_serves(
     await ready(home)
     home.delete()
     await gone(applications, APP)
+
+
+async def test_ray_tells_its_nodes_as_they_are_read(home: House, ray_head: RayHead) -> None:
+    cluster = home.settings.ray_clusters[0]
+    async with aiohttp.ClientSession() as session:
+        nodes = await RayDashboard(cluster, session).nodes()
+    assert nodes is not None
+    (node,) = nodes
+    assert node["state"] == "ALIVE"
+    assert node["resources_total"]["CPU"] >= 1
+    assert hardware_of(cluster, nodes).kinds == ()
+    # Its own resources with a GPU among them, as Ray writes accelerators.
+    resources = {**node["resources_total"], "GPU": 2.0, "accelerator_type:H100": 1.0}
+    (kind,) = hardware_of(cluster, [{**node, "resources_total": resources}]).kinds
+    assert ([card.name for card in kind.candidates], kind.count) == (["H100-80GB", "H100-NVL"], 2)

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from gptoss_api.application import EngineArgument
-from gptoss_api.engine import EngineConfig, resolve, serving_arguments
+from gptoss_api.engine import EngineConfig, serving_arguments
 from gptoss_api.profiles import profile_for
 from gptoss_operator.plan.applications import application_config
+from gptoss_operator.plan.fit import engine_for, engines_for_other_hardware
 from gptoss_operator.plan.observation import Observation, Presence, Site, Trusted
 
 
@@ -43,7 +44,7 @@ def wanted_application(observed: Observation, site: Site) -> Wanted | None:
     """
     deployment = observed.deployment
     profile = profile_for(deployment.spec.model.name)
-    engine = resolve(deployment.spec, profile)
+    engine = engine_for(deployment.spec, profile, observed.application.hardware)
     deployed = _deployed_arguments(observed)
     if deployed is not None:
         digest = str((deployed.get("weights") or {}).get("manifestDigest"))
@@ -52,6 +53,10 @@ def wanted_application(observed: Observation, site: Site) -> Wanted | None:
             same = _arguments(observed, engine, digest, site)
             if same == deployed:
                 return _wanted(observed, engine, same, digest, site)
+            for other in engines_for_other_hardware(deployment.spec, profile):
+                # Nodes came or went since: no reason to start it anew.
+                if _arguments(observed, other, digest, site) == deployed:
+                    return _wanted(observed, other, deployed, digest, site)
             if _still_as_proved(observed, same, deployed):
                 kept = EngineConfig(
                     arguments=dict(deployed["engine"]),

@@ -17,8 +17,10 @@ from datetime import datetime
 
 from gptoss_api.conditions import Reason, TrustReason
 from gptoss_api.names import PAUSED_ANNOTATION, RETRY_ANNOTATION, WAKE_ANNOTATION
+from gptoss_api.profiles import profile_for
 from gptoss_operator.plan.applications import Absent, Keep, Present, Wish, covers
 from gptoss_operator.plan.arguments import wanted_application
+from gptoss_operator.plan.fit import engine_for, fit_of
 from gptoss_operator.plan.observation import Distrusted, Memory, Observation, Presence, Revocation, Site, Trusted
 from gptoss_operator.plan.revoked import acting_revocation, capped, must_stop
 from gptoss_operator.plan.verdict import OF_WEIGHTS, Phase, Stall, Verdict, phase_of, written_stall
@@ -72,10 +74,12 @@ def decide(observed: Observation, memory: Memory | None, site: Site) -> Verdict:
             verdict, Stall(reason=Reason.INVALID_SPEC, detail=Reason.INVALID_SPEC, message=observed.floor.problem)
         )
     try:
+        profile = profile_for(observed.deployment.spec.model.name)
         wanted = wanted_application(observed, site)
     except ValueError as error:
         return _fail(verdict, Stall(reason=Reason.INVALID_SPEC, detail=Reason.INVALID_SPEC, message=str(error)))
-    verdict = replace(verdict, wanted=wanted)
+    fit = fit_of(observed, engine_for(observed.deployment.spec, profile, observed.application.hardware))
+    verdict = replace(verdict, wanted=wanted, fit=fit)
     if annotations.get(PAUSED_ANNOTATION) == "true":
         return replace(verdict, paused=True, last_retry=status.last_retry, last_wake=status.last_wake)
     return _until_schedule(timed(_next(observed, verdict), observed, before), observed)
@@ -87,6 +91,10 @@ def _next(observed: Observation, verdict: Verdict) -> Verdict:
         return _asleep(replace(verdict, stall=None, failed_source=None), Phase.SUSPENDED, observed)
     if verdict.revoked is not None and observed.application.presence is Presence.PRESENT:
         return _revoked(observed, verdict, verdict.revoked)
+    misfit = _misfit(observed, verdict)
+    if misfit is not None:
+        over = observed.application.presence is Presence.ABSENT
+        return replace(_fail(verdict, misfit), wish=Absent() if over else Keep())
     match verdict.phase:
         case Phase.SUSPENDED:
             slept = observed.status.proved_generation is not None or deployment.spec.scaling.initial == "Idle"
@@ -101,6 +109,21 @@ def _next(observed: Observation, verdict: Verdict) -> Verdict:
             return _starting(observed, verdict)
         case Phase.SERVING | Phase.DRAINING:
             return _serving(observed, verdict)
+
+
+def _misfit(observed: Observation, verdict: Verdict) -> Stall | None:
+    """Say why nothing may be started that can't fit; what runs or has answered may go on."""
+    deployment, application, wanted = observed.deployment, observed.application, verdict.wanted
+    if observed.status.proved_generation == deployment.generation:
+        return None
+    if application.presence is Presence.PRESENT and wanted is not None and covers(application.deployed, wanted.config):
+        return None
+    if verdict.fit is None:
+        known, same = verdict.stall, observed.status.observed_generation == deployment.generation
+        return known if known is not None and known.reason == Reason.DOES_NOT_FIT and same else None
+    if not verdict.fit.blocks:
+        return None
+    return Stall(reason=verdict.fit.reason, detail=verdict.fit.reason, message=verdict.fit.message)
 
 
 def _revoked(observed: Observation, verdict: Verdict, revocation: Revocation) -> Verdict:

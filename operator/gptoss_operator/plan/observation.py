@@ -9,6 +9,7 @@ from typing import Any
 
 from gptoss_api.deployment import GptOssDeployment
 from gptoss_api.deployment_status import GptOssDeploymentStatus
+from gptoss_api.hardware import Accelerator
 from gptoss_operator.plan.demand import Demand
 from gptoss_operator.plan.schedules import Floor, floor_at
 
@@ -39,6 +40,7 @@ class Trusted:
         valid_until: time of day after which this may not be relied on any more, None if it does not end.
         waived: why no authority vouches, where mode Audit waives that.
         doubt: why a later look failed although nothing is known to be wrong.
+        weight_bytes: size of the safetensors files, None if the source does not tell it.
     """
 
     manifest_digest: str
@@ -50,6 +52,7 @@ class Trusted:
     valid_until: datetime | None = None
     waived: str | None = None
     doubt: Distrusted | None = None
+    weight_bytes: int | None = None
 
 
 Trust = Trusted | Distrusted | None
@@ -63,6 +66,34 @@ class Revocation:
     reason: str
     message: str
     drain: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class NodeKind:
+    """Nodes that are alike.
+
+    Attributes:
+        candidates: what each of their accelerators may be, the smallest memory first.
+        count: accelerators of one node.
+    """
+
+    candidates: tuple[Accelerator, ...]
+    count: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hardware:
+    """What a cluster tells of its accelerators.
+
+    Attributes:
+        where: the cluster, for messages.
+        kinds: its nodes with accelerators that are known, in a fixed order; none if it tells of none.
+        strangers: types that it has and that are not known here.
+    """
+
+    where: str
+    kinds: tuple[NodeKind, ...] = ()
+    strangers: tuple[str, ...] = ()
 
 
 class Presence(StrEnum):
@@ -95,6 +126,7 @@ class ApplicationView:
         wanted: replicas Ray wants.
         conflict: why it was left out of the cluster's configuration.
         trouble: reason and message of a problem of the whole cluster.
+        hardware: the cluster's accelerators, None if it was not looked at yet.
     """
 
     presence: Presence = Presence.UNKNOWN
@@ -106,6 +138,7 @@ class ApplicationView:
     wanted: int = 0
     conflict: str | None = None
     trouble: tuple[str, str] | None = None
+    hardware: Hardware | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -39,6 +39,7 @@ def status_for(observed: Observation, verdict: Verdict, site: Site) -> GptOssDep
         ConditionType.READY: _ready(observed, verdict),
         ConditionType.RECONCILING: _reconciling(observed, verdict),
         ConditionType.STALLED: _stalled(verdict),
+        ConditionType.FIT: _fit(observed, verdict),
         ConditionType.WEIGHTS_VERIFIED: _weights_verified(observed, verdict),
         ConditionType.ENGINE_READY: _engine_ready(observed, verdict),
         ConditionType.SCALED_TO_ZERO: _scaled_to_zero(observed, verdict),
@@ -104,6 +105,13 @@ def _stalled(verdict: Verdict) -> _Claim:
     if verdict.stall is not None:
         return "True", verdict.stall.reason, verdict.stall.message
     return "False", Reason.NOT_STALLED, ""
+
+
+def _fit(observed: Observation, verdict: Verdict) -> _Claim:
+    if verdict.fit is None:
+        kept = _kept(observed, ConditionType.FIT)
+        return kept or ("Unknown", Reason.NOT_CHECKED, "The accelerators of the cluster have not been looked at yet.")
+    return verdict.fit.status, verdict.fit.reason, verdict.fit.message
 
 
 def _weights_verified(observed: Observation, verdict: Verdict) -> _Claim:

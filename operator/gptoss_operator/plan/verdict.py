@@ -7,6 +7,7 @@ from gptoss_api.conditions import ConditionType, Reason, TrustReason
 from gptoss_api.deployment_status import GptOssDeploymentStatus
 from gptoss_operator.plan.applications import Wish
 from gptoss_operator.plan.arguments import Wanted
+from gptoss_operator.plan.fit import Finding
 from gptoss_operator.plan.observation import Memory, Revocation
 
 OF_WEIGHTS = frozenset(TrustReason)
@@ -49,6 +50,7 @@ class Verdict:
         drain_epoch: number of the last drain.
         stall: why it can't go on.
         revoked: why the weights that run, or ran last, are denied.
+        fit: whether it fits the cluster's accelerators, None while they were not looked at.
         failed_source: fingerprint of the source that a start failed with.
         last_retry: retry annotation that was acted on.
         last_wake: wake annotation that was acted on.
@@ -67,6 +69,7 @@ class Verdict:
     drain_epoch: int | None = None
     stall: Stall | None = None
     revoked: Revocation | None = None
+    fit: Finding | None = None
     failed_source: str | None = None
     last_retry: str | None = None
     last_wake: str | None = None

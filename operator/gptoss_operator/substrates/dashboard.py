@@ -11,7 +11,7 @@ it hides can't be written back.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,8 @@ from gptoss_api.clusters import RayCluster
 from gptoss_api.names import GATEWAY_TOKEN_HEADER
 
 _PATH = "/api/serve/applications/"
+_NODES_PATH = "/api/v0/nodes?limit=10000"
+_NODES_SECONDS = 5.0
 # While Serve's controller restarts, Ray's answer takes about 6 s (measured with Ray 2.60).
 _GET_SECONDS = 12.0
 _PUT_SECONDS = 60.0
@@ -64,6 +66,15 @@ class RayDashboard:
             raise ClusterUnreachableError(f"{self._name()} answered without a list of applications")
         return details
 
+    async def nodes(self) -> Sequence[Mapping[str, Any]] | None:
+        """Return Ray's nodes with state and resources; None if it does not tell."""
+        try:
+            status, body = await self._call("GET", None, _NODES_SECONDS, path=_NODES_PATH)
+            rows = json.loads(body)["data"]["result"]["result"] if status == 200 else None
+        except (ClusterError, ValueError, KeyError, TypeError):
+            return None
+        return [row for row in rows if isinstance(row, Mapping)] if isinstance(rows, list) else None
+
     async def put_applications(self, document: Mapping[str, Any], *, within: float = _PUT_SECONDS) -> None:
         """Replace the configuration of all of Serve's applications, within some seconds at most.
 
@@ -94,14 +105,16 @@ class RayDashboard:
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError):
             return False
 
-    async def _call(self, method: str, document: Mapping[str, Any] | None, seconds: float) -> tuple[int, bytes]:
+    async def _call(
+        self, method: str, document: Mapping[str, Any] | None, seconds: float, *, path: str = _PATH
+    ) -> tuple[int, bytes]:
         try:
             headers = {"Accept": "application/json"}
             if self._cluster.token_file is not None:
                 headers["Authorization"] = f"Bearer {_read(self._cluster.token_file)}"
             async with self._session.request(
                 method,
-                self._cluster.dashboard_url + _PATH,
+                self._cluster.dashboard_url + path,
                 json=document,
                 headers=headers,
                 timeout=aiohttp.ClientTimeout(total=seconds, sock_connect=5.0),

@@ -4,6 +4,7 @@ Deployments ask; one reconcile of the cluster looks, merges all wishes into the 
 configuration and writes it if it differs. What it sees flows back to the deployments it concerns.
 """
 
+import asyncio
 from collections.abc import Callable, Mapping
 from typing import Any
 from urllib.parse import urlsplit
@@ -22,15 +23,18 @@ from gptoss_operator.plan.applications import (
     covers,
     plan_cluster,
 )
-from gptoss_operator.plan.observation import ApplicationView, Failure, Presence
+from gptoss_operator.plan.observation import ApplicationView, Failure, Hardware, Presence
 from gptoss_operator.substrates.dashboard import ClusterError, ClusterRefusedError, RayDashboard
 from gptoss_operator.substrates.failures import failure_of
+from gptoss_operator.substrates.nodes import hardware_of
 from gptoss_operator.substrates.probes import Probes
 from gptoss_operator.substrates.protocol import Outcome
 
 MOVING_SECONDS = 1.0
 SETTLED_SECONDS = 15.0
 _AFTER_WRITE_SECONDS = 0.3
+NODES_SECONDS = 15.0
+"""Between two looks at the cluster's nodes."""
 
 
 class RayServe:
@@ -56,6 +60,8 @@ class RayServe:
         self._probes = Probes(ask=dashboard.answers, news=news)
         self._trouble: tuple[str, str] | None = None
         self._unreachable = 0
+        self._hardware: Hardware | None = None
+        self._nodes_due = 0.0
         self._conflicts: Mapping[str, str] = {}
         self._losers: Mapping[DeploymentKey, DeploymentKey] = {}
 
@@ -75,12 +81,14 @@ class RayServe:
     def view(self, key: DeploymentKey) -> ApplicationView:
         """Return what was last seen of a deployment's application."""
         if self._details is None:
-            return ApplicationView(trouble=self._trouble)
+            return ApplicationView(trouble=self._trouble, hardware=self._hardware)
         name = self._name(key)
         application = self._details["applications"].get(name)
         conflict = self._conflict(key, name)
         if application is None or application.get("status") == DELETING or conflict is not None:
-            return ApplicationView(presence=Presence.ABSENT, conflict=conflict, trouble=self._trouble)
+            return ApplicationView(
+                presence=Presence.ABSENT, conflict=conflict, trouble=self._trouble, hardware=self._hardware
+            )
         config = application.get("deployed_app_config")
         if config is None or not is_ours({**config, "name": name}, self._installation):
             return ApplicationView(presence=Presence.ABSENT, trouble=self._trouble)
@@ -94,6 +102,7 @@ class RayServe:
             ready=ready,
             wanted=wanted,
             trouble=self._trouble,
+            hardware=self._hardware,
         )
 
     async def close(self) -> None:
@@ -110,6 +119,7 @@ class RayServe:
             self._trouble = (Reason.CLUSTER_UNREACHABLE, f"{error}; what was known of it is kept.")
             return self._outcome(look_again=min(SETTLED_SECONDS, MOVING_SECONDS * self._unreachable))
         self._unreachable = 0
+        await self._look_at_nodes()
         self._details = details
         claims = self._claims(details)
         self._losers = {key: claims[self._name(key)] for key in self._wishes if claims[self._name(key)] != key}
@@ -144,6 +154,17 @@ class RayServe:
         return self._outcome(
             look_again=_AFTER_WRITE_SECONDS if wrote else MOVING_SECONDS if moving else SETTLED_SECONDS, wrote=wrote
         )
+
+    async def _look_at_nodes(self) -> None:
+        """Learn the cluster's accelerators; now and then anew, for nodes come and go."""
+        now = asyncio.get_running_loop().time()
+        if self._hardware is not None and now < self._nodes_due:
+            return
+        self._nodes_due = now + NODES_SECONDS
+        # What an administrator says needs no look.
+        nodes = await self._dashboard.nodes() if self._cluster.hardware is None else ()
+        if nodes is not None or self._hardware is None:
+            self._hardware = hardware_of(self._cluster, nodes or ())
 
     def _outcome(self, *, look_again: float, wrote: bool = False) -> Outcome:
         views = {key: self.view(key) for key in self._wishes}

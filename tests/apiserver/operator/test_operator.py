@@ -8,6 +8,7 @@ import pytest
 
 from gptoss_cli.local.control_plane import ControlPlane
 from tests.apiserver.operator.house import Stack, signed_weights, stack
+from tests.contract.operator.fake_ray import gpu_node
 
 SLEEPY = {"minReplicas": 0, "idleSeconds": 5}
 
@@ -175,3 +176,19 @@ async def _fall_asleep(home: Stack) -> None:
     await home.report(assistant={"drainEpochSeen": epoch})
     await home.wait_for("ScaledToZero", "True", "Idle")
     await home.until(lambda: home.app("assistant") not in home.ray.applications)
+
+
+async def test_what_does_not_fit_is_told_before_anything_starts_and_starts_once_it_does(home: Stack) -> None:
+    home.ray.nodes = [gpu_node("H100", 4)]
+    await home.apply(parallelism={"tensor": 8})
+    found = await home.wait_for("Fit", "False", "DoesNotFit")
+    messages = {condition["type"]: condition["message"] for condition in found["status"]["conditions"]}
+    assert "spec.parallelism.tensor is 8" in messages["Fit"]
+    assert messages["Ready"] == messages["Fit"]
+    await home.wait_for("Stalled", "True", "DoesNotFit")
+    assert home.ray.puts == []
+    await home.apply(parallelism={"tensor": 4})
+    await home.wait_for("Ready", "True", "Serving")
+    found = await home.wait_for("Fit", "True", "Fits")
+    assert found["status"]["engine"]["profileVersion"] == "gpt-oss-20b/2"
+    assert "customized" not in found["status"]["engine"] or found["status"]["engine"]["customized"] == []

@@ -28,6 +28,10 @@ class FakeRay:
         self.puts: list[dict[str, Any]] = []
         self.gets = 0
         self.bad_headers: list[str] = []
+        self.nodes: list[dict[str, Any]] | None = None
+        """Rows of Ray's list of nodes; None answers 404."""
+        self.nodes_hang = asyncio.Event()
+        self.nodes_hang.set()
         self.fail_with: dict[str, str] = {}
         """Application name → message of its failed deployment."""
         self.status_for_get: int | None = None
@@ -49,6 +53,7 @@ class FakeRay:
         app = web.Application()
         app.router.add_get("/api/serve/applications/", self._get)
         app.router.add_put("/api/serve/applications/", self._put)
+        app.router.add_get("/api/v0/nodes", self._nodes)
         app.router.add_get("/{path:.*}", self._serve)
         self._runner = web.AppRunner(app, access_log=None)
         await self._runner.setup()
@@ -103,6 +108,15 @@ class FakeRay:
         if self.status_for_get is not None:
             return web.Response(status=self.status_for_get, text="fault")
         return web.json_response({"applications": self.applications, "target_capacity": self.target_capacity})
+
+    async def _nodes(self, request: web.Request) -> web.Response:
+        await self.nodes_hang.wait()
+        if self._denied(request):
+            return web.Response(status=401)
+        if self.nodes is None:
+            return web.Response(status=404)
+        result = {"total": len(self.nodes), "num_after_truncation": len(self.nodes), "result": self.nodes}
+        return web.json_response({"result": True, "msg": "", "data": {"result": result}})
 
     async def _put(self, request: web.Request) -> web.Response:
         await self.hang.wait()
@@ -174,6 +188,12 @@ class FakeRay:
         if request.headers.get("User-Agent", "").startswith("Mozilla"):
             self.bad_headers.append("User-Agent")
         return request.headers.get("Authorization") != f"Bearer {TOKEN}"
+
+
+def gpu_node(accelerator_type: str, count: int = 1, *, state: str = "ALIVE") -> dict[str, Any]:
+    """A row of Ray's list of nodes."""
+    resources = {"CPU": 8.0, "memory": "64.000 GiB", "GPU": float(count), f"accelerator_type:{accelerator_type}": 1.0}
+    return {"node_id": "ab", "state": state, "resources_total": resources, "labels": {}}
 
 
 def _version(config: dict[str, Any]) -> str:

@@ -251,6 +251,7 @@ async def house(folder: Path, *, start: bool = True, **settings: Any) -> AsyncIt
     # What matters is what follows a look, not how long one is waited for.
     rayserve.MOVING_SECONDS = 0.1
     rayserve.SETTLED_SECONDS = 1.0
+    rayserve.NODES_SECONDS = 0.1
     ray = FakeRay()
     await ray.start()
     (folder / "ray-token").write_text(TOKEN)

@@ -9,13 +9,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gptoss_api.deployment_status import GptOssDeploymentStatus
+from gptoss_api.hardware import accelerator_named
 from gptoss_operator.plan.applications import Absent, Keep, Present, Wish
 from gptoss_operator.plan.demand import UNKNOWN, Demand
 from gptoss_operator.plan.observation import (
     ApplicationView,
     Distrusted,
     Failure,
+    Hardware,
     Memory,
+    NodeKind,
     Observation,
     Placement,
     Presence,
@@ -35,6 +38,8 @@ QUIET = Demand(known=True, active=False, activity_at=None, acknowledged=0)
 TRUSTED = Trusted(
     manifest_digest=DIGEST, signer="ab", authority="release", policy="default", source="one", checked_at="then"
 )
+ROOMY = Hardware(where="Ray cluster local", kinds=(NodeKind(candidates=(accelerator_named("H100-80GB"),), count=8),))
+SMALL = Hardware(where="Ray cluster local", kinds=(NodeKind(candidates=(accelerator_named("T4"),), count=1),))
 UNSIGNED = Distrusted(reason="Unsigned", message="sign it")
 AWAY = Distrusted(reason="SourceUnavailable", message="later", retryable=True)
 DENIED = Distrusted(reason="DeniedDigest", message="denied")
@@ -50,6 +55,7 @@ class World:
         self.generation = 1
         self.status = GptOssDeploymentStatus()
         self.view = ApplicationView(presence=Presence.ABSENT)
+        self.hardware: Hardware | None = None
         self.reachable = True
         self.trust: Trust = TRUSTED
         self.revocation: Revocation | None = None
@@ -66,7 +72,10 @@ class World:
             deployment=deployment(generation=self.generation, annotations=self.annotations, **self.spec),
             status=self.status,
             placement=Placement(cluster="local"),
-            application=self.view if self.reachable else ApplicationView(trouble=("ClusterUnreachable", "no answer")),
+            application=replace(
+                self.view if self.reachable else ApplicationView(trouble=("ClusterUnreachable", "no answer")),
+                hardware=self.hardware,
+            ),
             trust=self.trust,
             revocation=self.revocation,
             demand=self.demand,
@@ -158,6 +167,7 @@ EVENTS = [
     "time", "long", "demand", "quiet", "unknown", "ack", "answers", "mute", "fails", "refused", "lost", "unreachable",
     "reachable", "cluster", "cluster", "unsigned", "away", "signed", "resigned", "spec", "bounds", "suspend", "resume",
     "restart", "retry", "wake", "floor", "schedule", "drained", "kept", "pardoned", "grows",
+    "roomy", "small", "bare",
 ]  # fmt: skip
 
 
@@ -220,7 +230,14 @@ def happen(world: World, event: str) -> None:
         case "suspend" | "resume":
             world.generation += world.spec.get("suspend", False) != (event == "suspend")
             world.spec = {**world.spec, "suspend": event == "suspend"}
+        case "roomy":
+            world.hardware = ROOMY
+        case "small":
+            world.hardware = SMALL
+        case "bare":
+            world.hardware = Hardware(where="Ray cluster local")
         case "restart":
+            world.hardware = None
             world.memory, world.asked = None, None
         case "retry" | "wake":
             world.annotations = {**world.annotations, f"serving.gptoss.dev/{event}": str(world.now)}
