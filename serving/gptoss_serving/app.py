@@ -11,7 +11,7 @@ from ray.serve.llm import LLMConfig, build_openai_app
 
 from gptoss_api.application import ServingArguments
 from gptoss_api.names import MAX_REQUEST_SECONDS
-from gptoss_serving.engine import engine_arguments, placement
+from gptoss_serving.engine import engine_arguments, placement, runtime_environment
 from gptoss_serving.gate import GatewayTokens
 from gptoss_serving.node import Node
 from gptoss_serving.preflight import check_node, parse_arguments
@@ -51,6 +51,6 @@ def llm_config(arguments: ServingArguments, node: Node) -> LLMConfig:
             "callback_class": WeightsCallback,
             "callback_kwargs": WeightsCallback.keywords(arguments.weights),
         },
-        runtime_env={"env_vars": dict(arguments.environment)} if arguments.environment else None,
+        runtime_env=runtime_environment(arguments),
         server_cls=GptOssServer,
     )

@@ -25,6 +25,11 @@ def engine_arguments(arguments: ServingArguments, node: Node) -> dict[str, Engin
     return {**kept, "enforce_eager": True, "dtype": "bfloat16"}
 
 
+def runtime_environment(arguments: ServingArguments) -> dict[str, Any] | None:
+    """Return Ray's runtime environment of the engine's processes; None if there is nothing to set."""
+    return {"env_vars": dict(arguments.environment)} if arguments.environment else None
+
+
 def placement(node: Node) -> dict[str, Any]:
     """Return the placement: one GPU for each worker, all of a tensor group on one node."""
     if node.device == "cpu":

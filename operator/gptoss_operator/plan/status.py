@@ -110,7 +110,7 @@ def _stalled(verdict: Verdict) -> _Claim:
 def _fit(observed: Observation, verdict: Verdict) -> _Claim:
     if verdict.fit is None:
         kept = _kept(observed, ConditionType.FIT)
-        return kept or ("Unknown", Reason.NOT_CHECKED, "The accelerators of the cluster have not been looked at yet.")
+        return kept or ("Unknown", Reason.NOT_CHECKED, "The accelerators that it would run on have not been looked at.")
     return verdict.fit.status, verdict.fit.reason, verdict.fit.message
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from gptoss_api.application import ServingArguments, WeightsArguments
-from gptoss_serving.engine import engine_arguments, placement
+from gptoss_serving.engine import engine_arguments, placement, runtime_environment
 from gptoss_serving.errors import NodeMisconfiguredError, VersionMismatchError, VocabularyError, WeightsRefusedError
 from gptoss_serving.node import Node
 from gptoss_serving.preflight import check_node, parse_arguments
@@ -30,6 +30,12 @@ def test_arguments_come_back_as_the_operator_wrote_them() -> None:
 def test_arguments_of_another_release_are_refused_with_a_reason(change: dict[str, Any], said: str) -> None:
     with pytest.raises(VersionMismatchError, match=f"^gptoss-reason=ServingVersionMismatch; .*{said}"):
         parse_arguments({**_arguments().wire(), **change})
+
+
+def test_the_engines_environment_comes_from_the_operator() -> None:
+    arguments = parse_arguments({**_arguments().wire(), "environment": {"VLLM_ROCM_USE_AITER": "1"}})
+    assert runtime_environment(arguments) == {"env_vars": {"VLLM_ROCM_USE_AITER": "1"}}
+    assert runtime_environment(_arguments()) is None
 
 
 def test_names_every_package_and_flag_that_a_node_lacks() -> None:

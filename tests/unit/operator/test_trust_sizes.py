@@ -1,0 +1,34 @@
+"""The check of a signature also learns how large the weights are."""
+
+from pathlib import Path
+
+from gptoss_api.policy import WeightTrustPolicy, WeightTrustPolicySpec
+from gptoss_operator.cache import Cache
+from gptoss_operator.trust import SignatureCheck
+from gptoss_weights.sign import generate_key
+from gptoss_weights.sources.settings import SourceSettings
+from tests.apiserver.operator.house import signed_weights
+from tests.builders import deployment
+
+WALL = "2026-06-01T00:00:00Z"
+
+
+def test_the_sizes_of_the_signed_safetensors_are_summed(tmp_path: Path) -> None:
+    key = tmp_path / "key"
+    generate_key(key)
+    folder = signed_weights(tmp_path / "weights" / "gpt-oss-20b", key)
+    spec = {
+        "default": True,
+        "namespaceSelector": {},
+        "sources": [{"prefix": f"file://{tmp_path}"}],
+        "authorities": [
+            {"name": "release", "models": ["*"], "key": {"publicKeyPEM": (tmp_path / "key.pub").read_text()}}
+        ],
+    }
+    policy = WeightTrustPolicy(name="default", spec=WeightTrustPolicySpec.model_validate(spec))
+    check = SignatureCheck(cache=Cache(), sources=SourceSettings(file_roots=(tmp_path,)))
+    asked = deployment(model={"name": "gpt-oss-20b", "uri": f"file://{folder}"})
+    assert check(asked, [policy], WALL).weight_bytes == (folder / "model.safetensors").stat().st_size
+
+    (folder / "model.safetensors").unlink()
+    assert check(asked, [policy], WALL).weight_bytes is None
