@@ -18,7 +18,7 @@ from gptoss_api.deployment import NAME_RULE, GptOssDeploymentSpec
 from gptoss_api.deployment_status import GptOssDeploymentStatus
 from gptoss_api.model import ApiModel, Schema
 from gptoss_api.names import GROUP, VERSION
-from gptoss_api.policy import WeightTrustPolicySpec
+from gptoss_api.policy import WeightTrustPolicySpec, WeightTrustPolicyStatus
 from gptoss_api.report import GatewayReportSpec
 
 _DROPPED = {"title", "discriminator", "$defs", "examples", "propertyNames"}
@@ -52,6 +52,7 @@ def crds() -> dict[str, dict[str, Any]]:
         plural="weighttrustpolicies",
         description="Whose signatures are accepted, for which models, from which sources.",
         spec=WeightTrustPolicySpec,
+        status=WeightTrustPolicyStatus,
         namespaced=False,
         short_names=["wtp"],
         categories=["ai"],

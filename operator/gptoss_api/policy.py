@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import AwareDatetime, ConfigDict, Field
 
-from gptoss_api.model import ApiModel, Digest, Name, cel, rules
+from gptoss_api.model import DATE_TIME, ApiModel, Digest, Name, cel, rules
 
 
 class LabelRequirement(ApiModel):
@@ -134,6 +134,26 @@ class Denied(ApiModel):
     )
 
 
+class Releases(ApiModel):
+    """The manifests of a model that may run, in the order they were released."""
+
+    model: Annotated[str, Field(min_length=1, max_length=128)] = Field(description="The signed subject name, whole.")
+    manifest_digests: Annotated[tuple[Digest, ...], Field(min_length=1, max_length=256)] = Field(
+        description="Digests of the released manifests, the oldest first. What is not listed may not start, and "
+        "nothing below the highest that was accepted before; to go back, list the older one again, last.",
+    )
+
+
+class AcceptedRelease(ApiModel):
+    """The highest release of a model that was accepted."""
+
+    model: Annotated[str, Field(max_length=128)] = Field(description="The signed subject name.")
+    manifest_digest: Annotated[str, Field(max_length=71)] = Field(description="Digest of the manifest.")
+    accepted_at: Annotated[str, Field(max_length=64)] = Field(
+        description="When it was accepted.", json_schema_extra=DATE_TIME
+    )
+
+
 class WeightTrustPolicySpec(ApiModel):
     """Whose weights may run in which namespaces. Cluster-scoped and owned by administrators."""
 
@@ -153,6 +173,12 @@ class WeightTrustPolicySpec(ApiModel):
         json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
     )
     denied: Denied = Field(default_factory=Denied, description="Deny-lists; they beat every authority.")
+    releases: Annotated[tuple[Releases, ...], Field(max_length=64)] = Field(
+        default=(),
+        description="Guards against rollback: models listed here run released manifests only, and never an older one "
+        "than was accepted before. Models that are not listed are not guarded.",
+        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["model"]},
+    )
     on_revoked: Literal["Drain", "KeepRunning"] = Field(
         default="Drain",
         description="What becomes of replicas whose manifest or signer is denied while they run. Drain stops them: "
@@ -165,8 +191,19 @@ class WeightTrustPolicySpec(ApiModel):
     )
 
 
+class WeightTrustPolicyStatus(ApiModel):
+    """What was accepted. Written by the operator only."""
+
+    releases: Annotated[tuple[AcceptedRelease, ...], Field(max_length=128)] = Field(
+        default=(),
+        description="The highest release of each model that was accepted; older ones are refused from then on.",
+        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["model"]},
+    )
+
+
 class WeightTrustPolicy(ApiModel):
     """A policy with its name, as read from the API server."""
 
     name: str
     spec: WeightTrustPolicySpec
+    status: WeightTrustPolicyStatus = Field(default_factory=WeightTrustPolicyStatus)

@@ -64,6 +64,13 @@ class KubernetesAdapter:
         except Conflict:
             return await self._apply_status({"metadata": identity, "status": status})
 
+    async def write_policy_status(self, policy: Raw, status: Mapping[str, Any]) -> Raw:
+        """Apply the status of exactly this version of a policy."""
+        metadata = {name: policy["metadata"][name] for name in ("name", "uid", "resourceVersion")}
+        return await self._kube.apply_status(
+            {"metadata": metadata, "status": status}, resource=WEIGHT_TRUST_POLICIES, field_manager=FIELD_MANAGER
+        )
+
     async def delete_report(self, name: str) -> None:
         """Delete the report of a gateway that is gone."""
         with contextlib.suppress(NotFound):

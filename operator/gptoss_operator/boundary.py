@@ -17,6 +17,10 @@ class Kubernetes(Protocol):
         """Apply the status of exactly this object (its uid is a guard) and return what the server made of it."""
         ...
 
+    async def write_policy_status(self, policy: Raw, status: Mapping[str, Any]) -> Raw:
+        """Apply the status of exactly this version of a policy; one that was changed since is a Conflict."""
+        ...
+
     async def delete_report(self, name: str) -> None:
         """Delete the report of a gateway that is gone."""
         ...

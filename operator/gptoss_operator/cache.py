@@ -34,7 +34,7 @@ class Cache:
         self._objects: dict[Kind, dict[Identity, Raw]] = {kind: {} for kind in Kind}
         self._claims: dict[tuple[str, str], set[DeploymentKey]] = defaultdict(set)
         self.policies_version = 0
-        """Grows whenever a policy changes."""
+        """Grows whenever a policy, or what it has accepted, changes."""
 
     def get(self, kind: Kind, namespace: str, name: str) -> Raw | None:
         """Return an object, or None if there is none."""
@@ -90,7 +90,7 @@ class Cache:
             for raw in (before, after):
                 if raw is not None and not self._claims[(identity[0], served_name(raw))]:
                     del self._claims[(identity[0], served_name(raw))]
-        elif kind is Kind.POLICY and (before or {}).get("spec") != (after or {}).get("spec"):
+        elif kind is Kind.POLICY and _decisive(before) != _decisive(after):
             self.policies_version += 1
 
 
@@ -98,6 +98,12 @@ def served_name(raw: Mapping[str, Any]) -> str:
     """Return the bare name that a raw GptOssDeployment claims."""
     model = (raw.get("spec") or {}).get("model") or {}
     return str(model.get("servedName") or raw["metadata"]["name"])
+
+
+def _decisive(policy: Raw | None) -> Any:
+    """What of a policy decisions depend on: its specification, and the releases that were accepted."""
+    known = policy or {}
+    return known.get("spec"), (known.get("status") or {}).get("releases")
 
 
 def _identity(raw: Mapping[str, Any]) -> Identity:

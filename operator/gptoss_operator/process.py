@@ -25,6 +25,7 @@ from gptoss_operator.keys import ClusterKey, Key
 from gptoss_operator.leadership import AlwaysLeader, Elector, Leadership, ReadOnly
 from gptoss_operator.metrics import Metrics
 from gptoss_operator.reconcile import Reconciler
+from gptoss_operator.releases import ReleaseLedger
 from gptoss_operator.resync import Resync
 from gptoss_operator.settings import Settings
 from gptoss_operator.starts import Starts
@@ -66,6 +67,7 @@ class Engine:
             clock=self.clock,
             metrics=self.metrics,
             changed=self.queue.add,
+            ledger=ReleaseLedger(cache=self.cache, kubernetes=kubernetes, leadership=leadership, seen=self.intake.seen),
         )
         self.reconciler = Reconciler(
             settings=settings,

@@ -19,12 +19,14 @@ from gptoss_api.conditions import Reason, TrustReason
 from gptoss_api.deployment import GptOssDeployment
 from gptoss_api.deployment_status import WeightsStatus
 from gptoss_api.names import RETRY_ANNOTATION
-from gptoss_api.policy import WeightTrustPolicy, WeightTrustPolicySpec
+from gptoss_api.policy import WeightTrustPolicy, WeightTrustPolicySpec, WeightTrustPolicyStatus
+from gptoss_kube.errors import KubeError
 from gptoss_operator.cache import Cache, Kind
 from gptoss_operator.clock import Clock
 from gptoss_operator.keys import DeploymentKey
 from gptoss_operator.metrics import Metrics
 from gptoss_operator.plan.observation import Distrusted, Revocation, Trust, Trusted
+from gptoss_operator.releases import ReleaseLedger
 from gptoss_weights.errors import SourceError, WeightsError
 from gptoss_weights.policy import Narrowing, check_source, evaluate, revocation, select_policy
 from gptoss_weights.sources import SourceSettings, open_source
@@ -72,16 +74,25 @@ class TrustDesk:
         check: the blocking check.
         cache: holds policies and the namespaces' labels.
         changed: called with the key of a deployment whose answer has changed.
+        ledger: records releases that were accepted, before an answer that accepts them is given.
     """
 
     def __init__(
-        self, *, check: Check, cache: Cache, clock: Clock, metrics: Metrics, changed: Callable[[DeploymentKey], object]
+        self,
+        *,
+        check: Check,
+        cache: Cache,
+        clock: Clock,
+        metrics: Metrics,
+        changed: Callable[[DeploymentKey], object],
+        ledger: ReleaseLedger,
     ) -> None:
         self._check = check
         self._cache = cache
         self._clock = clock
         self._metrics = metrics
         self._changed = changed
+        self._ledger = ledger
         self._entries: dict[DeploymentKey, _Entry] = {}
         self._parsed: tuple[int, list[WeightTrustPolicy]] | None = None
         self._threads = ThreadPoolExecutor(_CHECKS_AT_ONCE, thread_name_prefix="trust")
@@ -165,9 +176,18 @@ class TrustDesk:
             policies = self._policies()
             async with asyncio.timeout(_CHECK_SECONDS):
                 found = await loop.run_in_executor(self._threads, self._check, deployment, policies, self._clock.wall())
+                if found.raises_release:
+                    found = await self._recorded(found, deployment)
         except WeightsError as error:
             # A place that refuses or fails may be mended without a change of what is signed.
             no = Distrusted(reason=error.reason, message=error.message, retryable=isinstance(error, SourceError))
+        except KubeError as error:
+            no = Distrusted(
+                reason=TrustReason.RELEASE_NOT_RECORDED,
+                message="the release could not be recorded in the WeightTrustPolicy's status, so that a later rollback "
+                f"would not be noticed ({type(error).__name__}); it is tried again",
+                retryable=True,
+            )
         except TimeoutError:
             no = Distrusted(
                 reason=TrustReason.SOURCE_UNAVAILABLE,
@@ -199,12 +219,25 @@ class TrustDesk:
             return replace(before, doubt=no)
         return no
 
+    async def _recorded(self, found: Trusted, deployment: GptOssDeployment) -> Trusted:
+        await self._ledger.record(
+            found.policy,
+            model=deployment.spec.subject,
+            manifest_digest=found.manifest_digest,
+            wall=self._clock.wall(),
+        )
+        return replace(found, raises_release=False)
+
     def _policies(self) -> list[WeightTrustPolicy]:
         """Return all policies, parsed once per change; pydantic's ValidationError says what can't be read."""
         version = self._cache.policies_version
         if self._parsed is None or self._parsed[0] != version:
             policies = [
-                WeightTrustPolicy(name=raw["metadata"]["name"], spec=WeightTrustPolicySpec.model_validate(raw["spec"]))
+                WeightTrustPolicy(
+                    name=raw["metadata"]["name"],
+                    spec=WeightTrustPolicySpec.model_validate(raw["spec"]),
+                    status=WeightTrustPolicyStatus.model_validate(raw.get("status") or {}),
+                )
                 for raw in self._cache.all(Kind.POLICY)
             ]
             self._parsed = version, policies
@@ -260,6 +293,7 @@ class SignatureCheck:
                     audit=narrowing.mode == "Audit",
                 ),
                 now=datetime.fromisoformat(wall),
+                accepted=policy.status,
             )
             versions = hashlib.sha256(decision.manifest_digest.encode())
             weight_bytes: int | None = 0
@@ -282,6 +316,7 @@ class SignatureCheck:
             valid_until=decision.valid_until,
             waived=decision.waived,
             weight_bytes=weight_bytes,
+            raises_release=decision.raises_release,
         )
 
 

@@ -18,6 +18,8 @@
     │   ├── SubjectMismatchError     SubjectMismatch
     │   ├── DeniedDigestError        DeniedDigest
     │   ├── DeniedKeyError           DeniedKey
+    │   ├── UnlistedReleaseError     UnlistedRelease
+    │   ├── RollbackError            Rollback
     │   ├── ManifestChangedError     ManifestChanged     (not the manifest that was pinned)
     │   ├── DigestMismatchError      DigestMismatch      (bytes of a file differ from the manifest)
     │   └── ForbiddenContentError    ForbiddenContent
@@ -60,6 +62,7 @@ __all__ = [
     "NoPolicyError",
     "NoSpaceError",
     "PolicyNotFoundError",
+    "RollbackError",
     "SigningError",
     "SourceChangedError",
     "SourceError",
@@ -69,6 +72,7 @@ __all__ = [
     "StorageError",
     "SubjectMismatchError",
     "TrustError",
+    "UnlistedReleaseError",
     "UnsignedError",
     "UntrustedSignerError",
     "WeightsError",
@@ -178,6 +182,18 @@ class DeniedKeyError(TrustError):
     """The key that signed is on the policy's deny-list."""
 
     reason = TrustReason.DENIED_KEY
+
+
+class UnlistedReleaseError(TrustError):
+    """The policy lists the model's releases, and this manifest is none of them."""
+
+    reason = TrustReason.UNLISTED_RELEASE
+
+
+class RollbackError(TrustError):
+    """A newer release of the model was accepted before."""
+
+    reason = TrustReason.ROLLBACK
 
 
 class ManifestChangedError(TrustError):

@@ -1,7 +1,7 @@
 """Trust: does a policy accept this bundle, from this place, as this model? Pure; no I/O.
 
 Evaluation fails closed and in a fixed order: source, signature present and well-formed, denied digest,
-signer, denied key, authority, content, subject, pinned digest. A deployment can only narrow what its
+signer, denied key, authority, content, subject, pinned digest, release. A deployment can only narrow what its
 policy allows, and a deny-list beats every authority. Mode Audit waives the signer and nothing else.
 """
 
@@ -11,7 +11,13 @@ from datetime import UTC, datetime
 from fnmatch import fnmatchcase
 from typing import Final
 
-from gptoss_api.policy import LabelRequirement, LabelSelector, WeightTrustPolicy, WeightTrustPolicySpec
+from gptoss_api.policy import (
+    LabelRequirement,
+    LabelSelector,
+    WeightTrustPolicy,
+    WeightTrustPolicySpec,
+    WeightTrustPolicyStatus,
+)
 from gptoss_weights.authorities import Authorities, Signer, Voucher
 from gptoss_weights.errors import (
     AmbiguousPolicyError,
@@ -31,9 +37,11 @@ from gptoss_weights.errors import (
 )
 from gptoss_weights.location import Location
 from gptoss_weights.manifest import Manifest, parse_manifest
+from gptoss_weights.releases import check_release
 from gptoss_weights.signature import Bundle, parse_bundle
 
 _NAMESPACE_LABEL: Final = "kubernetes.io/metadata.name"
+_NOTHING_ACCEPTED: Final = WeightTrustPolicyStatus()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,7 +67,8 @@ class TrustDecision:
 
     ``valid_until`` is when the authority or its certificates stop to count, None if they never do.
     ``waived`` says why no authority vouches, where mode Audit waives that; ``authority_name`` is empty then,
-    and so is ``signer_fingerprint`` where nobody can tell whose signature it is.
+    and so is ``signer_fingerprint`` where nobody can tell whose signature it is. ``raises_release``: of the
+    model's releases it is the highest so far, which must be recorded before anything starts.
     """
 
     manifest_digest: str
@@ -68,6 +77,7 @@ class TrustDecision:
     manifest: Manifest
     valid_until: datetime | None = None
     waived: str | None = None
+    raises_release: bool = False
 
 
 def select_policy(
@@ -140,9 +150,17 @@ def check_source(uri: str, policy: WeightTrustPolicySpec) -> Location:
 
 
 def evaluate(
-    bundle: bytes | None, policy: WeightTrustPolicySpec, *, uri: str, narrowing: Narrowing, now: datetime
+    bundle: bytes | None,
+    policy: WeightTrustPolicySpec,
+    *,
+    uri: str,
+    narrowing: Narrowing,
+    now: datetime,
+    accepted: WeightTrustPolicyStatus = _NOTHING_ACCEPTED,
 ) -> TrustDecision:
     """Decide whether a bundle is trusted. ``bundle`` is the text of ``model.sig``, None where there is none.
+
+    ``accepted`` is the policy's status: the releases that were accepted before.
 
     Raises:
         TrustError: one of its kinds, whose message says what to change.
@@ -172,6 +190,7 @@ def evaluate(
             f"the manifest at the source is {parsed.manifest_digest}, not the pinned {narrowing.manifest_digest}; "
             "put the pinned weights back, or change spec.verification.manifestDigest"
         )
+    higher = check_release(policy, accepted, model=manifest.subject, manifest_digest=parsed.manifest_digest)
     return TrustDecision(
         manifest_digest=parsed.manifest_digest,
         signer_fingerprint=signer.fingerprint if signer is not None else "",
@@ -179,6 +198,7 @@ def evaluate(
         manifest=manifest,
         valid_until=_end(voucher) if voucher is not None else None,
         waived=waived,
+        raises_release=higher and waived is None,
     )
 
 

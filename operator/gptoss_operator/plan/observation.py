@@ -39,6 +39,7 @@ class Trusted:
         checked_at: time of day of the first check with this result.
         valid_until: time of day after which this may not be relied on any more, None if it does not end.
         waived: why no authority vouches, where mode Audit waives that.
+        raises_release: it is a higher release than the policy's status records.
         doubt: why a later look failed although nothing is known to be wrong.
         weight_bytes: size of the safetensors files, None if the source does not tell it.
     """
@@ -51,6 +52,7 @@ class Trusted:
     checked_at: str
     valid_until: datetime | None = None
     waived: str | None = None
+    raises_release: bool = False
     doubt: Distrusted | None = None
     weight_bytes: int | None = None
 

@@ -1,5 +1,6 @@
 """Policies as administrators change them, on a real API server, with really signed weights."""
 
+import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import pytest
 
 from gptoss_cli.local.control_plane import ControlPlane
 from gptoss_weights.sign import generate_key
+from gptoss_weights.signature import parse_bundle
 from tests.apiserver.operator.house import Stack, signed_weights, stack
 
 LONG_AGO = "2020-01-01T00:00:00Z"
@@ -120,6 +122,29 @@ async def test_audit_runs_a_strangers_weights_only_where_the_policy_permits_it(h
     await home.apply("unsigned", verification={"mode": "Audit"})
     await home.wait_for("WeightsVerified", "False", "Unsigned", "unsigned")
     assert 'mode="Audit"' in (await home.get("/metrics"))[1]
+
+
+async def test_no_older_release_starts_once_a_newer_one_was_accepted(home: Stack) -> None:
+    old = (home.weights / "model.sig").read_bytes()
+    before = parse_bundle(old).manifest_digest
+    signed_weights(home.weights, home.key, content=b"newer123")
+    after = parse_bundle((home.weights / "model.sig").read_bytes()).manifest_digest
+    releases = {"model": "gpt-oss-20b", "manifestDigests": [before, after]}
+    await home.policy(releases=[releases])
+    await home.apply()
+    await home.wait_for("Ready", "True", "Serving")
+    policy = json.loads(await home.kubectl("get", "wtp", f"policy-{home.namespace}", "-o", "json"))
+    (accepted,) = policy["status"]["releases"]
+    assert (accepted["model"], accepted["manifestDigest"]) == ("gpt-oss-20b", after)
+    (home.weights / "model.sig").write_bytes(old)
+    await home.apply("second")
+    await home.wait_for("Ready", "False", "Rollback", "second")
+    await home.wait_for("Ready", "True", "Serving")
+    await home.policy(releases=[{**releases, "manifestDigests": [before, after, before]}])
+    await home.wait_for("WeightsVerified", "True", "SignatureVerified", "second")
+    signed_weights(home.weights, home.key, content=b"unlisted")
+    await home.apply("third")
+    await home.wait_for("Ready", "False", "UnlistedRelease", "third")
 
 
 def _most(home: Stack) -> int:

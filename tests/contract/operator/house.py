@@ -13,7 +13,7 @@ from typing import Any
 import aiohttp
 
 from gptoss_api.clusters import RayCluster
-from gptoss_kube.errors import NotFound, ServerFailed
+from gptoss_kube.errors import Conflict, NotFound, ServerFailed
 from gptoss_operator.cache import Kind
 from gptoss_operator.plan.observation import Trusted
 from gptoss_operator.process import Engine
@@ -77,6 +77,15 @@ class FakeKubernetes:
         self.status_writes += 1
         return self.put(Kind.DEPLOYMENT, {**stored, "status": copy.deepcopy(dict(status))})
 
+    async def write_policy_status(self, policy: Raw, status: Mapping[str, Any]) -> Raw:
+        if self.failing_writes:
+            self.failing_writes -= 1
+            raise ServerFailed("injected")
+        stored = self.objects[Kind.POLICY][("", policy["metadata"]["name"])]
+        if stored["metadata"]["resourceVersion"] != policy["metadata"]["resourceVersion"]:
+            raise Conflict("changed", status=409)
+        return self.put(Kind.POLICY, {**stored, "status": copy.deepcopy(dict(status))})
+
     async def delete_report(self, name: str) -> None:
         self.objects[Kind.REPORT].pop(("gptoss-system", name), None)
 
@@ -94,6 +103,7 @@ class TrustSays:
     authority: str = "release"
     signer: str = "sha256:" + "ab" * 32
     waived: str | None = None
+    raises_release: bool = False
     valid_until: datetime | None = None
     asked: int = 0
     may_answer: threading.Event = field(default_factory=threading.Event)
@@ -116,6 +126,7 @@ class TrustSays:
             checked_at=wall,
             valid_until=self.valid_until,
             waived=self.waived,
+            raises_release=self.raises_release,
         )
 
 
@@ -148,7 +159,9 @@ class House:
     def policy(self, name: str = "default", **spec: Any) -> None:
         """Change a policy that selects every namespace."""
         whole = {"default": True, "sources": [{"prefix": "s3://models"}], "authorities": [AUTHORITY], **spec}
-        stored = self.kubernetes.put(Kind.POLICY, {"metadata": {"name": name, "uid": name}, "spec": whole})
+        before = self.kubernetes.objects[Kind.POLICY].get(("", name), {})
+        raw = {"metadata": {"name": name, "uid": name}, "spec": whole, "status": before.get("status", {})}
+        stored = self.kubernetes.put(Kind.POLICY, raw)
         self.engine.intake.seen(Kind.POLICY, stored)
 
     def delete(self, name: str = "assistant", namespace: str = "ml", *, told: bool = True) -> None:

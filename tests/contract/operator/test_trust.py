@@ -8,6 +8,7 @@ import pytest
 from prometheus_client import generate_latest
 
 from gptoss_api.deployment import GptOssDeployment
+from gptoss_kube.errors import ServerFailed
 from gptoss_operator.cache import Kind
 from gptoss_operator.keys import DeploymentKey
 from gptoss_operator.plan.observation import Trusted
@@ -176,3 +177,66 @@ async def test_a_waived_signer_shows_in_status_event_and_metrics(home: House) ->
     (series,) = vouching(home)
     assert 'mode="Audit"' in series
     assert home.engine.metrics.trust_checks.labels("SignerWaived")._value.get() == 1
+
+
+OTHER = "sha256:" + "cd" * 32
+RELEASES = [{"model": "gpt-oss-20b", "manifestDigests": [DIGEST, OTHER]}]
+
+
+def recorded(home: House) -> dict[str, str]:
+    status = home.kubernetes.objects[Kind.POLICY]["", "default"].get("status") or {}
+    return {each["model"]: each["manifestDigest"] for each in status.get("releases", ())}
+
+
+async def test_a_release_is_recorded_before_anything_starts_with_it(home: House) -> None:
+    home.policy(releases=RELEASES)
+    home.trust.raises_release = True
+    home.kubernetes.failing_writes = 10_000
+    home.apply()
+    await home.until(lambda: home.trust.asked > 0)
+    await home.settled()
+    assert home.ray.puts == []
+    home.kubernetes.failing_writes = 0
+    home.pass_time(31)
+    await home.ready()
+    assert recorded(home) == {"gpt-oss-20b": DIGEST}
+
+
+async def test_a_release_that_can_not_be_recorded_says_so_and_starts_nothing(home: House) -> None:
+    home.policy(releases=RELEASES)
+    home.trust.raises_release = True
+
+    async def refuse(*_: object) -> None:
+        raise ServerFailed("injected")
+
+    home.kubernetes.write_policy_status = refuse  # type: ignore[assignment,method-assign]
+    home.apply()
+    await home.until(lambda: home.condition("Ready") == ("False", "ReleaseNotRecorded"))
+    assert home.ray.puts == []
+
+
+async def test_a_higher_release_of_one_deployment_lowers_none_of_another(home: House) -> None:
+    home.policy(releases=RELEASES)
+    home.trust.raises_release = True
+    home.trust.digest = OTHER
+    home.apply("new")
+    await home.ready("new")
+    assert recorded(home) == {"gpt-oss-20b": OTHER}
+    home.trust.digest = DIGEST
+    home.apply("old")
+    await home.until(lambda: home.condition("Ready", "old") == ("False", "Rollback"))
+    await home.settled()
+    assert recorded(home) == {"gpt-oss-20b": OTHER}
+    assert home.condition("Ready", "new") == ("True", "Serving")
+
+
+async def test_a_recorded_release_has_every_other_deployment_looked_at_at_once(home: House) -> None:
+    home.policy(releases=RELEASES)
+    home.apply("old", scaling={"initial": "Idle"})
+    await home.ready("old", reason="Idle")
+    await home.settled()
+    asked = home.trust.asked
+    home.trust.raises_release = True
+    home.apply("new")
+    await home.ready("new")
+    await home.until(lambda: home.trust.asked >= asked + 3)
