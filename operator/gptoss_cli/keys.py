@@ -54,6 +54,9 @@ def keys() -> None:
     "--requests-per-minute", type=click.IntRange(min=0), help="Requests a minute at each gateway process; 0: no limit."
 )
 @click.option(
+    "--tokens-per-minute", type=click.IntRange(min=0), help="Tokens a minute at each gateway process; 0: no limit."
+)
+@click.option(
     "--concurrent", type=click.IntRange(min=0), help="Requests open at once at each gateway process; 0: no limit."
 )
 @click.option(
@@ -68,6 +71,7 @@ def create(
     namespaces: tuple[str, ...],
     models: tuple[str, ...],
     requests_per_minute: int | None,
+    tokens_per_minute: int | None,
     concurrent: int | None,
     priority: int | None,
     as_json: bool,  # noqa: FBT001 - click passes options by name
@@ -76,7 +80,11 @@ def create(
 
     Limits are the tenant's, whatever its keys; those that are given replace the known ones.
     """
-    limits = {"requestsPerMinute": requests_per_minute, "concurrent": concurrent}
+    limits = {
+        "requestsPerMinute": requests_per_minute,
+        "tokensPerMinute": tokens_per_minute,
+        "concurrent": concurrent,
+    }
     key = KEY_PREFIX + secrets.token_urlsafe(_KEY_BYTES)
     digest = "sha256:" + hashlib.sha256(key.encode()).hexdigest()
     with _changing(path) as tenants:

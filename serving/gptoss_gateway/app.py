@@ -22,6 +22,7 @@ from gptoss_api.names import MAX_REQUEST_SECONDS
 from gptoss_api.report import DeploymentDemand
 from gptoss_gateway import prober
 from gptoss_gateway.admission import Admission, Visit
+from gptoss_gateway.audit import AuditLog
 from gptoss_gateway.body import parse_body
 from gptoss_gateway.catalogue import Catalogue, ServedModel
 from gptoss_gateway.demand import Ledger
@@ -48,6 +49,7 @@ from gptoss_gateway.report import Reporter, ReportStore
 from gptoss_gateway.settings import GatewaySettings
 from gptoss_gateway.stateless import require_stateless
 from gptoss_gateway.upstream import Upstream, Upstreams
+from gptoss_gateway.usage import asking_for_usage
 from gptoss_gateway.vigil import ASK_EVERY_SECONDS, Attempt, Vigil
 
 _log = logging.getLogger(__name__)
@@ -96,6 +98,11 @@ class Gateway:
         self.max_request_seconds: float = MAX_REQUEST_SECONDS
         self._keys = keys
         self._limiter = Limiter(time.monotonic)
+        self._audit = (
+            AuditLog(settings.audit_file, timestamp=_timestamp, on_loss=self.metering.audit_lost)
+            if settings.audit_file
+            else None
+        )
         self._room = WaitingRoom(max_requests=settings.limits.max_held_total, max_bytes=settings.limits.max_held_bytes)
         self.intake = Intake(settings.limits)
         self._open: set[asyncio.Task[object]] = set()
@@ -155,6 +162,8 @@ class Gateway:
         if self._session is not None:
             await self._session.close()
         await self.reporter.stop()
+        if self._audit is not None:
+            await asyncio.to_thread(self._audit.close)
 
     def refresh(self) -> None:
         """Take over changed keys and tokens; called once a second."""
@@ -224,7 +233,9 @@ class Gateway:
                 require_stateless(body)
             exchange.stream = body.stream
             model = self.catalogue.resolve(caller, body.model)
-            parcel.body = body.addressed_to(model.engine_id)
+            asking = asking_for_usage(body, route.path)
+            exchange.tally.hidden = bool(asking)
+            parcel.body = body.addressed_to(model.engine_id, asking)
             del body  # what is held for long is held once
             await self._visit(route, model, caller, parcel, exchange, _engine_headers(request, exchange), arrived)
 
@@ -254,7 +265,9 @@ class Gateway:
         try:
             outcome = await self._serve(route, visit, model, parcel, exchange, headers)
             status = exchange.status
-            self._account(model, caller, outcome)
+            if outcome.broken:
+                self.metering.broke(model)
+                _log.warning("the engine's answer was cut short", extra={"deployment": model.qualified_name})
         except RequestError as error:
             keep = not isinstance(error, ModelRefusedError | NotFoundError)
             status = error.status
@@ -268,6 +281,7 @@ class Gateway:
         finally:
             claim.close(keep=keep)
             self.metering.request_ended(model, route=route.path, status=status)
+            self._account(model, caller, route, exchange, status=status, seconds=_loop_time() - arrived)
 
     async def _serve(
         self,
@@ -285,6 +299,7 @@ class Gateway:
         costly = 0
         while True:
             upstream = await self._admission.admit(visit, returning=failures > 0)
+            exchange.tally.begin(visit.size)
             attempt = Attempt(
                 uid=model.uid,
                 engine_id=model.engine_id,
@@ -322,12 +337,30 @@ class Gateway:
                 await asyncio.sleep(_BACKOFF_SECONDS[min(failures, len(_BACKOFF_SECONDS) - 1)])
                 failures += 1
 
-    def _account(self, model: ServedModel, caller: Caller, outcome: Outcome) -> None:
-        if outcome.usage is not None:
-            self.metering.tokens(model, caller.tenant, outcome.usage)
-        if outcome.broken:
-            self.metering.broke(model)
-            _log.warning("the engine's answer was cut short", extra={"deployment": model.qualified_name})
+    def _account(
+        self,
+        model: ServedModel,
+        caller: Caller,
+        route: Route,
+        exchange: Exchange,
+        *,
+        status: int | None,
+        seconds: float,
+    ) -> None:
+        usage = exchange.tally.usage(status=status)
+        if usage is not None:
+            self.metering.tokens(model, caller.tenant, usage)
+            self._limiter.charge(caller.tenant, usage.input + usage.output)
+        if self._audit is not None:
+            self._audit.record(
+                model,
+                tenant=caller.tenant,
+                request_id=exchange.request_id,
+                route=route.path,
+                status=status,
+                usage=usage,
+                seconds=seconds,
+            )
 
     async def _ask_engine(self, upstream: Upstream, model_id: str) -> bool:
         assert self._session is not None  # noqa: S101 - started
@@ -372,6 +405,10 @@ def _engine_headers(request: web.BaseRequest, exchange: Exchange) -> dict[str, s
 
 def _entry(name: str, model: ServedModel) -> dict[str, object]:
     return {"id": name, "object": "model", "created": model.created, "owned_by": model.namespace}
+
+
+def _loop_time() -> float:
+    return asyncio.get_running_loop().time()
 
 
 def _timestamp() -> str:

@@ -44,10 +44,17 @@ class RequestBody:
         """Return a top-level member's value, None if it is not there."""
         return _value(self.raw, self.spans, name)
 
-    def addressed_to(self, model: str) -> bytes:
-        """Return the body with another model name and every other byte as it was."""
-        start, end = self.spans["model"]
-        return self.raw[:start] + json.dumps(model).encode() + self.raw[end:]
+    def addressed_to(self, model: str, members: Mapping[str, bytes] | None = None) -> bytes:
+        """Return the body with another model name, ``members`` set to other JSON, and every other byte as it was."""
+        wanted = {**(members or {}), "model": json.dumps(model).encode()}
+        end = self.raw.rindex(b"}")
+        added = b"".join(b"," + json.dumps(name).encode() + b":" + wanted[name] for name in wanted.keys() - self.spans)
+        edits = [(*self.spans[name], value) for name, value in wanted.items() if name in self.spans]
+        parts, at = [], 0
+        for start, stop, value in sorted([*edits, (end, end, added)]):
+            parts += [self.raw[at:start], value]
+            at = stop
+        return b"".join([*parts, self.raw[at:]])
 
 
 def parse_body(raw: bytes) -> RequestBody:

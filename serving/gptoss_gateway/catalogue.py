@@ -61,6 +61,7 @@ class ServedModel:
     draining_epoch: int | None
     unattended: bool
     refusal: Refusal | None
+    manifest_digest: str | None
     last_wake_seconds: float | None
     wake_stage: str | None
 
@@ -104,6 +105,7 @@ class ServedModel:
                 engine_ready=engine_ready,
                 conditions=conditions,
             ),
+            manifest_digest=status.weights.manifest_digest if status.weights else None,
             last_wake_seconds=status.wake.last_seconds if status.wake else None,
             wake_stage=status.wake.stage if status.wake else None,
         )

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from aiohttp import web
 
 from gptoss_gateway.errors import ClientLeftError, Dialect, RequestError
+from gptoss_gateway.usage import Tally
 
 _EVENT_STREAM = "text/event-stream; charset=utf-8"
 
@@ -25,6 +26,7 @@ class Exchange:
         self.dialect = dialect
         self.request_id = request_id
         self.stream = False
+        self.tally = Tally()
         self.answered = False
         self.status: int | None = None
         self.response: web.StreamResponse | None = None

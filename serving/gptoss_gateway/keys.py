@@ -42,6 +42,11 @@ class TenantLimits(StrictModel):
     requests_per_minute: Annotated[int, Field(ge=1)] | None = Field(
         default=None, description="Requests a minute; they refill evenly."
     )
+    tokens_per_minute: Annotated[int, Field(ge=1)] | None = Field(
+        default=None,
+        description="Tokens a minute, input and output together; they refill evenly. What a request used is taken "
+        "off when it ends, so the balance may fall below nought: then new ones are refused until it is made good.",
+    )
     concurrent: Annotated[int, Field(ge=1)] | None = Field(
         default=None, description="Requests that may be open at once, held ones included."
     )

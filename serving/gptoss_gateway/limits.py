@@ -1,4 +1,4 @@
-"""How much each tenant may ask of this process: requests a minute, and requests at once.
+"""How much each tenant may ask of this process: requests and tokens a minute, and requests at once.
 
 A limit refills evenly over the minute, so a tenant that used it up is let in again after a moment, not at
 the next full minute. What is over a limit is refused at once and costs nothing; nobody waits here. The
@@ -44,6 +44,7 @@ class _Bucket:
 class _Account:
     running: int = 0
     requests: _Bucket | None = None
+    tokens: _Bucket | None = None
 
 
 class Limiter:
@@ -71,6 +72,14 @@ class Limiter:
                 retry_after=1,
                 headers=self._headers(account, limits),
             )
+        if account.tokens is not None and account.tokens.level <= 0:
+            raise RateLimitedError(
+                f"{caller.tenant!r} has used up its {account.tokens.limit} tokens a minute at this gateway "
+                "(limits.tokensPerMinute): try again later.",
+                code="rate_limit_exceeded",
+                retry_after=account.tokens.seconds_until(1),
+                headers=self._headers(account, limits),
+            )
         if account.requests is not None:
             if account.requests.level < 1:
                 raise RateLimitedError(
@@ -87,17 +96,26 @@ class Limiter:
         finally:
             account.running -= 1
 
+    def charge(self, tenant: str, tokens: int) -> None:
+        """Take off what a request has used."""
+        account = self._accounts.get(tenant)
+        if account is not None and account.tokens is not None:
+            account.tokens.follow(account.tokens.limit, self._clock())
+            account.tokens.level -= tokens
+
     def sweep(self) -> None:
         """Forget tenants that owe nothing and have nothing open; called once a second."""
         now = self._clock()
         for tenant, account in tuple(self._accounts.items()):
-            if account.requests is not None:
-                account.requests.follow(account.requests.limit, now)
-            if not account.running and (account.requests is None or account.requests.level >= account.requests.limit):
+            buckets = [bucket for bucket in (account.requests, account.tokens) if bucket is not None]
+            for bucket in buckets:
+                bucket.follow(bucket.limit, now)
+            if not account.running and all(bucket.level >= bucket.limit for bucket in buckets):
                 del self._accounts[tenant]
 
     def _follow(self, account: _Account, limits: TenantLimits) -> None:
         account.requests = self._bucket(account.requests, limits.requests_per_minute)
+        account.tokens = self._bucket(account.tokens, limits.tokens_per_minute)
 
     def _bucket(self, bucket: _Bucket | None, limit: int | None) -> _Bucket | None:
         if limit is None:
@@ -113,6 +131,8 @@ class Limiter:
         headers: dict[str, str] = {}
         if account.requests is not None:
             headers |= account.requests.headers("requests")
+        if account.tokens is not None:
+            headers |= account.tokens.headers("tokens")
         if limits.concurrent is not None:
             headers["x-ratelimit-limit-concurrent"] = str(limits.concurrent)
             headers["x-ratelimit-remaining-concurrent"] = str(max(0, limits.concurrent - account.running))

@@ -8,7 +8,7 @@ from prometheus_client.exposition import generate_latest
 from prometheus_client.registry import Collector
 
 from gptoss_gateway.catalogue import ServedModel
-from gptoss_gateway.sse import Usage
+from gptoss_gateway.usage import Usage
 
 _MODEL = ("namespace", "model")
 _SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1200, 3600)
@@ -41,8 +41,8 @@ class Metering:
         )
         self._tokens = Counter(
             "gptoss_gateway_tokens",
-            "Tokens as the engine reported them; streams count where the client asked for usage.",
-            (*_MODEL, "tenant", "kind"),
+            "Tokens, as the engine counted them, or estimated by the gateway where it did not (source).",
+            (*_MODEL, "tenant", "kind", "source"),
             registry=self.registry,
         )
         self._breaks = Counter(
@@ -57,6 +57,14 @@ class Metering:
             _MODEL,
             registry=self.registry,
         )
+
+        self._audit_losses = Counter(
+            "gptoss_gateway_audit_losses", "Audit lines that were not written.", registry=self.registry
+        )
+
+    def audit_lost(self) -> None:
+        """Count an audit line that was not written."""
+        self._audit_losses.inc()
 
     def watch_places(self, places: Callable[[], Iterable[tuple[ServedModel, int, int]]]) -> None:
         """Show the gauges of waiting and in-flight requests, read when somebody looks."""
@@ -96,7 +104,8 @@ class Metering:
             return
         for kind in ("input", "cached", "output", "reasoning"):
             if count := getattr(usage, kind):
-                self._tokens.labels(model.namespace, model.name, tenant, kind).inc(count)
+                source = "gateway" if usage.estimated else "engine"
+                self._tokens.labels(model.namespace, model.name, tenant, kind, source).inc(count)
 
     def broke(self, model: ServedModel) -> None:
         """Count one answer that was cut short."""

@@ -21,7 +21,8 @@ from gptoss_gateway.errors import (
 )
 from gptoss_gateway.exchange import Exchange
 from gptoss_gateway.intake import Parcel
-from gptoss_gateway.sse import EventStream, Usage, usage_of
+from gptoss_gateway.sse import EventStream
+from gptoss_gateway.usage import usage_of
 from gptoss_gateway.vigil import Attempt, Cut, Vigil
 
 CONNECT_SECONDS = 5.0
@@ -32,9 +33,8 @@ MAX_ERROR_BYTES = 1024 * 1024
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """How an answer ended: with which usage, if the engine told, and whether it broke."""
+    """How an answer ended: whether it broke."""
 
-    usage: Usage | None = None
     broken: bool = False
 
 
@@ -115,7 +115,7 @@ async def _attempt(
 
 async def _pass_stream(response: aiohttp.ClientResponse, attempt: Attempt, parcel: Parcel) -> Outcome:
     exchange = attempt.exchange
-    events = EventStream(exchange.dialect)
+    events = EventStream(exchange.dialect, exchange.tally)
     now = asyncio.get_running_loop().time
     reason = "the engine's stream ended without its last event"
     try:
@@ -130,11 +130,11 @@ async def _pass_stream(response: aiohttp.ClientResponse, attempt: Attempt, parce
         await exchange.write(rest)
     if events.complete:
         await exchange.finish()
-        return Outcome(usage=events.usage)
+        return Outcome()
     if not exchange.answered:
         raise UpstreamUnavailableError(reason, reached_engine=True)
     await exchange.fail(_cut_off())
-    return Outcome(usage=events.usage, broken=True)
+    return Outcome(broken=True)
 
 
 def _cut_off() -> UpstreamFailedError:
@@ -149,8 +149,9 @@ async def _pass_document(response: aiohttp.ClientResponse, exchange: Exchange) -
     document = _json_object(body)
     if document is None:
         raise UpstreamUnavailableError("the engine's answer is not a whole JSON object", reached_engine=True)
+    exchange.tally.reported = usage_of(document)
     await exchange.answer(200, body)
-    return Outcome(usage=usage_of(document))
+    return Outcome()
 
 
 async def _pass_failure(response: aiohttp.ClientResponse, exchange: Exchange) -> Outcome:

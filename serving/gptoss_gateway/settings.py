@@ -88,6 +88,9 @@ class GatewaySettings(StrictModel):
     listen: Listener = Field(description="Where clients come in.")
     admin: Listener = Field(description="Metrics and health; not for clients.")
     keys_file: Path | None = Field(default=None, description="Tenants and the hashes of their keys.")
+    audit_file: Path | None = Field(
+        default=None, description="Where a JSON line per request is written, without content; none by default."
+    )
     ray_clusters: tuple[RayCluster, ...] = Field(description="Ray clusters that replicas run on.")
     default_ray_cluster: Name | None = Field(
         default=None, description="Cluster of deployments that name none; the same as the operator's."

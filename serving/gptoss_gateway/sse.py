@@ -5,12 +5,10 @@ use to it, and an error event can follow whole lines if the stream breaks. A str
 looks like a clean end, so only the last event of its kind proves that it is complete.
 """
 
-import json
 import re
-from dataclasses import dataclass
-from typing import Any
 
 from gptoss_gateway.errors import Dialect
+from gptoss_gateway.usage import Tally, usage_of
 
 MAX_LINE_BYTES = 4 * 1024 * 1024
 """Longest line that is kept back; a longer one is passed in pieces."""
@@ -22,27 +20,27 @@ _LAST_EVENT = {
     ),
     Dialect.ANTHROPIC: re.compile(rb"^event: ?(?:message_stop|error)\r?$", re.MULTILINE),
 }
+_PIECES = {
+    Dialect.OPENAI: (b'data: {"',),
+    Dialect.RESPONSES: (b".delta\n", b".delta\r\n"),
+    Dialect.ANTHROPIC: (b"_delta\n",),
+}
+"""What stands in an event that carries a piece of the answer, once; others may be counted with it."""
+_USAGE_CHUNK = re.compile(rb'^data: ?\{[^\n]*"choices": ?\[\][^\n]*"usage": ?\{[^\n]*\}\r?\n(\r?\n)?', re.MULTILINE)
+"""The extra last chunk of a chat or completion stream. In a text, its quotation marks would be escaped."""
 _USAGE_LINE = re.compile(rb'^data: ?(\{.*"usage": ?\{.*\})\r?$', re.MULTILINE)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Usage:
-    """Tokens, as the engine counted them."""
-
-    input: int = 0
-    cached: int = 0
-    output: int = 0
-    reasoning: int = 0
-
-
 class EventStream:
-    """Follows one stream; feed it every chunk and pass on what it returns."""
+    """Follows one stream; feed it every chunk and pass on what it returns. ``tally`` is kept true."""
 
-    def __init__(self, dialect: Dialect) -> None:
+    def __init__(self, dialect: Dialect, tally: Tally) -> None:
         self._last_event = _LAST_EVENT[dialect]
+        self._pieces = _PIECES[dialect]
         self._tail = b""
+        self._swallow = False
+        self._tally = tally
         self.complete = False
-        self.usage: Usage | None = None
 
     def feed(self, chunk: bytes) -> bytes:
         """Take a chunk; return the bytes that end in a line's end, which may be none."""
@@ -53,7 +51,7 @@ class EventStream:
         lines = self._tail + chunk[:cut] if cut else self._tail + chunk
         self._tail = chunk[cut:] if cut else b""
         self._look_at(lines)
-        return lines
+        return self._for_the_client(lines) if self._tally.hidden else lines
 
     def finish(self) -> bytes:
         """Return the rest of a stream that ended; empty unless it is complete without a line's end."""
@@ -67,35 +65,15 @@ class EventStream:
             self.complete = True
         if b'"usage"' in lines:
             for match in _USAGE_LINE.finditer(lines):
-                self.usage = usage_of(match.group(1)) or self.usage
+                self._tally.reported = usage_of(match.group(1)) or self._tally.reported
+        self._tally.events += sum(lines.count(piece) for piece in self._pieces)
 
-
-def usage_of(document: bytes | dict[str, Any]) -> Usage | None:
-    """Return the usage in an answer or an event of any dialect, or None where there is none."""
-    if isinstance(document, bytes):
-        try:
-            document = json.loads(document)
-        except ValueError:
-            return None
-    if not isinstance(document, dict):
-        return None
-    for holder in (document, document.get("response"), document.get("message")):
-        if isinstance(holder, dict) and isinstance(usage := holder.get("usage"), dict):
-            given = usage.get("prompt_tokens_details") or usage.get("input_tokens_details")
-            made = usage.get("completion_tokens_details") or usage.get("output_tokens_details")
-            return Usage(
-                input=_count(usage, "prompt_tokens", "input_tokens"),
-                cached=_count(given, "cached_tokens"),
-                output=_count(usage, "completion_tokens", "output_tokens"),
-                reasoning=_count(made, "reasoning_tokens"),
-            )
-    return None
-
-
-def _count(holder: Any, *names: str) -> int:
-    if isinstance(holder, dict):
-        for name in names:
-            value = holder.get(name)
-            if isinstance(value, int) and value > 0:
-                return value
-    return 0
+    def _for_the_client(self, lines: bytes) -> bytes:
+        """Take out the chunk that the client did not ask for, and the empty line that ends it."""
+        if self._swallow:
+            self._swallow = False
+            lines = lines.removeprefix(b"\r").removeprefix(b"\n")
+        if b'"usage"' not in lines or (chunk := _USAGE_CHUNK.search(lines)) is None:
+            return lines
+        self._swallow = chunk.group(1) is None
+        return lines[: chunk.start()] + lines[chunk.end() :]

@@ -248,8 +248,8 @@ async def test_metrics_count_requests_and_tokens_and_forget_a_deleted_model(awak
     text = await metrics(server)
     labels = 'model="assistant",namespace="ml"'
     assert f'gptoss_gateway_requests_total{{code="200",{labels},route="/v1/chat/completions"}} 2.0' in text
-    assert f'gptoss_gateway_tokens_total{{kind="input",{labels},tenant="ml"}} 21.0' in text
-    assert f'gptoss_gateway_tokens_total{{kind="reasoning",{labels},tenant="ml"}} 1.0' in text
+    assert f'gptoss_gateway_tokens_total{{kind="input",{labels},source="engine",tenant="ml"}} 21.0' in text
+    assert f'gptoss_gateway_tokens_total{{kind="reasoning",{labels},source="engine",tenant="ml"}} 1.0' in text
     assert f"gptoss_gateway_in_flight_requests{{{labels}}}" in text.replace('namespace="ml",model="assistant"', labels)
     house.delete()
     text = await metrics(server)

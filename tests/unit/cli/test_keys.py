@@ -73,11 +73,11 @@ def test_list_shows_beginnings_of_hashes(path: Path):
 
 
 def test_limits_are_kept_changed_one_by_one_and_taken_away(path: Path):
-    key = created(path, "team-a", "--requests-per-minute", "60", "--concurrent", "4")
+    key = created(path, "team-a", "--requests-per-minute", "60", "--concurrent", "4", "--tokens-per-minute", "9")
     limits = KeyRing.read(path).find(key).limits
-    assert (limits.requests_per_minute, limits.concurrent) == (60, 4)
-    assert "requestsPerMinute=60  concurrent=4" in gptoss("list", "--file", str(path)).stdout
-    created(path, "team-a", "--concurrent", "8", "--priority", "5")
+    assert (limits.requests_per_minute, limits.tokens_per_minute, limits.concurrent) == (60, 9, 4)
+    assert "requestsPerMinute=60  tokensPerMinute=9  concurrent=4" in gptoss("list", "--file", str(path)).stdout
+    created(path, "team-a", "--concurrent", "8", "--priority", "5", "--tokens-per-minute", "0")
     assert KeyRing.read(path).find(key).priority == 5
     assert "concurrent=8  priority=5" in gptoss("list", "--file", str(path)).stdout
     assert yaml.safe_load(path.read_text())["tenants"][0]["limits"] == {"requestsPerMinute": 60, "concurrent": 8}

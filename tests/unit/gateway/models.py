@@ -20,6 +20,7 @@ def model(uid: str = "u-1", name: str = "assistant", namespace: str = "ml", **mo
         "draining_epoch": None,
         "unattended": True,
         "refusal": None,
+        "manifest_digest": None,
         "last_wake_seconds": None,
         "wake_stage": None,
     }

@@ -67,6 +67,21 @@ def test_what_is_refused_costs_nothing():
     desk.ask()
 
 
+def test_tokens_are_taken_off_afterwards_and_debt_is_made_good_first():
+    desk = Desk(tokens_per_minute=60)
+    with desk.limiter.admitted(desk.caller) as standing:
+        assert standing["x-ratelimit-remaining-tokens"] == "60"
+        desk.limiter.charge("ml", 90)
+    error = desk.refused()
+    assert (error.headers["Retry-After"], error.headers["x-ratelimit-remaining-tokens"]) == ("31", "0")
+    desk.limiter.sweep()
+    desk.now += 29
+    desk.refused()
+    desk.now += 2
+    desk.ask()
+    desk.limiter.charge("nobody", 5)
+
+
 def test_requests_at_once_are_those_that_are_open():
     desk = Desk(concurrent=2)
     with desk.limiter.admitted(desk.caller) as first:

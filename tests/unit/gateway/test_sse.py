@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gptoss_gateway.errors import Dialect
-from gptoss_gateway.sse import MAX_LINE_BYTES, EventStream, Usage, usage_of
+from gptoss_gateway.sse import MAX_LINE_BYTES, EventStream
+from gptoss_gateway.usage import Tally, Usage, usage_of
 
 CHAT = (
     b'data: {"choices":[{"delta":{"content":"data: [DONE]\\n"}}]}\n\n'
@@ -28,7 +29,7 @@ STREAMS = [(Dialect.OPENAI, CHAT), (Dialect.RESPONSES, RESPONSES), (Dialect.ANTH
 @given(which=st.sampled_from(STREAMS), cuts=st.lists(st.integers(0, 400), max_size=12))
 def test_any_chunking_passes_every_byte_and_finds_the_end(which, cuts):
     dialect, stream = which
-    events = EventStream(dialect)
+    events = EventStream(dialect, Tally())
     edges = [0, *sorted(min(cut, len(stream)) for cut in cuts), len(stream)]
     passed = b"".join(events.feed(stream[a:b]) for a, b in pairwise(edges))
     assert passed + events.finish() == stream
@@ -39,7 +40,7 @@ def test_any_chunking_passes_every_byte_and_finds_the_end(which, cuts):
 def test_a_cut_stream_is_not_complete_and_ends_in_a_whole_line(which, keep):
     dialect, stream = which
     last = stream.rstrip().rfind(b"data: [DONE]" if dialect is Dialect.OPENAI else b"event:")
-    events = EventStream(dialect)
+    events = EventStream(dialect, Tally())
     passed = events.feed(stream[: min(keep, last + 8)]) + events.finish()
     assert not events.complete
     assert passed == b"" or passed.endswith(b"\n")
@@ -47,20 +48,20 @@ def test_a_cut_stream_is_not_complete_and_ends_in_a_whole_line(which, keep):
 
 
 def test_the_last_line_counts_without_its_end():
-    events = EventStream(Dialect.OPENAI)
+    events = EventStream(Dialect.OPENAI, Tally())
     assert events.feed(b"data: x\n\ndata: [DONE]") == b"data: x\n\n"
     assert events.finish() == b"data: [DONE]"
     assert events.complete
 
 
 def test_carriage_returns_are_known():
-    events = EventStream(Dialect.RESPONSES)
+    events = EventStream(Dialect.RESPONSES, Tally())
     events.feed(b"event: response.completed\r\ndata: {}\r\n\r\n")
     assert events.complete
 
 
 def test_a_line_without_end_is_not_kept_for_ever():
-    events = EventStream(Dialect.OPENAI)
+    events = EventStream(Dialect.OPENAI, Tally())
     passed = sum(len(events.feed(b"x" * 65536)) for _ in range(MAX_LINE_BYTES // 65536 + 2))
     assert passed >= MAX_LINE_BYTES
 
@@ -74,9 +75,46 @@ def test_a_line_without_end_is_not_kept_for_ever():
     ],
 )
 def test_usage_is_read_where_the_engine_tells_it(dialect, stream, usage):
-    events = EventStream(dialect)
-    events.feed(stream)
-    assert events.usage == usage
+    tally = Tally()
+    EventStream(dialect, tally).feed(stream)
+    assert tally.reported == usage
+
+
+USAGE = b'data: {"id":"c","choices":[],"usage":{"prompt_tokens":7,"completion_tokens":2}}\n\n'
+TEXT = b'data: {"choices":[{"delta":{"content":"\\"choices\\":[],\\"usage\\":{}"}}]}\n\n'
+
+
+@given(cuts=st.lists(st.integers(0, 400), max_size=12), crlf=st.booleans())
+def test_a_usage_that_the_client_did_not_ask_for_is_taken_out_however_it_comes(cuts, crlf):
+    def ends(text: bytes) -> bytes:
+        return text.replace(b"\n", b"\r\n") if crlf else text
+
+    asked, unasked = ends(TEXT + TEXT + USAGE + b"data: [DONE]\n\n"), ends(TEXT + TEXT + b"data: [DONE]\n\n")
+    tally = Tally(hidden=True)
+    events = EventStream(Dialect.OPENAI, tally)
+    edges = [0, *sorted(min(cut, len(asked)) for cut in cuts), len(asked)]
+    passed = b"".join(events.feed(asked[a:b]) for a, b in pairwise(edges)) + events.finish()
+    assert passed == unasked
+    assert events.complete
+    assert tally.reported == Usage(input=7, output=2)
+
+
+@pytest.mark.parametrize(("dialect", "pieces"), [(Dialect.OPENAI, 3), (Dialect.RESPONSES, 2), (Dialect.ANTHROPIC, 2)])
+def test_pieces_of_an_answer_are_counted_for_when_the_engine_tells_nothing(dialect, pieces):
+    stream = {
+        Dialect.OPENAI: TEXT * 3,
+        Dialect.RESPONSES: b"event: response.created\ndata: {}\n\n"
+        + b"event: response.output_text.delta\ndata: {}\n\n" * 2,
+        Dialect.ANTHROPIC: b"event: ping\ndata: {}\n\n" + b"event: content_block_delta\ndata: {}\n\n" * 2,
+    }[dialect]
+    tally = Tally()
+    tally.begin(401)
+    EventStream(dialect, tally).feed(stream)
+    assert tally.usage(status=200) == Usage(input=101, output=pieces, estimated=True)
+    tally.begin(401)
+    assert tally.usage(status=400) is None
+    assert tally.usage(status=None) == Usage(input=101, output=0, estimated=True)
+    assert Tally().usage(status=None) is None
 
 
 @pytest.mark.parametrize("document", [b"", b"[]", b"{", {}, {"usage": None}, {"usage": {"prompt_tokens": "many"}}])

@@ -1,0 +1,107 @@
+"""Tokens of one request: asked of the engine on the client's behalf, and counted here where it tells none.
+
+vLLM tells the usage of a chat or completion stream only to those who ask, in an extra last chunk. It is
+asked in the client's place and that chunk taken out again (``sse``), so the account is the engine's own.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+BYTES_PER_TOKEN = 4
+"""Of English text, with gpt-oss' vocabulary; for prompts whose count the engine never told."""
+_TELLS_ONLY_IF_ASKED = frozenset({"/v1/chat/completions", "/v1/completions"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Usage:
+    """Tokens. ``estimated`` if the engine did not count them."""
+
+    input: int = 0
+    cached: int = 0
+    output: int = 0
+    reasoning: int = 0
+    estimated: bool = False
+
+
+@dataclass(kw_only=True)
+class Tally:
+    """What is known of one request's tokens while it is answered.
+
+    Attributes:
+        hidden: the engine's last chunk was asked for by us, and is not for the client.
+        reported: what the engine told.
+        events: events of the stream that carried a piece of the answer; about one token each.
+        sent: the prompt's size in bytes, once an engine has it.
+    """
+
+    hidden: bool = False
+    reported: Usage | None = None
+    events: int = 0
+    sent: int | None = None
+
+    def begin(self, size: int) -> None:
+        """Note that an engine gets the prompt; what an earlier attempt brought is forgotten."""
+        self.sent, self.events = size, 0
+
+    def usage(self, *, status: int | None) -> Usage | None:
+        """Return the tokens of a request that ended with ``status``, None for a client that left.
+
+        An error costs nothing that anybody could count, unless a piece of an answer came before it.
+        """
+        if self.reported is not None:
+            return self.reported
+        if self.sent is None or (self.events == 0 and status is not None):
+            return None
+        return Usage(input=-(-self.sent // BYTES_PER_TOKEN), output=self.events, estimated=True)
+
+
+class _Body(Protocol):
+    @property
+    def stream(self) -> bool: ...
+    def get(self, name: str) -> Any: ...
+
+
+def asking_for_usage(body: _Body, path: str) -> Mapping[str, bytes]:
+    """Return the members that a request must get for its stream to end with its usage; none if it does already."""
+    if not body.stream or path not in _TELLS_ONLY_IF_ASKED:
+        return {}
+    options = body.get("stream_options")
+    if options is None:
+        return {"stream_options": b'{"include_usage":true}'}
+    if not isinstance(options, dict) or options.get("include_usage"):
+        return {}  # the client asked itself, or the engine will refuse it
+    asked = {name: value for name, value in options.items() if name != "continuous_usage_stats"}
+    return {"stream_options": json.dumps({**asked, "include_usage": True}).encode()}
+
+
+def usage_of(document: bytes | dict[str, Any]) -> Usage | None:
+    """Return the usage in an answer or an event of any dialect, or None where there is none."""
+    if isinstance(document, bytes):
+        try:
+            document = json.loads(document)
+        except ValueError:
+            return None
+    if not isinstance(document, dict):
+        return None
+    for holder in (document, document.get("response"), document.get("message")):
+        if isinstance(holder, dict) and isinstance(usage := holder.get("usage"), dict):
+            given = usage.get("prompt_tokens_details") or usage.get("input_tokens_details")
+            made = usage.get("completion_tokens_details") or usage.get("output_tokens_details")
+            return Usage(
+                input=_count(usage, "prompt_tokens", "input_tokens"),
+                cached=_count(given, "cached_tokens"),
+                output=_count(usage, "completion_tokens", "output_tokens"),
+                reasoning=_count(made, "reasoning_tokens"),
+            )
+    return None
+
+
+def _count(holder: Any, *names: str) -> int:
+    if isinstance(holder, dict):
+        for name in names:
+            value = holder.get(name)
+            if isinstance(value, int) and value > 0:
+                return value
+    return 0
