@@ -35,6 +35,7 @@ _KERNEL_KEYS: Final = frozenset(
     {"attn_implementation", "_attn_implementation", "_attn_implementation_internal", "experts_implementation",
      "_experts_implementation"}
 )  # fmt: skip
+_TELLING_KEYS: Final = _CODE_KEYS | _ELSEWHERE_KEYS | _KERNEL_KEYS
 
 
 class Contents:
@@ -99,11 +100,14 @@ def check_json(path: Path, *, name: str) -> None:
         ForbiddenContentError: it has no single reading, or asks for code or files from elsewhere.
     """
 
-    def member(key: str, value: Any) -> None:
-        _check_member(key, value, name)
+    def members(found: dict[str, Any]) -> None:
+        for key in found:
+            # Nearly all keys are words of a vocabulary: this line runs 200,000 times.
+            if key in _TELLING_KEYS or key.endswith(_FILE_KEY_SUFFIX):
+                _check_member(key, found[key], name)
 
     try:
-        strictjson.visit(path, member, max_bytes=MAX_JSON_BYTES)
+        strictjson.visit(path, members, max_bytes=MAX_JSON_BYTES)
     except strictjson.StrictJSONError as error:
         raise _unreadable(name, str(error)) from error
 

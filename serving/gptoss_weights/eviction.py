@@ -64,14 +64,15 @@ def _check_possible(total: int, limits: PullLimits) -> None:
 def _problem(
     directory: Path, copy: PrivateCopy, others: list[PrivateCopy], *, total: int, limits: PullLimits
 ) -> str | None:
-    sizes = [(each.size(), each.reserved()) for each in others]
-    taken = sum(max(size, reserved) for size, reserved in sizes)
+    # What is promised before what is there: a pull that ends in between has all its bytes by then.
+    sizes = [(each.reserved(), each.size()) for each in others]
+    taken = sum(max(found) for found in sizes)
     if limits.folder_max_bytes is not None and taken + total > limits.folder_max_bytes:
         return (
             f"the weights need {total} bytes, and {taken} of the {limits.folder_max_bytes} that "
             f"{MAX_BYTES_VARIABLE} allows are taken by copies that are in use; raise it, or serve fewer models here"
         )
-    promised = sum(max(0, reserved - size) for size, reserved in sizes)
+    promised = sum(max(0, reserved - size) for reserved, size in sizes)
     free = shutil.disk_usage(directory).free - promised
     needed = max(0, total - copy.size())
     if free < needed + limits.spare_bytes:

@@ -26,7 +26,7 @@ class PullLimits:
     """Bounds of one pull.
 
     ``parallel_files``: files fetched or hashed at a time; each takes a few MiB of memory.
-    ``stall_seconds``: longest wait for the next MiB of a file, or for its end.
+    ``stall_seconds``: longest wait for the next 256 KiB of a file, or for its end.
     ``lock_seconds``: longest wait for another process that pulls the same.
     ``max_bytes``: largest model. ``folder_max_bytes``: size of all verified copies together, None for
     as much as fits. ``spare_bytes`` stay free on the volume.

@@ -3,8 +3,7 @@
 The manifest is fetched and compared with the digest that the operator pinned; only the files it
 lists are fetched; each is hashed while it is downloaded; contents are checked; and only then does
 the whole folder get the name under which it is given out, read-only. A copy that is there already
-is hashed again at every call, and repaired from the source where it is damaged. Small files come
-first: a config that asks for code is refused before gigabytes are pulled.
+is hashed again at every call, and repaired from the source where it is damaged.
 """
 
 import json
@@ -50,6 +49,7 @@ from gptoss_weights.trust import read_bundle
 _WATCH_SECONDS: Final = 0.1
 _FAREWELL_SECONDS: Final = 10.0
 _NAMED: Final = 5
+_SMALL_BYTES: Final = 1024 * 1024
 
 T = TypeVar("T")
 
@@ -277,8 +277,12 @@ class _Pull:
     def _bring_all(
         self, transfer: Transfer, manifest: Manifest, versions: dict[str, ObjectVersion], total: int
     ) -> None:
-        # The largest first, so that no thread is left alone with it at the end.
-        served = sorted(manifest.served, key=lambda file: versions[file.name].size, reverse=True)
+        # Small files first: a config that asks for code is refused before gigabytes come. Then vocabularies, which
+        # take a second to check, beside the tensors; of those the largest first, so that none is alone at the end.
+        served = sorted(
+            manifest.served,
+            key=lambda file: (file.name.endswith(TENSORS_SUFFIX), -versions[file.name].size),
+        )
         contents = Contents(file.name for file in served)
 
         def bring(file: ManifestFile) -> None:
@@ -286,8 +290,8 @@ class _Pull:
             contents.check(transfer.staging / file.name, name=file.name)
 
         for group in (
-            [file for file in served if not file.name.endswith(TENSORS_SUFFIX)],
-            [file for file in served if file.name.endswith(TENSORS_SUFFIX)],
+            [file for file in served if _comes_first(file, versions)],
+            [file for file in served if not _comes_first(file, versions)],
         ):
             self._in_parallel(
                 group,
@@ -368,3 +372,7 @@ class _Pull:
             ],
         }
         write_atomically(self.copy.receipt, json.dumps(receipt, indent=1, sort_keys=True).encode())
+
+
+def _comes_first(file: ManifestFile, versions: dict[str, ObjectVersion]) -> bool:
+    return not file.name.endswith(TENSORS_SUFFIX) and versions[file.name].size <= _SMALL_BYTES

@@ -22,7 +22,7 @@ import shutil
 import stat
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -109,7 +109,15 @@ class PrivateCopy:
 
     def size(self) -> int:
         """Return how many bytes lie in the copy, finished or not."""
-        return sum(entry.st_size for folder in (self.ready, self.staging) for entry in listing(folder).values())
+        total = 0
+        # In this order a copy that is published meanwhile counts once or twice, never not at all.
+        for top in (self.staging, self.ready):
+            for parent, _, files in os.walk(top):
+                for name in files:
+                    # A pull at work renames its files meanwhile.
+                    with suppress(FileNotFoundError):
+                        total += (Path(parent) / name).lstat().st_size
+        return total
 
     def remove_unless_used(self) -> bool:
         """Remove the copy; False if somebody pulls, verifies or holds it."""
@@ -145,7 +153,9 @@ class PrivateCopy:
 
 def copies(directory: Path) -> list[PrivateCopy]:
     """Return every copy in a private folder, finished or not."""
-    names = {entry.name for folder in ("ready", "staging") for entry in (directory / folder).iterdir()}
+    # Twice, so that one that moves from one to the other meanwhile is seen.
+    folders = ("staging", "ready", "staging")
+    names = {entry.name for folder in folders for entry in (directory / folder).iterdir()}
     return [PrivateCopy(directory, name) for name in sorted(names)]
 
 

@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     from botocore.response import StreamingBody
     from mypy_boto3_s3 import S3Client
 
-_CHUNK_BYTES: Final = 1024 * 1024
+# As fast as larger ones, and many files at a time stay small in memory.
+_CHUNK_BYTES: Final = 256 * 1024
 _CONNECTIONS: Final = 32
 _CONTENT_RANGE: Final = re.compile(r"bytes (\d+)-\d+/\d+")
 _DENIED_CODES: Final = frozenset(

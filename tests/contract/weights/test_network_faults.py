@@ -58,7 +58,7 @@ def test_a_connection_that_is_cut_goes_on_where_it_was(pull, proxy, weights):
     proxy.fault = on(SHARD, Cut(1_000_000), until=4)
     found = pull()
     assert (found.path / SHARD).read_bytes() == weights.files[SHARD]
-    # A cut loses at most the MiB that was being read.
+    # A cut loses at most the chunk that was being read.
     starts = proxy.starts(SHARD)
     assert starts[0] == 0 < len(starts) == 4
     assert starts == sorted(starts)
