@@ -48,6 +48,6 @@ app.kubernetes.io/part-of: gptoss
 {{- define "gptoss.image" -}}
 {{- $image := .Values.image }}
 {{- $registry := default $image.registry .Values.global.imageRegistry }}
-{{- $path := ternary (printf "%s/%s" $registry $image.repository) $image.repository (ne $registry "") }}
+{{- $path := printf "%s/%s" (required "image.registry is empty: name the registry that holds your image of docker/operator.Dockerfile, such as registry.example.com/platform" $registry) $image.repository }}
 {{- if $image.digest }}{{ $path }}@{{ $image.digest }}{{ else }}{{ $path }}:{{ default .Chart.AppVersion $image.tag }}{{ end }}
 {{- end }}

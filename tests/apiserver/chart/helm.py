@@ -35,7 +35,9 @@ class Helm:
     def run(self, *arguments: str, values: Mapping[str, Any] | None = None) -> str:
         command = [str(helm_program()), *arguments]
         if values is not None:
-            command += ["--values", "-"]
+            image = self.folder / "image.yaml"
+            image.write_text("image: {registry: images.test}")
+            command += ["--values", str(image), "--values", "-"]
         done = subprocess.run(
             command,
             input=json.dumps(values) if values is not None else "",
@@ -56,9 +58,8 @@ class Helm:
             raise HelmError(done.stderr + done.stdout)
         return done.stdout
 
-    def render(self, namespace: str, *files: Path, values: Mapping[str, Any] | None = None) -> list[Raw]:
-        arguments = [argument for file in files for argument in ("--values", str(file))]
-        text = self.run("template", RELEASE, str(CHART), "--namespace", namespace, *arguments, values=values or {})
+    def render(self, namespace: str, *, values: Mapping[str, Any] | None = None) -> list[Raw]:
+        text = self.run("template", RELEASE, str(CHART), "--namespace", namespace, values=values or {})
         return [document for document in yaml.safe_load_all(text) if document]
 
     def install(self, namespace: str, values: Mapping[str, Any], *arguments: str) -> str:

@@ -155,13 +155,13 @@ def test_tokens_are_mounted_where_the_settings_look_and_the_gateway_gets_no_dash
 @pytest.mark.parametrize(
     ("values", "image"),
     [
-        ({}, "ghcr.io/gptoss-dev/gptoss-operator:0.1.0"),
-        ({"image": {"tag": "1.2"}}, "ghcr.io/gptoss-dev/gptoss-operator:1.2"),
-        ({"global": {"imageRegistry": "mirror:5000"}}, "mirror:5000/gptoss-dev/gptoss-operator:0.1.0"),
-        ({"image": {"registry": ""}}, "gptoss-dev/gptoss-operator:0.1.0"),
+        ({}, "images.test/gptoss-operator:0.1.0"),
+        ({"image": {"tag": "1.2"}}, "images.test/gptoss-operator:1.2"),
+        ({"global": {"imageRegistry": "mirror:5000/a"}}, "mirror:5000/a/gptoss-operator:0.1.0"),
+        ({"image": {"registry": "registry.example.com/b", "repository": "c"}}, "registry.example.com/b/c:0.1.0"),
         (
             {"image": {"tag": "1.2", "digest": "sha256:" + "ab" * 32}},
-            "ghcr.io/gptoss-dev/gptoss-operator@sha256:" + "ab" * 32,
+            "images.test/gptoss-operator@sha256:" + "ab" * 32,
         ),
     ],
 )
@@ -173,6 +173,7 @@ def test_images_come_from_where_the_values_say(helm: Helm, values: Raw, image: s
 @pytest.mark.parametrize(
     ("values", "said"),
     [
+        ({"image": {"registry": ""}}, "image.registry is empty"),
         ({"replica": 1}, "replica"),
         ({"operator": {"replicas": "two"}}, "/operator/replicas"),
         ({"image": {"digest": "sha256:short"}}, "/image/digest"),
