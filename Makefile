@@ -108,15 +108,13 @@ contracts: env  ## Which room may import which
 	@echo "== import contracts"
 	$(BIN)/lint-imports
 
-generate: env  ## Write CRDs (also the chart's) and the API reference from the models
+generate: env  ## Write CRDs and the API reference from the models
 	@$(BIN)/python -m gptoss_api.crd --write crds/
-	$(BIN)/python -m gptoss_api.crd --write charts/gptoss-operator/files/crds/
 	$(BIN)/python -m gptoss_api.reference --write docs/api.md
 
 check-generated: env  ## Fail if a generated file is not current
 	@echo "== generated files"
 	$(BIN)/python -m gptoss_api.crd --check crds/
-	$(BIN)/python -m gptoss_api.crd --check charts/gptoss-operator/files/crds/
 	$(BIN)/python -m gptoss_api.reference --check docs/api.md
 
 lock: $(UV)  ## Resolve the dependencies again and pin them by hash
