@@ -120,6 +120,12 @@ check-generated: env  ## Fail if a generated file is not current
 lock: $(UV)  ## Resolve the dependencies again and pin them by hash
 	@"$(UV)" pip compile --quiet pyproject.toml --extra serving-cpu --extra dev --python-version 3.11 \
 		--override locks/overrides.txt --generate-hashes --no-header -o locks/dev.txt
+	"$(UV)" pip compile --quiet pyproject.toml --extra operator --extra gateway --python-version 3.11 \
+		--universal --generate-hashes --no-header -o locks/operator.txt
+	"$(UV)" pip compile --quiet pyproject.toml --extra serving-cpu --python-version 3.11 \
+		--override locks/overrides.txt --generate-hashes --no-header -o locks/serving-cpu.txt
+	"$(UV)" pip compile --quiet pyproject.toml --extra serving --python-version 3.11 \
+		--override locks/serving-overrides.txt --generate-hashes --no-header -o locks/serving.txt
 
 bench-wake: setup  ## Print the wake figures against a stand-in that starts at once
 	@$(BIN)/python -m benchmarks.wake

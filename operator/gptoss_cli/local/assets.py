@@ -1,6 +1,6 @@
-"""Obtain the programs that no Python package carries: a Kubernetes control plane and an S3 server.
+"""Obtain the programs that no Python package carries: a Kubernetes control plane, an S3 server and Helm.
 
-Both come from Go modules that `go.mod` and `go.sum` beside this file pin by hash, so a build is the
+All come from Go modules that `go.mod` and `go.sum` beside this file pin by hash, so a build is the
 same everywhere and needs a module proxy and nothing else. What was built is kept in the cache under
 a key of those files. A machine without Go gets the toolchain from PyPI, hash-pinned too.
 
@@ -65,6 +65,13 @@ def object_store_program(progress: Progress = print) -> Path:
     module = HERE / "objectstore"
     version = _pinned_version(module, "github.com/versity/versitygw")
     return _built("object-store", module, version, "-s -w", progress) / "versitygw"
+
+
+def helm_program(progress: Progress = print) -> Path:
+    """Return Helm: an earlier build, or a build now (minutes). Only the chart's tests need it."""
+    module = HERE / "helm"
+    version = _pinned_version(module, "helm.sh/helm/v4")
+    return _built("helm", module, version, "-s -w", progress) / "helm"
 
 
 def _programs_in(folder: Path, origin: str) -> ControlPlanePrograms:
@@ -201,3 +208,4 @@ def _one_at_a_time(lock: Path, progress: Progress) -> Iterator[None]:
 if __name__ == "__main__":
     control_plane_programs()
     object_store_program()
+    helm_program()

@@ -181,7 +181,9 @@ class Stack:
     async def start_operator(self) -> None:
         self.process = await self.spawn("operator", self.settings)
 
-    async def spawn(self, name: str, settings: Mapping[str, Any], *arguments: str) -> asyncio.subprocess.Process:
+    async def spawn(
+        self, name: str, settings: Mapping[str, Any], *arguments: str, kubeconfig: Path | None = None
+    ) -> asyncio.subprocess.Process:
         """Start an operator with a settings file and a log of its own name."""
         (self.folder / f"{name}.yaml").write_text(yaml.safe_dump(dict(settings)))
         with (self.folder / f"{name}.log").open("ab") as log:
@@ -193,7 +195,7 @@ class Stack:
                 "--settings",
                 str(self.folder / f"{name}.yaml"),
                 "--kubeconfig",
-                str(self.plane.kubeconfig_for(OPERATOR_USER)),
+                str(kubeconfig or self.plane.kubeconfig_for(OPERATOR_USER)),
                 cwd=REPOSITORY,
                 env={"PATH": os.environ["PATH"], "HOME": str(self.folder)},
                 stdout=log,

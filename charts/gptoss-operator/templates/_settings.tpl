@@ -1,0 +1,60 @@
+{{/* The settings files, as operator and gateway read them. Nothing secret is in them: tokens are files of Secrets. */}}
+{{- define "gptoss.operatorSettings" -}}
+{{- $clusters := list }}
+{{- range .Values.rayClusters }}
+{{- $cluster := dict "name" .name "dashboardURL" .dashboardURL "serveURL" .serveURL "gatewayTokenFile" (printf "/etc/gptoss/ray/%s/gateway-token" .name) "allowedNamespaces" (default (list "*") .allowedNamespaces) }}
+{{- if .tokenSecret }}{{ $_ := set $cluster "tokenFile" (printf "/etc/gptoss/ray/%s/token" .name) }}{{ end }}
+{{- $clusters = append $clusters $cluster }}
+{{- end }}
+{{- $settings := dict
+  "installation" (include "gptoss.installation" .)
+  "systemNamespace" .Release.Namespace
+  "gatewayURL" (include "gptoss.gatewayURL" .)
+  "rayClusters" $clusters
+  "maxConcurrentStarts" .Values.operator.maxConcurrentStarts
+  "resyncSeconds" .Values.operator.resyncSeconds
+  "metrics" (dict "host" "0.0.0.0" "port" 9090)
+  "leaderElection" (merge (dict "leaseName" (include "gptoss.operatorName" .)) .Values.operator.leaderElection)
+  "namespaces" .Values.watchNamespaces }}
+{{- with .Values.defaultRayCluster }}{{ $_ := set $settings "defaultRayCluster" . }}{{ end }}
+{{- $s3 := dict }}
+{{- range $name, $value := .Values.operator.weightSources.s3 }}{{ if $value }}{{ $_ := set $s3 $name $value }}{{ end }}{{ end }}
+{{- if $s3 }}{{ $_ := set $settings "weightSources" (dict "s3" $s3) }}{{ end }}
+{{- toYaml (mergeOverwrite $settings .Values.operator.settings) }}
+{{- end }}
+
+{{- define "gptoss.gatewaySettings" -}}
+{{- $clusters := list }}
+{{- range .Values.rayClusters }}
+{{- $clusters = append $clusters (dict "name" .name "dashboardURL" .dashboardURL "serveURL" .serveURL "gatewayTokenFile" (printf "/etc/gptoss/ray/%s/gateway-token" .name) "allowedNamespaces" (default (list "*") .allowedNamespaces)) }}
+{{- end }}
+{{- $settings := dict
+  "systemNamespace" .Release.Namespace
+  "listen" (dict "host" "0.0.0.0" "port" 8080)
+  "admin" (dict "host" "0.0.0.0" "port" 9090)
+  "keysFile" (printf "/etc/gptoss/keys/%s" .Values.gateway.keysSecret.key)
+  "rayClusters" $clusters
+  "limits" .Values.gateway.limits
+  "shutdown" .Values.gateway.shutdown
+  "namespaces" .Values.watchNamespaces }}
+{{- with .Values.defaultRayCluster }}{{ $_ := set $settings "defaultRayCluster" . }}{{ end }}
+{{- toYaml (mergeOverwrite $settings .Values.gateway.settings) }}
+{{- end }}
+
+{{/* The Secrets of all Ray clusters as one volume; .dashboard adds Ray's own tokens, which the gateway never sees. */}}
+{{- define "gptoss.rayTokens" -}}
+- name: ray
+  projected:
+    defaultMode: 0440
+    sources:
+      {{- range .root.Values.rayClusters }}
+      - secret:
+          name: {{ .gatewayTokenSecret.name }}
+          items: [{key: {{ .gatewayTokenSecret.key }}, path: {{ .name }}/gateway-token}]
+      {{- if and $.dashboard .tokenSecret }}
+      - secret:
+          name: {{ .tokenSecret.name }}
+          items: [{key: {{ .tokenSecret.key }}, path: {{ .name }}/token}]
+      {{- end }}
+      {{- end }}
+{{- end }}

@@ -1,0 +1,58 @@
+{{/* Who needs what, once. docs/rbac.md gives the reason for each verb, and a test compares the two. */}}
+{{- define "gptoss.rules.operator.watch" -}}
+- apiGroups: [serving.gptoss.dev]
+  resources: [gptossdeployments, gatewayreports]
+  verbs: [list, watch]
+{{- end }}
+
+{{- define "gptoss.rules.operator.cluster" -}}
+- apiGroups: [serving.gptoss.dev]
+  resources: [weighttrustpolicies]
+  verbs: [list, watch]
+- apiGroups: [serving.gptoss.dev]
+  resources: [weighttrustpolicies/status]
+  verbs: [patch]
+- apiGroups: [""]
+  resources: [namespaces]
+  verbs: [list, watch]
+- apiGroups: [apiextensions.k8s.io]
+  resources: [customresourcedefinitions]
+  verbs: [list, watch]
+{{- end }}
+
+{{- define "gptoss.rules.operator.work" -}}
+- apiGroups: [serving.gptoss.dev]
+  resources: [gptossdeployments]
+  verbs: [get]
+- apiGroups: [serving.gptoss.dev]
+  resources: [gptossdeployments/status]
+  verbs: [patch]
+- apiGroups: [events.k8s.io]
+  resources: [events]
+  verbs: [create, get, patch]
+{{- end }}
+
+{{- define "gptoss.rules.operator.system" -}}
+- apiGroups: [serving.gptoss.dev]
+  resources: [gatewayreports]
+  verbs: [delete]
+- apiGroups: [coordination.k8s.io]
+  resources: [leases]
+  verbs: [create]
+- apiGroups: [coordination.k8s.io]
+  resources: [leases]
+  resourceNames: [{{ include "gptoss.operatorName" . }}]
+  verbs: [get, list, watch, update]
+{{- end }}
+
+{{- define "gptoss.rules.gateway.watch" -}}
+- apiGroups: [serving.gptoss.dev]
+  resources: [gptossdeployments]
+  verbs: [list, watch]
+{{- end }}
+
+{{- define "gptoss.rules.gateway.system" -}}
+- apiGroups: [serving.gptoss.dev]
+  resources: [gatewayreports]
+  verbs: [create, patch, delete]
+{{- end }}

@@ -1,0 +1,242 @@
+"""What the chart renders: valid for the API server, restricted, checked values, nothing by default that is optional."""
+
+import copy
+import json
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from prometheus_client import CollectorRegistry
+
+from gptoss_cli.local.control_plane import ControlPlane
+from gptoss_cli.local.errors import StepError
+from gptoss_gateway.metering import Metering
+from gptoss_gateway.settings import GatewaySettings
+from gptoss_operator.metrics import Metrics
+from gptoss_operator.settings import load_settings
+from tests.apiserver.chart.helm import CHART, VALUES_FILES, Helm, HelmError, Raw, of_kind
+from tests.controlplane import CRDS
+
+EVERYTHING = {
+    "global": {"imagePullSecrets": ["pull"], "commonLabels": {"team": "platform"}},
+    "operator": {
+        "fence": True,
+        "priorityClassName": "system-cluster-critical",
+        "tolerations": [{"operator": "Exists"}],
+    },
+    "gateway": {
+        "autoscaling": {"enabled": True},
+        "ingress": {"enabled": True, "hosts": ["gptoss.example.com"]},
+        "affinity": {"nodeAffinity": {}},
+    },
+    "monitoring": {
+        "serviceMonitor": {"enabled": True},
+        "podMonitor": {"enabled": True},
+        "prometheusRule": {"enabled": True},
+        "dashboards": {"enabled": True},
+    },
+    "networkPolicy": {"gatewayFrom": [{"podSelector": {}}]},
+    "admission": {"policyUse": True},
+    "extraObjects": [
+        {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "extra"}, "data": {"in": "{{ .Release.Name }}"}},
+        "{apiVersion: v1, kind: ConfigMap, metadata: {name: text}, data: {in: '{{ .Release.Name }}'}}",
+    ],
+}
+RAY = {
+    "name": "shared",
+    "dashboardURL": "http://ray:8265",
+    "serveURL": "http://ray:8000",
+    "gatewayTokenSecret": {"name": "ray", "key": "gateway"},
+    "tokenSecret": {"name": "ray", "key": "token"},
+}
+
+
+def rendered(helm: Helm, namespace: str, which: Path | None, values: Raw | None = None) -> list[Raw]:
+    """Render for a namespace; the examples' own namespaces are replaced by it, for it exists."""
+    text = (which.read_text() if which else "").replace("watchNamespaces: [ml]", f"watchNamespaces: [{namespace}]")
+    return helm.render(namespace, values={**(yaml.safe_load(text) or {}), **(values or {})})
+
+
+@pytest.mark.parametrize("values", VALUES_FILES, ids=lambda path: path.stem)
+def test_is_linted_strictly(helm: Helm, values: Path):
+    helm.run("lint", "--strict", str(CHART), "--values", str(values))
+
+
+@pytest.mark.parametrize(
+    "which", [None, *VALUES_FILES, EVERYTHING], ids=["defaults", *(f.stem for f in VALUES_FILES), "everything"]
+)
+def test_the_api_server_accepts_every_object(
+    control_plane: ControlPlane,
+    crds: list[str],
+    monitoring_kinds: Path,
+    helm: Helm,
+    namespace: str,
+    which: Path | Raw | None,
+):
+    objects = rendered(helm, namespace, *((None, which) if isinstance(which, dict) else (which,)))
+    assert len(objects) > 15
+    items = {"apiVersion": "v1", "kind": "List", "items": objects}
+    arguments = (
+        "apply",
+        "--server-side",
+        "--force-conflicts",
+        "--dry-run=server",
+        "--validate=strict",
+        "-n",
+        namespace,
+        "-f",
+        "-",
+    )
+    told = control_plane.kubectl(*arguments, stdin=json.dumps(items))
+    assert len(told.splitlines()) == len(objects)
+
+
+def test_pods_pass_the_restricted_standard(control_plane: ControlPlane, helm: Helm, namespace: str):
+    control_plane.kubectl("label", "namespace", namespace, "pod-security.kubernetes.io/enforce=restricted")
+    deployments = of_kind(helm.render(namespace, values={"rayClusters": [RAY]}), "Deployment")
+    assert {each["metadata"]["name"] for each in deployments} == {
+        "gptoss-gptoss-operator",
+        "gptoss-gptoss-operator-gateway",
+    }
+    for deployment in deployments:
+        template = deployment["spec"]["template"]
+        pod = {
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": {"generateName": "pod-", **template["metadata"]},
+            "spec": template["spec"],
+        }
+        control_plane.kubectl("create", "--dry-run=server", "-n", namespace, "-f", "-", stdin=json.dumps(pod))
+        loose = copy.deepcopy(pod)
+        del loose["spec"]["securityContext"]
+        with pytest.raises(StepError, match="violates PodSecurity"):
+            control_plane.kubectl("create", "--dry-run=server", "-n", namespace, "-f", "-", stdin=json.dumps(loose))
+
+
+def test_settings_files_are_what_operator_and_gateway_read(helm: Helm, tmp_path: Path):
+    values = {
+        "rayClusters": [RAY],
+        "defaultRayCluster": "shared",
+        "operator": {"settings": {"workers": 3}, "weightSources": {"s3": {"region": "eu-central-1"}}},
+    }
+    files = {
+        name: text
+        for each in of_kind(helm.render("gpt", values=values), "ConfigMap")
+        for name, text in each["data"].items()
+    }
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    operator = load_settings(tmp_path / "operator.yaml")
+    assert operator.installation == "gptoss"
+    assert operator.system_namespace == "gpt"
+    assert operator.workers == 3
+    assert operator.leader_election is not None
+    assert operator.leader_election.lease_seconds == 12
+    assert operator.weight_sources.s3.region == "eu-central-1"
+    assert str(operator.ray_clusters[0].token_file) == "/etc/gptoss/ray/shared/token"
+    gateway = GatewaySettings.load(tmp_path / "gateway.yaml")
+    assert gateway.ray_clusters[0].token_file is None, "the gateway has no business with Ray's dashboard"
+    assert gateway.ray_clusters[0].gateway_token_file == operator.ray_clusters[0].gateway_token_file
+    assert gateway.default_ray_cluster == operator.default_ray_cluster == "shared"
+
+
+def test_tokens_are_mounted_where_the_settings_look_and_the_gateway_gets_no_dashboard_token(helm: Helm):
+    for deployment in of_kind(helm.render("gpt", values={"rayClusters": [RAY]}), "Deployment"):
+        volumes = deployment["spec"]["template"]["spec"]["volumes"]
+        sources = next(volume for volume in volumes if volume["name"] == "ray")["projected"]["sources"]
+        paths = {item["path"] for source in sources for item in source["secret"]["items"]}
+        wanted = {"shared/gateway-token"} | (
+            {"shared/token"} if not deployment["metadata"]["name"].endswith("gateway") else set()
+        )
+        assert paths == wanted
+
+
+@pytest.mark.parametrize(
+    ("values", "image"),
+    [
+        ({}, "images.test/gptoss-operator:0.1.0"),
+        ({"image": {"tag": "1.2"}}, "images.test/gptoss-operator:1.2"),
+        ({"global": {"imageRegistry": "mirror:5000/a"}}, "mirror:5000/a/gptoss-operator:0.1.0"),
+        ({"image": {"registry": "registry.example.com/b", "repository": "c"}}, "registry.example.com/b/c:0.1.0"),
+        (
+            {"image": {"tag": "1.2", "digest": "sha256:" + "ab" * 32}},
+            "images.test/gptoss-operator@sha256:" + "ab" * 32,
+        ),
+    ],
+)
+def test_images_come_from_where_the_values_say(helm: Helm, values: Raw, image: str):
+    deployments = of_kind(helm.render("gpt", values=values), "Deployment")
+    assert {c["image"] for each in deployments for c in each["spec"]["template"]["spec"]["containers"]} == {image}
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"image": {"registry": ""}}, "image.registry is empty"),
+        ({"replica": 1}, "replica"),
+        ({"operator": {"replicas": "two"}}, "/operator/replicas"),
+        ({"image": {"digest": "sha256:short"}}, "/image/digest"),
+        ({"rayClusters": [{"name": "a"}]}, "/rayClusters/0"),
+        ({"watchNamespaces": ["Bad_Name"]}, "/watchNamespaces/0"),
+        ({"gateway": {"shutdown": {"graceSeconds": 7200}}}, "/gateway/shutdown/graceSeconds"),
+    ],
+)
+def test_wrong_values_are_refused_by_name(helm: Helm, values: Raw, said: str):
+    with pytest.raises(HelmError, match=re.escape(said)):
+        helm.render("gpt", values=values)
+
+
+def test_crds_are_the_generated_ones_and_stay_by_default(helm: Helm):
+    crds = {each["metadata"]["name"]: each for each in of_kind(helm.render("gpt"), "CustomResourceDefinition")}
+    for path in CRDS.glob("*.yaml"):
+        generated = json.loads(path.read_text())
+        chart = crds.pop(generated["metadata"]["name"])
+        assert chart["spec"] == generated["spec"]
+        assert chart["metadata"]["annotations"]["helm.sh/resource-policy"] == "keep"
+    assert crds == {}
+    for each in of_kind(helm.render("gpt", values={"crds": {"keep": False}}), "CustomResourceDefinition"):
+        assert "helm.sh/resource-policy" not in each["metadata"].get("annotations", {})
+    assert of_kind(helm.render("gpt", values={"crds": {"enabled": False}}), "CustomResourceDefinition") == []
+
+
+def test_what_needs_other_operators_is_off_by_default(helm: Helm):
+    kinds = {each["apiVersion"].partition("/")[0] for each in helm.render("gpt")}
+    assert "monitoring.coreos.com" not in kinds
+    assert "admissionregistration.k8s.io" not in kinds
+
+
+def test_alerts_and_dashboard_name_metrics_that_exist(helm: Helm):
+    exposed = set()
+    for registry in (Metrics().registry, _gateway_registry()):
+        for metric in registry.collect():
+            exposed |= {metric.name, f"{metric.name}_total", f"{metric.name}_bucket", f"{metric.name}_count"}
+    objects = helm.render("gpt", values=EVERYTHING)
+    rules = of_kind(objects, "PrometheusRule")[0]["spec"]["groups"][0]["rules"]
+    board = next(
+        json.loads(each["data"]["gptoss.json"])
+        for each in of_kind(objects, "ConfigMap")
+        if "gptoss.json" in each["data"]
+    )
+    queries = [rule["expr"] for rule in rules] + [t["expr"] for panel in board["panels"] for t in panel["targets"]]
+    assert len(queries) > 15
+    named = {name for query in queries for name in re.findall(r"gptoss_\w+", query)}
+    assert named - exposed == set()
+
+
+def _gateway_registry() -> CollectorRegistry:
+    metering = Metering()
+    metering.watch_places(lambda: ())
+    return metering.registry
+
+
+def test_nobody_gets_a_wildcard_a_shell_or_the_status(helm: Helm):
+    for values in ({}, {"watchNamespaces": ["ml"]}):
+        objects = helm.render("gpt", values=values)
+        for role in of_kind(objects, "ClusterRole") + of_kind(objects, "Role"):
+            aggregated = any("aggregate-to" in label for label in role["metadata"]["labels"])
+            for rule in role["rules"]:
+                words = [*rule["apiGroups"], *rule["resources"], *rule["verbs"]]
+                assert "*" not in words
+                assert not {"secrets", "pods", "pods/exec", "escalate", "bind", "impersonate"} & set(words)
+                assert not (aggregated and any(resource.endswith("/status") for resource in rule["resources"]))
