@@ -10,6 +10,7 @@ from typing import Any
 from gptoss_api.deployment import GptOssDeployment
 from gptoss_api.deployment_status import GptOssDeploymentStatus
 from gptoss_operator.plan.demand import Demand
+from gptoss_operator.plan.rayservice.workload import KubeRaySite
 from gptoss_operator.plan.schedules import Floor, floor_at
 
 
@@ -93,6 +94,7 @@ class ApplicationView:
         failure: why it failed, for the attempt that is under way.
         ready: replicas that run.
         wanted: replicas Ray wants.
+        obstacle: what keeps it from starting now, though it may pass.
         conflict: why it was left out of the cluster's configuration.
         trouble: reason and message of a problem of the whole cluster.
     """
@@ -104,8 +106,13 @@ class ApplicationView:
     failure: Failure | None = None
     ready: int = 0
     wanted: int = 0
+    obstacle: Failure | None = None
     conflict: str | None = None
     trouble: tuple[str, str] | None = None
+
+
+KUBERAY = "ray.io/rayservice"
+"""Stands where a Ray cluster's name stands; no cluster can be named so."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,6 +122,11 @@ class Placement:
     cluster: str = ""
     reason: str = ""
     message: str = ""
+
+    @property
+    def on_kuberay(self) -> bool:
+        """Whether KubeRay runs it."""
+        return self.cluster == KUBERAY
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,3 +203,4 @@ class Site:
     installation: str
     import_path: str
     gateway_url: str
+    kube_ray: KubeRaySite | None = None

@@ -8,11 +8,13 @@ import yaml
 from gptoss_api.clusters import RayCluster
 from gptoss_cli.local.control_plane import ControlPlane
 from gptoss_cli.local.errors import StepError
+from gptoss_operator.settings import load_settings
 from tests.controlplane import GATEWAY_USER, OPERATOR_USER, REPOSITORY
 
 EXAMPLES = REPOSITORY / "examples"
 SETTINGS = {"operator.yaml", "gateway.yaml"}
-MANIFESTS = sorted(path for path in EXAMPLES.rglob("*.yaml") if path.name not in SETTINGS)
+ON_KUBERAY = "operator-kuberay.yaml"
+MANIFESTS = sorted(path for path in EXAMPLES.rglob("*.yaml") if path.name not in {*SETTINGS, ON_KUBERAY})
 
 
 @pytest.mark.parametrize("manifest", MANIFESTS, ids=lambda path: str(path.relative_to(EXAMPLES)))
@@ -28,6 +30,15 @@ def test_settings_name_a_ray_cluster(name: str):
     settings = yaml.safe_load((EXAMPLES / name).read_text())
     clusters = [RayCluster.model_validate(each) for each in settings["rayClusters"]]
     assert settings["defaultRayCluster"] in {cluster.name for cluster in clusters}
+
+
+def test_settings_for_kuberay_can_be_used():
+    settings = load_settings(EXAMPLES / ON_KUBERAY)
+    assert settings.kube_ray_is_default
+    assert settings.kube_ray is not None
+    limits = settings.kube_ray.limits_of("elsewhere")
+    assert limits is not None
+    assert limits.max_accelerators == 2
 
 
 class TestRights:
@@ -59,6 +70,8 @@ class TestRights:
             (OPERATOR_USER, "delete", "gptossdeployments.serving.gptoss.dev"),
             (OPERATOR_USER, "patch", "weighttrustpolicies.serving.gptoss.dev"),
             (OPERATOR_USER, "create", "pods"),
+            (OPERATOR_USER, "patch", "secrets/gptoss-model-credentials"),
+            (OPERATOR_USER, "delete", "rayservices.ray.io"),
             (GATEWAY_USER, "patch", "gptossdeployments.serving.gptoss.dev/status"),
             (GATEWAY_USER, "patch", "gptossdeployments.serving.gptoss.dev"),
             (GATEWAY_USER, "get", "secrets/gptoss-model-credentials"),

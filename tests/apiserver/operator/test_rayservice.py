@@ -11,7 +11,7 @@ from gptoss_api.accelerator import Accelerator
 from gptoss_api.pod import Pod
 from gptoss_cli.local.control_plane import ControlPlane
 from gptoss_cli.local.errors import StepError
-from gptoss_operator.plan.rayservice.render import render, service_for
+from gptoss_operator.plan.rayservice.render import leading_to, render
 from gptoss_operator.plan.rayservice.workload import Workload
 from tests.kuberay import CRDS_VARIABLE, install_rayservices, install_real_rayservices, real_crds, remove_rayservices
 from tests.unit.operator.rayservices import site, workload
@@ -90,7 +90,10 @@ def test_pods_are_admitted_where_only_restricted_ones_are(
 @pytest.mark.parametrize("of", WORKLOADS.values(), ids=WORKLOADS.keys())
 def test_everything_around_a_rayservice_is_valid(control_plane: ControlPlane, namespace: str, of: Workload) -> None:
     here = replace(of, namespace=namespace)
-    for document in (*render(here, site(s3_endpoint="http://store:9000")).others, service_for(here, "assistant-abcde")):
+    for document in (
+        *render(here, site(s3_endpoint="http://store:9000")).others,
+        leading_to(render(here, site()).service, "assistant-abcde"),
+    ):
         assert dry_run(control_plane, document)["metadata"]["name"] == document["metadata"]["name"]
 
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from gptoss_api.accelerator import Accelerator
 from gptoss_api.pod import Pod
 from gptoss_operator.kuberay_settings import KubeRaySettings, NamespaceLimits
-from gptoss_operator.plan.rayservice.render import canonical, render, service_for
+from gptoss_operator.plan.rayservice.render import canonical, leading_to, render
 from gptoss_operator.plan.rayservice.workload import KubeRaySite, Workload
 from tests.unit.operator import rayservices
 from tests.unit.operator.rayservices import APPLICATION, site, workload
@@ -174,7 +174,7 @@ def test_ray_asks_for_a_token_from_our_own_secret_that_outlives_clusters() -> No
 
 def test_everything_goes_with_its_deployment() -> None:
     rendered = render(workload(), site())
-    for each in (rendered.rayservice, *rendered.others, service_for(workload(), None)):
+    for each in (rendered.rayservice, *rendered.others, render(workload(), site()).service):
         (owner,) = each["metadata"]["ownerReferences"]
         assert (owner["kind"], owner["uid"]) == ("GptOssDeployment", rayservices.UID)
         assert len(each["metadata"]["name"]) <= 63
@@ -272,11 +272,11 @@ def test_network_policies_let_in_by_port_and_never_out_to_metadata() -> None:
 
 
 def test_the_service_leads_to_one_cluster_or_nowhere() -> None:
-    selector = service_for(workload(), "assistant-x7k2p")["spec"]["selector"]
+    selector = leading_to(render(workload(), site()).service, "assistant-x7k2p")["spec"]["selector"]
     assert selector["ray.io/cluster"] == "assistant-x7k2p"
     assert selector["ray.io/serve"] == "true"
-    assert service_for(workload(), None)["spec"]["selector"]["ray.io/cluster"] == "none"
-    assert service_for(workload(), None)["metadata"]["name"] == "assistant-gptoss"
+    assert render(workload(), site()).service["spec"]["selector"]["ray.io/cluster"] == "none"
+    assert render(workload(), site()).service["metadata"]["name"] == "assistant-gptoss"
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,9 @@ MOST_PODS = 1024
 """Bound of a worker group that Ray scales. KubeRay never changes it in a living cluster, so it is constant:
 the bound that counts stands in the application."""
 
-_NOWHERE = "none"
+CLUSTER_LABEL = "ray.io/cluster"
+NOWHERE = "none"
+"""No cluster is named like this: KubeRay appends to the RayService's name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,12 +39,16 @@ class Rendered:
         revision: changes if and only if engines must be started anew.
         rayservice: the RayService, awake.
         others: what stands around it; they come first.
+        service: its stable address, leading nowhere yet.
+        blue_green: a change may start beside what runs.
         token_secret: name of the Secret with Ray's token, which is made once and never read.
     """
 
     revision: str
     rayservice: Raw
     others: tuple[Raw, ...]
+    service: Raw
+    blue_green: bool
     token_secret: str
 
 
@@ -71,6 +77,8 @@ def render(workload: Workload, site: KubeRaySite) -> Rendered:
         revision=revision,
         rayservice=rayservice,
         others=others,
+        service=_service(workload),
+        blue_green=workload.blue_green,
         token_secret=ray_token_secret(workload.name, workload.uid),
     )
 
@@ -85,23 +93,10 @@ def serve_config(application: Mapping[str, Any]) -> str:
     return canonical(document)
 
 
-def service(workload_metadata: Raw, identity: Mapping[str, str], cluster: str | None) -> Raw:
-    """Return the Service of a deployment, leading to the pods of one Ray cluster that serve, or nowhere."""
-    return {
-        "apiVersion": "v1",
-        "kind": "Service",
-        "metadata": workload_metadata,
-        "spec": {
-            "type": "ClusterIP",
-            "selector": {**identity, "ray.io/serve": "true", "ray.io/cluster": cluster or _NOWHERE},
-            "ports": [{"name": "serve", "port": SERVE_PORT, "targetPort": SERVE_PORT, "protocol": "TCP"}],
-        },
-    }
-
-
-def service_for(workload: Workload, cluster: str | None) -> Raw:
-    """Return a workload's Service."""
-    return service(workload.metadata(engine_service(workload.name)), workload.identity, cluster)
+def leading_to(service: Raw, cluster: str | None) -> Raw:
+    """Return a deployment's Service with the Ray cluster that it leads to; None is nowhere."""
+    spec = {**service["spec"], "selector": {**service["spec"]["selector"], CLUSTER_LABEL: cluster or NOWHERE}}
+    return {**service, "spec": spec}
 
 
 def canonical(document: Any) -> str:
@@ -144,6 +139,19 @@ def _cluster(workload: Workload, site: KubeRaySite, revision: str) -> Raw:
     if workload.autoscales:
         cluster["autoscalerOptions"] = autoscaler_options(site)
     return cluster
+
+
+def _service(workload: Workload) -> Raw:
+    return {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": workload.metadata(engine_service(workload.name)),
+        "spec": {
+            "type": "ClusterIP",
+            "selector": {**workload.identity, "ray.io/serve": "true", CLUSTER_LABEL: NOWHERE},
+            "ports": [{"name": "serve", "port": SERVE_PORT, "targetPort": SERVE_PORT, "protocol": "TCP"}],
+        },
+    }
 
 
 def _gateway_tokens(workload: Workload, site: KubeRaySite) -> Raw:
