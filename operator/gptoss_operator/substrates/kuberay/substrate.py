@@ -27,6 +27,7 @@ from gptoss_operator.substrates.protocol import Outcome
 
 MOVING_SECONDS = 1.0
 SETTLED_SECONDS = 15.0
+RESTING_SECONDS = 300.0
 MISSING_SECONDS = 5.0
 
 
@@ -122,8 +123,15 @@ class KubeRay:
         wrote |= await self._lead(key, self._wishes.get(deployment))
         self._look(deployment, key)
         wish = self._wishes.get(deployment)
-        moving = isinstance(wish, Present) and not self._settled(deployment)
-        return self._outcome(deployment, look_again=MOVING_SECONDS if moving else SETTLED_SECONDS, wrote=wrote)
+        return self._outcome(deployment, look_again=self._look_again(deployment, key, wish), wrote=wrote)
+
+    def _look_again(self, deployment: DeploymentKey, key: RayServiceKey, wish: Wish | None) -> float:
+        if isinstance(wish, Present) and not self._settled(deployment):
+            return MOVING_SECONDS
+        seen = self._seen(key)
+        asleep = seen is None or seen.suspend
+        # News of a sleeping one comes by itself; a thousand of them cost nothing.
+        return RESTING_SECONDS if asleep and not isinstance(wish, Present) else SETTLED_SECONDS
 
     async def _step(self, key: RayServiceKey, wish: Wish | None) -> bool:
         seen = self._seen(key)
@@ -216,7 +224,7 @@ class KubeRay:
 
     def _answered(self, news: Callable[[RayServiceKey], object]) -> None:
         for deployment in self._wishes:
-            if self._views.get(deployment) != self.view(deployment):
+            if str(deployment) in self._urls and self._views.get(deployment) != self.view(deployment):
                 news(RayServiceKey(deployment.namespace, deployment.name))
 
     def _settled(self, deployment: DeploymentKey) -> bool:
