@@ -9,9 +9,11 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import ConfigDict, Field
 
+from gptoss_api.accelerator import Accelerator
 from gptoss_api.engine_arguments import EXTRA_ARGUMENTS_SCHEMA, ExtraArguments
 from gptoss_api.model import INT32, ApiModel, Digest, Name, cel, rules
 from gptoss_api.names import MAX_NAME_LENGTH
+from gptoss_api.pod import Pod
 
 
 class Model(ApiModel):
@@ -257,9 +259,21 @@ class RayServeSubstrate(ApiModel):
     cluster_name: Name = Field(description="Name of an administrator's entry for a Ray cluster.")
 
 
+class KubeRaySubstrate(ApiModel):
+    """Replicas on a Ray cluster of their own, which KubeRay makes in the deployment's namespace."""
+
+
 class Substrate(ApiModel):
     """Where replicas run."""
 
+    model_config = ConfigDict(
+        json_schema_extra=cel(
+            "!(has(self.kubeRay) && has(self.rayServe))",
+            "spec.substrate is kubeRay or rayServe: remove one of them",
+        )
+    )
+
+    kube_ray: KubeRaySubstrate | None = Field(default=None, description="On KubeRay: write `kubeRay: {}`.")
     ray_serve: RayServeSubstrate | None = Field(default=None, description="On an existing Ray cluster.")
 
 
@@ -280,6 +294,14 @@ class GptOssDeploymentSpec(ApiModel):
                 "spec.substrate is immutable: create another deployment and delete this one",
                 fieldPath=".substrate",
             ),
+            *(
+                cel(
+                    f"!has(self.{field}) || !has(self.substrate) || !has(self.substrate.rayServe)",
+                    f"spec.{field} shapes pods that KubeRay makes: remove it, or use spec.substrate.kubeRay",
+                    fieldPath=f".{field}",
+                )
+                for field in ("accelerator", "pod")
+            ),
         )
     )
 
@@ -296,6 +318,10 @@ class GptOssDeploymentSpec(ApiModel):
     substrate: Substrate | None = Field(
         default=None, description="Where replicas run; by default what the operator's settings say."
     )
+    accelerator: Accelerator | None = Field(
+        default=None, description="What replicas on KubeRay compute on; NVIDIA GPUs by default."
+    )
+    pod: Pod | None = Field(default=None, description="What may be chosen of the pods of replicas on KubeRay.")
     suspend: bool = Field(default=False, description="Puts the model to sleep at once and refuses requests.")
 
     @property

@@ -26,6 +26,8 @@ from gptoss_weights.signature import TrustedKey, parse_bundle, verify_bundle
 _LINE_SECONDS = 10.0
 _MIB = 1024**2
 _GIB = 1024**3
+_LONGEST_MESSAGE = 600
+
 _json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 _key_option = click.option(
     "--key",
@@ -140,9 +142,23 @@ def inspect(place: str, keys: tuple[Path, ...], *, as_json: bool) -> None:
 @click.option("--model", required=True, help="Name that must be the signed one.")
 @_key_option
 @click.option("--manifest-digest", help="Pinned digest (sha256:…), instead of or beside --key.")
+@click.option("--readable", is_flag=True, help="Let other users read the verified copy; nobody may write to it.")
+@click.option(
+    "--termination-log",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="File that gets the receipt or the reason of a failure as one JSON object, for Kubernetes to show.",
+)
 @_json_option
 def pull(
-    uri: str, directory: Path, model: str, keys: tuple[Path, ...], manifest_digest: str | None, *, as_json: bool
+    uri: str,
+    directory: Path,
+    model: str,
+    keys: tuple[Path, ...],
+    manifest_digest: str | None,
+    *,
+    readable: bool,
+    termination_log: Path | None,
+    as_json: bool,
 ) -> None:
     """Fetch and verify the weights at URI, and print the folder that holds them.
 
@@ -155,7 +171,7 @@ def pull(
 
     if not keys and manifest_digest is None:
         raise click.UsageError("name a public key with --key, or a digest with --manifest-digest")
-    with _reported(as_json=as_json), _bar(quiet=as_json) as bar:
+    with _reported(as_json=as_json, termination_log=termination_log), _bar(quiet=as_json) as bar:
         digest = _digest_to_pull(uri, keys, manifest_digest)
         task = bar.add_task("pulling", total=None)
         lines = _Lines(quiet=as_json or sys.stderr.isatty())
@@ -172,21 +188,22 @@ def pull(
             directory=directory,
             settings=_settings(),
             progress=report,
+            readable=readable,
         )
-    _print(
-        {
-            "path": str(found.path),
-            "manifestDigest": found.manifest_digest,
-            "subject": found.subject,
-            "bytes": found.bytes,
-            "fetchedBytes": found.fetched_bytes,
-            "seconds": round(found.seconds, 3),
-            "receipt": str(found.receipt),
-            "replacedFiles": list(found.damaged),
-            "removedCopies": [gone.name for gone in found.evicted],
-        },
-        as_json=as_json,
-    )
+    printed = {
+        "path": str(found.path),
+        "manifestDigest": found.manifest_digest,
+        "subject": found.subject,
+        "bytes": found.bytes,
+        "fetchedBytes": found.fetched_bytes,
+        "seconds": round(found.seconds, 3),
+        "receipt": str(found.receipt),
+        "replacedFiles": list(found.damaged),
+        "removedCopies": [gone.name for gone in found.evicted],
+    }
+    if termination_log is not None:
+        termination_log.write_text(json.dumps({"receipt": printed}))
+    _print(printed, as_json=as_json)
 
 
 def _digest_to_pull(uri: str, keys: tuple[Path, ...], pinned: str | None) -> str:
@@ -274,18 +291,21 @@ def _bar(*, quiet: bool) -> Progress:
 
 
 @contextmanager
-def _reported(*, as_json: bool) -> Iterator[None]:
+def _reported(*, as_json: bool, termination_log: Path | None = None) -> Iterator[None]:
     try:
         yield
     except (WeightsError, OSError) as caught:
         error = caught if isinstance(caught, WeightsError) else StorageError(str(caught))
+        described = {
+            "reason": str(error.reason),
+            # Kubernetes keeps 4,096 bytes of a termination message, and half an object would be no object.
+            "message": error.message[:_LONGEST_MESSAGE],
+            "file": error.file,
+            "retryable": error.retryable,
+        }
+        if termination_log is not None:
+            termination_log.write_text(json.dumps({"error": described}))
         if as_json:
-            described = {
-                "reason": str(error.reason),
-                "message": error.message,
-                "file": error.file,
-                "retryable": error.retryable,
-            }
             click.echo(json.dumps({"error": described}))
         else:
             click.echo(str(error), err=True)

@@ -60,7 +60,15 @@ NAMESPACES = _core("namespaces", "Namespace", namespaced=False)
 SECRETS = _core("secrets", "Secret")
 SERVICES = _core("services", "Service")
 CONFIG_MAPS = _core("configmaps", "ConfigMap")
+PODS = _core("pods", "Pod")
 
+NETWORK_POLICIES = Resource(
+    group="networking.k8s.io", version="v1", plural="networkpolicies", kind="NetworkPolicy", namespaced=True
+)
+POD_DISRUPTION_BUDGETS = Resource(
+    group="policy", version="v1", plural="poddisruptionbudgets", kind="PodDisruptionBudget", namespaced=True
+)
+RAY_SERVICES = Resource(group="ray.io", version="v1", plural="rayservices", kind="RayService", namespaced=True)
 EVENTS = Resource(group="events.k8s.io", version="v1", plural="events", kind="Event", namespaced=True)
 LEASES = Resource(group="coordination.k8s.io", version="v1", plural="leases", kind="Lease", namespaced=True)
 CUSTOM_RESOURCE_DEFINITIONS = Resource(
@@ -81,6 +89,10 @@ RESOURCES: Mapping[tuple[str, str], Resource] = {
         SECRETS,
         SERVICES,
         CONFIG_MAPS,
+        PODS,
+        NETWORK_POLICIES,
+        POD_DISRUPTION_BUDGETS,
+        RAY_SERVICES,
         EVENTS,
         LEASES,
         CUSTOM_RESOURCE_DEFINITIONS,

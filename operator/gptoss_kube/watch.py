@@ -35,7 +35,7 @@ class Informer:
     ``on_change`` gets a new or changed object, ``on_delete`` the last known state of one that is gone; an
     object recreated under its name is first deleted, then changed. Objects are raw dicts without
     managedFields and belong to the informer: do not change them. Callbacks must be quick; one that raises
-    is logged and passed over.
+    is logged and passed over. ``keep`` returns what to keep of an object, metadata in any case.
     """
 
     def __init__(
@@ -48,6 +48,7 @@ class Informer:
         name: str | None = None,
         on_change: Callable[[Object], None],
         on_delete: Callable[[Object], None],
+        keep: Callable[[Object], Object] | None = None,
         stall_seconds: float = STALL_SECONDS,
     ) -> None:
         self.synced = asyncio.Event()
@@ -63,6 +64,7 @@ class Informer:
         self._field_selector = f"metadata.name={name}" if name else None
         self._on_change = on_change
         self._on_delete = on_delete
+        self._lean = keep
         self._stall_seconds = stall_seconds
         self._objects: dict[tuple[str, str], Object] = {}
         self._task: asyncio.Task[None] | None = None
@@ -168,8 +170,9 @@ class Informer:
                 self._forget(key)
             elif known["metadata"].get("resourceVersion") == metadata.get("resourceVersion"):
                 return
-        self._objects[key] = obj
-        self._call(self._on_change, obj)
+        kept = self._lean(obj) if self._lean is not None else obj
+        self._objects[key] = kept
+        self._call(self._on_change, kept)
 
     def _forget(self, key: tuple[str, str]) -> None:
         gone = self._objects.pop(key, None)

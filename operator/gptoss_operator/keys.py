@@ -28,4 +28,17 @@ class ClusterKey:
         return f"raycluster/{self.name}"
 
 
-Key = DeploymentKey | ClusterKey
+@dataclass(frozen=True, order=True)
+class RayServiceKey:
+    """The RayService of one GptOssDeployment."""
+
+    namespace: str
+    name: str
+
+    kind = "RayService"
+
+    def __str__(self) -> str:
+        return f"rayservice/{self.namespace}/{self.name}"
+
+
+Key = DeploymentKey | ClusterKey | RayServiceKey

@@ -24,15 +24,18 @@ from gptoss_operator.intake import Intake
 from gptoss_operator.keys import ClusterKey, Key
 from gptoss_operator.leadership import AlwaysLeader, Elector, Leadership, ReadOnly
 from gptoss_operator.metrics import Metrics
+from gptoss_operator.plan.observation import KUBERAY
 from gptoss_operator.reconcile import Reconciler
 from gptoss_operator.releases import ReleaseLedger
 from gptoss_operator.resync import Resync
 from gptoss_operator.settings import Settings
 from gptoss_operator.starts import Starts
-from gptoss_operator.substrates.dashboard import RayDashboard
+from gptoss_operator.substrates.dashboard import RayDashboard, engine_answers
+from gptoss_operator.substrates.kuberay.follow import KubeRayObjects
+from gptoss_operator.substrates.kuberay.substrate import KubeRay
 from gptoss_operator.substrates.rayserve import RayServe
 from gptoss_operator.trust import Check, SignatureCheck, TrustDesk
-from gptoss_operator.workqueue import QueueClosedError, WorkQueue
+from gptoss_operator.workqueue import Priority, QueueClosedError, WorkQueue
 
 _LOG = logging.getLogger(__name__)
 _LONGEST_RECONCILE = 180.0
@@ -53,6 +56,7 @@ class Engine:
         clock: Clock | None = None,
         check: Check | None = None,
         leadership: Leadership | None = None,
+        kube: Kube | None = None,
     ) -> None:
         self.settings = settings
         self.clock = clock or SystemClock()
@@ -69,6 +73,7 @@ class Engine:
             changed=self.queue.add,
             ledger=ReleaseLedger(cache=self.cache, kubernetes=kubernetes, leadership=leadership, seen=self.intake.seen),
         )
+        self.kube_ray = self._kube_ray(kube, session, leadership)
         self.reconciler = Reconciler(
             settings=settings,
             cache=self.cache,
@@ -84,7 +89,9 @@ class Engine:
                     news=partial(self.queue.add, ClusterKey(cluster.name)),
                 )
                 for cluster in settings.ray_clusters
-            },
+            }
+            | ({KUBERAY: self.kube_ray} if self.kube_ray is not None else {}),
+            kube_ray_site=settings.kube_ray_site,
             trust=self.trust,
             starts=Starts(settings.max_concurrent_starts),
             metrics=self.metrics,
@@ -107,6 +114,8 @@ class Engine:
     async def forever(self) -> None:
         """List everything, then work until cancelled; a standby keeps its caches warm and waits before it works."""
         try:
+            if self.kube_ray is not None:
+                await self.kube_ray.start()
             await self.resync.first()
             self.listed = True
             async with asyncio.TaskGroup() as group:
@@ -119,6 +128,23 @@ class Engine:
             await self.trust.close()
             for substrate in self.reconciler.substrates.values():
                 await substrate.close()
+
+    def _kube_ray(self, kube: Kube | None, session: aiohttp.ClientSession, leadership: Leadership) -> KubeRay | None:
+        if kube is None or (kube_ray := self.settings.kube_ray) is None:
+            return None
+        objects = KubeRayObjects(
+            kube,
+            namespaces=self.settings.namespaces,
+            news=self.queue.add,
+            everything=partial(self.intake.everything, Priority.CHANGE),
+        )
+        return KubeRay(
+            kube_ray,
+            objects,
+            ask_engine=lambda url: engine_answers(session, url, kube_ray.gateway_token_file),
+            leadership=leadership,
+            news=self.queue.add,
+        )
 
     def sick(self) -> str | None:
         """Say why the process should be restarted: a reconcile that never ends."""
@@ -206,6 +232,7 @@ async def run(settings: Settings, *, kubeconfig: Path | None, read_only: bool, i
             session=session,
             clock=clock,
             leadership=leadership,
+            kube=kube,
         )
         engine.metrics.leads.set_function(leadership.may_write)
         watches = Watches(

@@ -1,7 +1,7 @@
 """One look at one key: observe → plan → write the status → act. The same path for every cause."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,18 +15,20 @@ from gptoss_operator.boundary import Kubernetes
 from gptoss_operator.cache import Cache, Kind, Raw
 from gptoss_operator.clock import Clock
 from gptoss_operator.intake import Intake
-from gptoss_operator.keys import ClusterKey, DeploymentKey, Key
+from gptoss_operator.keys import ClusterKey, DeploymentKey, Key, RayServiceKey
 from gptoss_operator.leadership import Leadership
 from gptoss_operator.metrics import Metrics
 from gptoss_operator.plan.applications import Keep
-from gptoss_operator.plan.observation import ApplicationView, Memory, Observation, Placement, Site
+from gptoss_operator.plan.observation import KUBERAY, ApplicationView, Memory, Observation, Placement, Site
 from gptoss_operator.plan.planner import Plan, plan
+from gptoss_operator.plan.rayservice.workload import KubeRaySite
 from gptoss_operator.settings import Settings
 from gptoss_operator.starts import Starts
 from gptoss_operator.substrates.protocol import Substrate
 from gptoss_operator.trust import TrustDesk
 from gptoss_operator.workqueue import WorkQueue
 
+_UNREACHABLE = frozenset({Reason.CLUSTER_UNREACHABLE, Reason.KUBERAY_MISSING})
 _LOG = logging.getLogger(__name__)
 
 
@@ -45,6 +47,7 @@ class Reconciler:
     metrics: Metrics
     clock: Clock
     leadership: Leadership
+    kube_ray_site: Callable[[], KubeRaySite | None] = lambda: None
     complete: bool = False
     """A complete LIST of deployments is in the cache."""
     _memory: dict[str, Memory] = field(default_factory=dict)
@@ -56,17 +59,21 @@ class Reconciler:
         Raises:
             KubeError: Kubernetes did not take a write; the queue tries again.
         """
-        if isinstance(key, ClusterKey):
-            return await self._cluster(key)
-        return await self._deployment(key)
+        match key:
+            case ClusterKey(name=name):
+                return await self._substrate(key, name)
+            case RayServiceKey():
+                return await self._substrate(key, KUBERAY)
+            case DeploymentKey():
+                return await self._deployment(key)
 
-    async def _cluster(self, key: ClusterKey) -> float | None:
-        substrate = self.substrates[key.name]
-        outcome = await substrate.reconcile(complete=lambda: self.complete and self._all_asked(key.name, substrate))
-        unreachable = outcome.trouble is not None and outcome.trouble[0] == Reason.CLUSTER_UNREACHABLE
-        self.metrics.cluster_reachable.labels(key.name).set(not unreachable)
+    async def _substrate(self, key: Key, name: str) -> float | None:
+        substrate = self.substrates[name]
+        outcome = await substrate.reconcile(key, complete=lambda: self.complete and self._all_asked(name, substrate))
+        unreachable = outcome.trouble is not None and outcome.trouble[0] in _UNREACHABLE
+        self.metrics.cluster_reachable.labels(name).set(not unreachable)
         if outcome.wrote:
-            self.metrics.cluster_writes.labels(key.name).inc()
+            self.metrics.cluster_writes.labels(name).inc()
         for changed in sorted(outcome.changed):
             self.queue.add(changed)
         return outcome.look_again
@@ -116,6 +123,7 @@ class Reconciler:
             installation=self.settings.installation,
             import_path=self.settings.serving_import_path,
             gateway_url=self.settings.gateway_url,
+            kube_ray=self.kube_ray_site() if placement.on_kuberay else None,
         )
         asked = substrate.asked(key) if substrate is not None else None
         planned = plan(observed, self._memory.get(deployment.uid), site, asked=asked)
@@ -141,8 +149,9 @@ class Reconciler:
             self.intake.seen(Kind.DEPLOYMENT, await self.kubernetes.write_status(raw, _wire(planned.status)))
         self._memory[raw["metadata"]["uid"]] = planned.memory
         for action in planned.actions:
-            self.substrates[action.cluster].ask(key, action.wish)
-            self.queue.add(ClusterKey(action.cluster))
+            substrate = self.substrates[action.cluster]
+            substrate.ask(key, action.wish)
+            self.queue.add(substrate.key(key))
         for event in planned.events:
             await self.kubernetes.tell(raw, type_=event.type, reason=event.reason, message=event.message)
 
@@ -189,6 +198,9 @@ class Reconciler:
     def _placement(self, deployment: GptOssDeployment) -> Placement:
         substrate = deployment.spec.substrate
         chosen = substrate.ray_serve.cluster_name if substrate is not None and substrate.ray_serve is not None else None
+        asked_for = substrate is not None and substrate.kube_ray is not None
+        if asked_for or (chosen is None and self.settings.kube_ray_is_default):
+            return self._on_kuberay(deployment.namespace)
         name = chosen or self.settings.default_ray_cluster
         cluster = next((each for each in self.settings.ray_clusters if each.name == name), None)
         if cluster is None:
@@ -208,6 +220,21 @@ class Reconciler:
             )
         return Placement(cluster=cluster.name)
 
+    def _on_kuberay(self, namespace: str) -> Placement:
+        if self.settings.kube_ray is None:
+            return Placement(
+                reason=Reason.UNKNOWN_CLUSTER,
+                message="this operator does not run replicas on KubeRay; name a Ray cluster in "
+                "spec.substrate.rayServe.clusterName, or ask an administrator for kubeRay in the operator's settings",
+            )
+        if self.settings.kube_ray.limits_of(namespace) is None:
+            return Placement(
+                reason=Reason.NAMESPACE_NOT_ALLOWED,
+                message=f"namespace {namespace} may not run replicas on KubeRay; ask an administrator for an entry in "
+                "kubeRay.limits",
+            )
+        return Placement(cluster=KUBERAY)
+
     def _rivals(self, key: DeploymentKey, deployment: GptOssDeployment) -> tuple[str, ...]:
         claimants = self.cache.claimants(key.namespace, deployment.served_name)
         return tuple(str(other) for other in claimants if other != key)
@@ -226,14 +253,17 @@ class Reconciler:
         self.queue.forget(key)
         for other in self.starts.settle(key, starting=False, queued=False):
             self.queue.add(other)
-        for name, substrate in self.substrates.items():
+        for substrate in self.substrates.values():
             if substrate.forget(key):
-                self.queue.add(ClusterKey(name))
+                self.queue.add(substrate.key(key))
 
 
 def _cluster_name(raw: Raw, settings: Settings) -> str | None:
-    substrate = ((raw.get("spec") or {}).get("substrate") or {}).get("rayServe") or {}
-    return substrate.get("clusterName") or settings.default_ray_cluster
+    substrate = (raw.get("spec") or {}).get("substrate") or {}
+    chosen = (substrate.get("rayServe") or {}).get("clusterName")
+    if substrate.get("kubeRay") is not None or (chosen is None and settings.kube_ray_is_default):
+        return KUBERAY
+    return chosen or settings.default_ray_cluster
 
 
 def _status_of(raw: Raw) -> GptOssDeploymentStatus:

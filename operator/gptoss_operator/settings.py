@@ -1,5 +1,6 @@
 """The operator's settings file: what an administrator decides, and no custom resource can."""
 
+import hashlib
 from pathlib import Path
 from typing import Annotated, Self
 
@@ -9,6 +10,8 @@ from pydantic import Field, ValidationError, model_validator
 from gptoss_api.clusters import RayCluster
 from gptoss_api.model import Name, StrictModel
 from gptoss_operator.election import Terms
+from gptoss_operator.kuberay_settings import KubeRaySettings
+from gptoss_operator.plan.rayservice.workload import KubeRaySite
 from gptoss_weights.sources.settings import SourceSettings
 
 
@@ -50,6 +53,11 @@ class Settings(StrictModel):
     system_namespace: Name = Field(description="Namespace of the gateways' reports.")
     default_ray_cluster: Name | None = Field(default=None, description="For deployments that name none.")
     ray_clusters: tuple[RayCluster, ...] = ()
+    kube_ray: KubeRaySettings | None = Field(
+        default=None,
+        description="Run replicas on KubeRay: deployments that name it, and without a defaultRayCluster all that "
+        "name nothing.",
+    )
     gateway_url: str = Field(default="", alias="gatewayURL", description="Base URL that status tells clients.")
     weight_sources: WeightSources = Field(default_factory=WeightSources)
     serving_import_path: Annotated[str, Field(pattern=r"^[\w.]+:\w+$")] = "gptoss_serving.app:build"
@@ -70,6 +78,29 @@ class Settings(StrictModel):
         if self.default_ray_cluster is not None and self.default_ray_cluster not in names:
             raise ValueError(f"defaultRayCluster {self.default_ray_cluster} is not among rayClusters")
         return self
+
+    @property
+    def kube_ray_is_default(self) -> bool:
+        """Whether KubeRay runs deployments that name no substrate."""
+        return self.kube_ray is not None and self.default_ray_cluster is None
+
+    def kube_ray_site(self) -> KubeRaySite | None:
+        """Return what renderings for KubeRay depend on; None without KubeRay. Reads the gateway's token.
+
+        Raises:
+            OSError: the token's file can't be read.
+        """
+        if self.kube_ray is None:
+            return None
+        token = self.kube_ray.gateway_token_file.read_text().strip()
+        sources = self.sources()
+        return KubeRaySite(
+            settings=self.kube_ray,
+            system_namespace=self.system_namespace,
+            s3_endpoint=sources.s3_endpoint,
+            s3_region=sources.s3_region,
+            gateway_token_hash=hashlib.sha256(token.encode()).hexdigest(),
+        )
 
     def sources(self) -> SourceSettings:
         """Return how weights are read: the environment's credentials, these settings' places."""

@@ -88,7 +88,9 @@ class Gateway:
         self.catalogue = Catalogue()
         self.metering = Metering()
         self.closing = False
-        self.upstreams = Upstreams(settings.ray_clusters, default=settings.default_ray_cluster)
+        self.upstreams = Upstreams(
+            settings.ray_clusters, default=settings.default_ray_cluster, kube_ray=settings.kube_ray
+        )
         self.reporter = Reporter(identity=identity, store=store, demands=self._demands, timestamp=_timestamp)
         self.ledger = Ledger(
             monotonic=lambda: asyncio.get_running_loop().time(),

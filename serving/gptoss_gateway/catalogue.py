@@ -52,6 +52,7 @@ class ServedModel:
     served_name: str
     created: int
     cluster_name: str | None
+    on_kuberay: bool | None
     may_sleep: bool
     wake_timeout_seconds: float
     max_held_requests: int
@@ -92,6 +93,7 @@ class ServedModel:
             served_name=deployment.served_name,
             created=_timestamp(raw["metadata"].get("creationTimestamp")),
             cluster_name=spec.substrate.ray_serve.cluster_name if spec.substrate and spec.substrate.ray_serve else None,
+            on_kuberay=spec.substrate.kube_ray is not None if spec.substrate else None,
             may_sleep=spec.scaling.min_replicas == 0,
             wake_timeout_seconds=float(spec.scaling.wake_timeout_seconds),
             max_held_requests=spec.scaling.max_held_requests,

@@ -8,6 +8,7 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from gptoss_api.clusters import RayCluster
+from gptoss_api.kuberay import EngineAccess
 from gptoss_api.model import Name, StrictModel
 from gptoss_gateway.errors import SettingsError
 
@@ -91,7 +92,10 @@ class GatewaySettings(StrictModel):
     audit_file: Path | None = Field(
         default=None, description="Where a JSON line per request is written, without content; none by default."
     )
-    ray_clusters: tuple[RayCluster, ...] = Field(description="Ray clusters that replicas run on.")
+    ray_clusters: tuple[RayCluster, ...] = Field(default=(), description="Ray clusters that replicas run on.")
+    kube_ray: EngineAccess | None = Field(
+        default=None, description="How replicas on KubeRay are reached; the same as the operator's."
+    )
     default_ray_cluster: Name | None = Field(
         default=None, description="Cluster of deployments that name none; the same as the operator's."
     )

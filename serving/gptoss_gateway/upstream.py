@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gptoss_api.clusters import RayCluster
+from gptoss_api.kuberay import EngineAccess
 from gptoss_api.names import GATEWAY_TOKEN_HEADER, route_prefix
 from gptoss_gateway.catalogue import ServedModel
 from gptoss_gateway.errors import ModelRefusedError, SettingsError
@@ -26,10 +27,14 @@ class Upstream:
 class Upstreams:
     """Every engine that the settings allow to be reached."""
 
-    def __init__(self, clusters: Iterable[RayCluster], *, default: str | None) -> None:
+    def __init__(
+        self, clusters: Iterable[RayCluster], *, default: str | None, kube_ray: EngineAccess | None = None
+    ) -> None:
         self._clusters = {cluster.name: cluster for cluster in clusters}
         self._default = default
         self._tokens = {cluster.name: _TokenFile(cluster.gateway_token_file) for cluster in clusters}
+        self._kube_ray = kube_ray
+        self._kube_ray_token = _TokenFile(kube_ray.gateway_token_file) if kube_ray is not None else None
 
     def locate(self, model: ServedModel) -> Upstream:
         """Return where a model's engine answers, or will.
@@ -37,6 +42,8 @@ class Upstreams:
         Raises:
             ModelRefusedError: its cluster is unknown here or not for its namespace.
         """
+        if model.on_kuberay or (model.cluster_name is None and self._default is None and self._kube_ray is not None):
+            return self._on_kuberay(model)
         name = model.cluster_name or self._default
         cluster = self._clusters.get(name or "")
         if cluster is None:
@@ -58,6 +65,17 @@ class Upstreams:
         """Take over tokens that changed; called once a second."""
         for token in self._tokens.values():
             token.refresh()
+        if self._kube_ray_token is not None:
+            self._kube_ray_token.refresh()
+
+    def _on_kuberay(self, model: ServedModel) -> Upstream:
+        if self._kube_ray is None or self._kube_ray_token is None:
+            raise ModelRefusedError(
+                f"{model.qualified_name!r} runs on KubeRay, which this gateway's settings do not have: an "
+                "administrator adds kubeRay.",
+                code="UnknownCluster",
+            )
+        return Upstream(url=self._kube_ray.engine_url(model.namespace, model.name), token=self._kube_ray_token.value)
 
 
 class _TokenFile:

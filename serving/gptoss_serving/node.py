@@ -18,6 +18,8 @@ from gptoss_weights.storage import PrivateCopy
 WEIGHTS_DIR = "GPTOSS_WEIGHTS_DIR"
 GATEWAY_TOKENS_FILE = "GPTOSS_GATEWAY_TOKENS_FILE"
 DEVICE = "GPTOSS_DEVICE"
+WEIGHTS_PREPARED = "GPTOSS_WEIGHTS_PREPARED"
+VOCABULARY_DIR = "GPTOSS_VOCABULARY_DIR"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,11 +30,15 @@ class Node:
         weights_dir: private folder for verified copies; the same path on every node of the cluster.
         gateway_tokens_file: hashes of the tokens that replicas accept, one ``sha256:<hex>`` a line.
         device: what the engine computes on.
+        weights_prepared: another user has put verified copies there already; this one may only read them.
+        vocabulary_dir: where derived vocabularies go, if not beside the weights.
     """
 
     weights_dir: Path
     gateway_tokens_file: Path
     device: Literal["gpu", "cpu"]
+    weights_prepared: bool = False
+    vocabulary_dir: Path | None = None
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] | None = None) -> "Node":
@@ -49,6 +55,10 @@ class Node:
             weights_dir=_path(variables, WEIGHTS_DIR, "a private folder for verified weights"),
             gateway_tokens_file=_path(variables, GATEWAY_TOKENS_FILE, "a file with the hashes of the gateways' tokens"),
             device="cpu" if device == "cpu" else "gpu",
+            weights_prepared=variables.get(WEIGHTS_PREPARED) == "1",
+            vocabulary_dir=_path(variables, VOCABULARY_DIR, "a folder for vocabularies")
+            if VOCABULARY_DIR in variables
+            else None,
         )
 
     def copy_of(self, weights: WeightsArguments) -> Path:
@@ -56,12 +66,17 @@ class Node:
         return self._private_copy(weights).ready
 
     def hold(self, weights: WeightsArguments) -> None:
-        """Keep these weights' copy from being removed for as long as this process lives."""
-        self._private_copy(weights).hold()
+        """Keep these weights' copy from being removed for as long as this process lives.
+
+        A prepared copy lies in a volume of the pod's own, where nobody makes room and we may not write.
+        """
+        if not self.weights_prepared:
+            self._private_copy(weights).hold()
 
     def vocabulary_of(self, weights: WeightsArguments) -> Path:
         """Return the folder of the vocabulary that is derived from these weights' tokenizer."""
-        return self.weights_dir / "vocabularies" / self._private_copy(weights).ready.name
+        folder = self.vocabulary_dir or self.weights_dir / "vocabularies"
+        return folder / self._private_copy(weights).ready.name
 
     def _private_copy(self, weights: WeightsArguments) -> PrivateCopy:
         return PrivateCopy.of(

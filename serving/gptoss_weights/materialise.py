@@ -96,12 +96,14 @@ def pull(
     settings: SourceSettings,
     progress: Callable[[PullProgress], None] | None = None,
     limits: PullLimits | None = None,
+    readable: bool = False,
 ) -> Materialised:
     """Return a private, read-only folder that holds exactly the served files of a pinned manifest.
 
     Blocks; safe to call from several processes and threads of a node at once. ``progress`` is called
     from the calling thread. Interrupted pulls go on where they were. ``limits`` are the environment's
-    unless given. Where room is needed, copies that nobody used for an hour go.
+    unless given. Where room is needed, copies that nobody used for an hour go. ``readable`` lets other
+    users of the node read the copy; nobody else may ever write to it.
 
     Raises:
         TrustError: the source holds something else than was pinned; DigestMismatchError names the file.
@@ -113,7 +115,7 @@ def pull(
             uri=uri,
             manifest_digest=manifest_digest,
             subject=subject,
-            directory=prepare_directory(directory),
+            directory=prepare_directory(directory, readable=readable),
             settings=settings,
             progress=progress or (lambda _: None),
             limits=limits or PullLimits.from_environment(),

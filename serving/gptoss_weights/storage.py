@@ -2,7 +2,7 @@
 
 ::
 
-    <directory>/                    0700, ours
+    <directory>/                    0700, ours; 0755, like ready/, where others may read copies
         ready/<copy>/               verified files, read-only; the only thing an engine is given
         staging/<copy>/             what an unfinished pull left: name, or name.partial
         manifests/<copy>.json       the signed payload, believed only for its digest
@@ -181,8 +181,10 @@ def locked_file(path: Path, *, exclusive: bool = True, timeout_seconds: float) -
         os.close(descriptor)
 
 
-def prepare_directory(directory: Path) -> Path:
+def prepare_directory(directory: Path, *, readable: bool = False) -> Path:
     """Create the private folder if need be, and make sure that nobody else may write to it.
+
+    ``readable`` lets other users read finished copies, where an engine runs as another one.
 
     Raises:
         StorageError: it is a link, belongs to somebody else, or others may write to it.
@@ -199,6 +201,9 @@ def prepare_directory(directory: Path) -> Path:
             )
         for name in _FOLDERS:
             (directory / name).mkdir(mode=0o700, exist_ok=True)
+        if readable:
+            for folder in (directory, directory / "ready"):
+                folder.chmod(0o755)
     return directory.resolve()
 
 

@@ -114,6 +114,18 @@ ACCEPTED: dict[str, dict[str, Any]] = {
     },
     "memory settings": {"engine": {"gpuMemoryUtilization": 0.9, "kvCacheDtype": "fp8"}},
     "a ray cluster": {"substrate": {"rayServe": {"clusterName": "local"}}},
+    "on KubeRay": {"substrate": {"kubeRay": {}}},
+    "on KubeRay, shaped": {
+        "substrate": {"kubeRay": {}},
+        "accelerator": {"vendor": "amd", "product": "MI300X", "resourceName": "amd.com/gpu"},
+        "pod": {
+            "resources": {"cpu": "16", "memory": "128Gi"},
+            "nodeSelector": {"pool": "gpu"},
+            "tolerations": [{"key": "amd.com/gpu", "operator": "Equal", "value": "x", "effect": "NoSchedule"}],
+            "priorityClassName": "serving",
+            "runtimeClassName": "gpu",
+        },
+    },
     "recreate and suspended": {"rolloutStrategy": {"type": "Recreate"}, "suspend": True},
 }
 
@@ -126,7 +138,15 @@ async def test_accepts(kube: Kube, namespace: str, spec: dict[str, Any]):
 
 
 URI_MESSAGE = "spec.model.uri must be s3://bucket/prefix or file:///folder"
+RAY_SERVE = {"rayServe": {"clusterName": "a"}}
 REJECTED: dict[str, tuple[dict[str, Any], str]] = {
+    "two substrates": ({"substrate": {**RAY_SERVE, "kubeRay": {}}}, "spec.substrate is kubeRay or rayServe"),
+    "pods of a Ray cluster": ({"substrate": RAY_SERVE, "pod": {}}, "spec.pod shapes pods that KubeRay makes"),
+    "accelerators of a Ray cluster": (
+        {"substrate": RAY_SERVE, "accelerator": {}},
+        "spec.accelerator shapes pods that KubeRay makes",
+    ),
+    "a toleration without key": ({"pod": {"tolerations": [{"operator": "Exists"}]}}, "key"),
     "tensor 3": ({"parallelism": {"tensor": 3}}, "spec.parallelism.tensor must be 1, 2, 4 or 8"),
     "tensor 16": ({"parallelism": {"tensor": 16}}, "spec.parallelism.tensor"),
     "min above max": (

@@ -15,6 +15,7 @@ from gptoss_api.conditions import Reason
 from gptoss_api.deployment import GptOssDeployment
 from gptoss_api.engine import EngineConfig, max_ongoing_requests, target_ongoing_requests
 from gptoss_api.names import MAX_REQUEST_SECONDS, application_name, route_prefix
+from gptoss_operator.plan.rayservice.render import Rendered
 
 REDACTED = "<redacted>"
 DEPLOY_FAILED = "DEPLOY_FAILED"
@@ -27,11 +28,13 @@ class Present:
     """The application is wanted like this. A higher ``attempt`` asks for a failed one to be started anew.
 
     Without ``create`` one that is there is changed, and one that Ray has lost is not put back.
+    ``rendered`` is what KubeRay is given for it, where KubeRay runs it.
     """
 
     config: Mapping[str, Any]
     attempt: int = 1
     create: bool = True
+    rendered: Rendered | None = None
 
 
 @dataclass(frozen=True)

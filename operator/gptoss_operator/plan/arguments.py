@@ -1,7 +1,7 @@
 """Which arguments an engine is to have: those it runs with, unless the specification wants others."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from gptoss_api.application import EngineArgument
@@ -10,6 +10,9 @@ from gptoss_api.profiles import profile_for
 from gptoss_operator.plan.applications import application_config
 from gptoss_operator.plan.fit import engine_for, engines_for_other_hardware
 from gptoss_operator.plan.observation import Observation, Presence, Site, Trusted
+from gptoss_operator.plan.rayservice.render import Rendered, render
+from gptoss_operator.plan.rayservice.resolve import check_kuberay, workload_of
+from gptoss_operator.plan.rayservice.workload import KubeRaySite
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +26,7 @@ class Wanted:
         max_num_seqs: sequences that one replica works on at once.
         customized: arguments that the specification sets to another value than the profile.
         manifest_digest: what replicas are pinned to.
+        rendered: what KubeRay is given for it, where KubeRay runs it.
     """
 
     config: Mapping[str, Any]
@@ -31,9 +35,48 @@ class Wanted:
     max_num_seqs: int
     customized: tuple[str, ...]
     manifest_digest: str
+    rendered: Rendered | None = None
 
 
 def wanted_application(observed: Observation, site: Site) -> Wanted | None:
+    """Return the application that is wanted, with what KubeRay is given for it where KubeRay runs it.
+
+    Raises:
+        ValueError: the specification can't be resolved, or isn't allowed.
+    """
+    if observed.placement.on_kuberay:
+        if site.kube_ray is None or observed.application.presence is Presence.UNKNOWN:
+            return None  # What runs is not known, and it is not to be changed for that.
+        check_kuberay(observed.deployment, site.kube_ray)
+        wanted = _wanted_application(observed, site)
+        return wanted and _on_kuberay(observed, wanted, site.kube_ray)
+    for field in ("accelerator", "pod"):
+        if getattr(observed.deployment.spec, field) is not None:
+            raise ValueError(
+                f"spec.{field} shapes pods that KubeRay makes, and this deployment runs on a Ray cluster that is "
+                "there already: remove it, or use spec.substrate.kubeRay in a new deployment"
+            )
+    return _wanted_application(observed, site)
+
+
+def _on_kuberay(observed: Observation, wanted: Wanted, site: KubeRaySite) -> Wanted:
+    """Add what KubeRay is given, and the revision that is to run.
+
+    What was proved runs on as it was made, with the image and the templates of then: another release of
+    the operator restarts no engine and changes none that sleeps, until the specification changes.
+    """
+    rendered = render(workload_of(observed.deployment, wanted.config, wanted.manifest_digest), site)
+    deployed = observed.application.deployed or {}
+    kept = (
+        observed.status.proved_generation == observed.deployment.generation
+        and deployed.get("revision") is not None
+        and all(deployed.get(name) == wanted.config.get(name) for name in ("args", "import_path"))
+    )
+    revision = deployed["revision"] if kept else rendered.revision
+    return replace(wanted, config={**wanted.config, "revision": revision}, rendered=rendered)
+
+
+def _wanted_application(observed: Observation, site: Site) -> Wanted | None:
     """Return the application that is wanted, or None while its weights may not be started.
 
     What runs stays byte for byte as it is while the specification asks for nothing else: neither

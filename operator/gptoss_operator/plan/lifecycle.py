@@ -241,7 +241,7 @@ def _starting(observed: Observation, verdict: Verdict) -> Verdict:
     present = application.presence is Presence.PRESENT
     if not observed.may_start and not present:
         return replace(_hold_start(verdict, now), queued=True)
-    verdict = replace(verdict, wish=Present(config=wanted.config, attempt=memory.attempt))
+    verdict = replace(verdict, wish=Present(config=wanted.config, attempt=memory.attempt, rendered=wanted.rendered))
     if application.conflict is not None:
         stall = Stall(reason=Reason.ROUTE_CONFLICT, detail=Reason.ROUTE_CONFLICT, message=application.conflict)
         return replace(verdict, stall=stall, memory=replace(verdict.memory, start_began=now))
@@ -265,7 +265,7 @@ def _serving(observed: Observation, verdict: Verdict) -> Verdict:
         if isinstance(observed.trust, Distrusted):
             return _fail(replace(verdict, phase=Phase.SERVING), _untrusted(observed.trust))
         return replace(verdict, phase=Phase.SERVING)
-    wish = Present(config=wanted.config, attempt=memory.attempt)
+    wish = Present(config=wanted.config, attempt=memory.attempt, rendered=wanted.rendered)
     if application.presence is Presence.UNKNOWN or observed.application.conflict is not None:
         return replace(verdict, phase=Phase.SERVING, wish=wish)
     generation = observed.deployment.generation
@@ -343,11 +343,15 @@ def _within_time(observed: Observation, verdict: Verdict) -> Verdict:
     remaining = began + limit - observed.now
     if remaining > 0:
         return replace(verdict, look_again=remaining)
+    obstacle = observed.application.obstacle
+    cause = (
+        f"{obstacle.message}. Then" if obstacle is not None else "Look at the Ray cluster's logs, free accelerators,"
+    )
     stall = Stall(
         reason=Reason.START_TIMEOUT,
-        detail=Reason.START_TIMEOUT,
-        message=f"the engine did not answer within spec.scaling.startTimeoutSeconds ({limit}); look at the Ray "
-        "cluster's logs and free accelerators, raise the limit, or change the retry annotation to try again",
+        detail=obstacle.reason if obstacle is not None else Reason.START_TIMEOUT,
+        message=f"The engine did not answer within spec.scaling.startTimeoutSeconds ({limit}). {cause} raise the "
+        "limit, or change the retry annotation to try again",
     )
     return _give_up(observed, verdict, stall)
 

@@ -11,6 +11,7 @@ from gptoss_api.deployment import GptOssDeployment
 from gptoss_api.deployment_status import GptOssDeploymentStatus
 from gptoss_api.hardware import Accelerator
 from gptoss_operator.plan.demand import Demand
+from gptoss_operator.plan.rayservice.workload import KubeRaySite
 from gptoss_operator.plan.schedules import Floor, floor_at
 
 
@@ -126,6 +127,7 @@ class ApplicationView:
         failure: why it failed, for the attempt that is under way.
         ready: replicas that run.
         wanted: replicas Ray wants.
+        obstacle: what keeps it from starting now, though it may pass.
         conflict: why it was left out of the cluster's configuration.
         trouble: reason and message of a problem of the whole cluster.
         hardware: the cluster's accelerators, None if it was not looked at yet.
@@ -138,9 +140,14 @@ class ApplicationView:
     failure: Failure | None = None
     ready: int = 0
     wanted: int = 0
+    obstacle: Failure | None = None
     conflict: str | None = None
     trouble: tuple[str, str] | None = None
     hardware: Hardware | None = None
+
+
+KUBERAY = "ray.io/rayservice"
+"""Stands where a Ray cluster's name stands; no cluster can be named so."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,6 +157,11 @@ class Placement:
     cluster: str = ""
     reason: str = ""
     message: str = ""
+
+    @property
+    def on_kuberay(self) -> bool:
+        """Whether KubeRay runs it."""
+        return self.cluster == KUBERAY
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,3 +238,4 @@ class Site:
     installation: str
     import_path: str
     gateway_url: str
+    kube_ray: KubeRaySite | None = None

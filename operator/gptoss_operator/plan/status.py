@@ -84,6 +84,10 @@ def _ready(observed: Observation, verdict: Verdict) -> _Claim:
             return "True", Reason.SERVING, "The engine answers."
         case Phase.NEW if observed.trust is None:
             return "Unknown", Reason.PROGRESSING, "The signature of the weights is being checked."
+        case Phase.STARTING if observed.application.obstacle is not None:
+            return "Unknown", observed.application.obstacle.reason, _sentence(observed.application.obstacle.message)
+        case Phase.STARTING if observed.placement.on_kuberay and observed.application.trouble is not None:
+            return "Unknown", *observed.application.trouble
         case _:
             return "Unknown", Reason.PROGRESSING, "This generation has not answered yet."
 
@@ -152,6 +156,8 @@ def _engine_ready(observed: Observation, verdict: Verdict) -> _Claim:
     if present and application.answering and verdict.phase not in {Phase.IDLE, Phase.SUSPENDED}:
         return "True", Reason.ANSWERING, ""
     match verdict.phase:
+        case Phase.STARTING | Phase.NEW if application.obstacle is not None:
+            return "False", application.obstacle.reason, _sentence(application.obstacle.message)
         case Phase.STARTING | Phase.NEW:
             return "False", Reason.STARTING, "The engine has not answered yet."
         case Phase.SERVING | Phase.DRAINING:
@@ -346,6 +352,10 @@ def _wake(observed: Observation, verdict: Verdict) -> Wake | None:
     if before is not None and before.stage is not None and verdict.phase is not Phase.STARTING:
         return Wake(started_at=before.started_at, last_seconds=last)
     return before
+
+
+def _sentence(message: str) -> str:
+    return f"{message[:1].upper()}{message[1:].rstrip('.')}."
 
 
 def _cut(message: str) -> str:

@@ -91,19 +91,9 @@ class RayDashboard:
 
     async def answers(self, prefix: str) -> bool:
         """Tell whether an engine itself answers under a prefix: RUNNING alone does not say so."""
-        try:
-            headers = {GATEWAY_TOKEN_HEADER: _read(self._cluster.gateway_token_file), "Accept": "application/json"}
-            async with self._session.get(
-                f"{self._cluster.serve_url}{prefix}/v1/models",
-                headers=headers,
-                timeout=aiohttp.ClientTimeout(total=_PROBE_SECONDS),
-                allow_redirects=False,
-            ) as response:
-                if response.status != 200:
-                    return False
-                return isinstance(json.loads(await response.content.read(1024 * 1024)), dict)
-        except (aiohttp.ClientError, TimeoutError, OSError, ValueError):
-            return False
+        return await engine_answers(
+            self._session, f"{self._cluster.serve_url}{prefix}", self._cluster.gateway_token_file
+        )
 
     async def _call(
         self, method: str, document: Mapping[str, Any] | None, seconds: float, *, path: str = _PATH
@@ -145,6 +135,23 @@ class RayDashboard:
 
     def _name(self) -> str:
         return f"the dashboard of Ray cluster {self._cluster.name}"
+
+
+async def engine_answers(session: aiohttp.ClientSession, url: str, gateway_token_file: Path) -> bool:
+    """Tell whether an engine itself answers under a URL, within a deadline of its own."""
+    try:
+        headers = {GATEWAY_TOKEN_HEADER: _read(gateway_token_file), "Accept": "application/json"}
+        async with session.get(
+            f"{url}/v1/models",
+            headers=headers,
+            timeout=aiohttp.ClientTimeout(total=_PROBE_SECONDS),
+            allow_redirects=False,
+        ) as response:
+            if response.status != 200:
+                return False
+            return isinstance(json.loads(await response.content.read(1024 * 1024)), dict)
+    except (aiohttp.ClientError, TimeoutError, OSError, ValueError):
+        return False
 
 
 def _read(path: Path) -> str:

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from gptoss_operator.plan.observation import Failure
+from gptoss_operator.substrates.engine_words import translated
 
 _MARKER = re.compile(r"gptoss-reason=([A-Za-z]{1,64});[ \t]*([^\r\n]*)")
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
@@ -18,6 +19,9 @@ def failure_of(application: Mapping[str, Any]) -> Failure:
         found = _MARKER.search(text)
         if found is not None:
             return Failure(reason=found[1], message=found[2].strip()[:_LONGEST] or found[1])
+    known = next((known for text in texts if (known := translated(text)) is not None), None)
+    if known is not None:
+        return known
     words = next((line for text in texts for line in _last_words(text)), "")
     return Failure(
         reason="",

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from gptoss_operator.keys import DeploymentKey
+from gptoss_operator.keys import DeploymentKey, Key
 from gptoss_operator.plan.applications import Wish
 from gptoss_operator.plan.observation import ApplicationView
 
@@ -29,6 +29,10 @@ class Outcome:
 class Substrate(Protocol):
     """A place for replicas, worked on by one worker at a time."""
 
+    def key(self, deployment: DeploymentKey) -> Key:
+        """Return the key under which what a deployment wants is brought about."""
+        ...
+
     def ask(self, key: DeploymentKey, wish: Wish) -> None:
         """Remember what a deployment wants."""
         ...
@@ -45,7 +49,7 @@ class Substrate(Protocol):
         """Return what was last seen of a deployment's application."""
         ...
 
-    async def reconcile(self, *, complete: Callable[[], bool]) -> Outcome:
+    async def reconcile(self, key: Key, *, complete: Callable[[], bool]) -> Outcome:
         """Look, and bring about what is wanted.
 
         ``complete`` tells whether every deployment placed here has asked; it walks all of them.

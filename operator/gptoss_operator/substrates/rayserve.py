@@ -13,7 +13,7 @@ from gptoss_api.application import ROUTER_DEPLOYMENT, is_ours
 from gptoss_api.clusters import RayCluster
 from gptoss_api.conditions import Reason
 from gptoss_api.names import application_name, route_prefix
-from gptoss_operator.keys import DeploymentKey
+from gptoss_operator.keys import ClusterKey, DeploymentKey, Key
 from gptoss_operator.leadership import Leadership
 from gptoss_operator.plan.applications import (
     DELETING,
@@ -65,6 +65,10 @@ class RayServe:
         self._conflicts: Mapping[str, str] = {}
         self._losers: Mapping[DeploymentKey, DeploymentKey] = {}
 
+    def key(self, deployment: DeploymentKey) -> Key:  # noqa: ARG002 - all share one configuration
+        """Return the cluster's key."""
+        return ClusterKey(self._cluster.name)
+
     def ask(self, key: DeploymentKey, wish: Wish) -> None:
         """Remember what a deployment wants."""
         self._wishes[key] = wish
@@ -109,7 +113,7 @@ class RayServe:
         """End what runs beside reconciles."""
         await self._probes.close()
 
-    async def reconcile(self, *, complete: Callable[[], bool]) -> Outcome:
+    async def reconcile(self, key: Key, *, complete: Callable[[], bool]) -> Outcome:  # noqa: ARG002 - its own
         """Look at the cluster, and bring about what is wanted."""
         try:
             details = await self._dashboard.applications()

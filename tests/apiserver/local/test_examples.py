@@ -12,12 +12,13 @@ from tests.controlplane import GATEWAY_USER, OPERATOR_USER, REPOSITORY
 
 EXAMPLES = REPOSITORY / "examples"
 SETTINGS = {"operator.yaml", "gateway.yaml"}
+ON_KUBERAY = "operator-kuberay.yaml"
 # Values of the chart and objects of GitOps tools are applied by the chart's tests.
 ELSEWHERE = {"helm", "gitops"}
 MANIFESTS = sorted(
     path
     for path in EXAMPLES.rglob("*.yaml")
-    if path.name not in SETTINGS and path.relative_to(EXAMPLES).parts[0] not in ELSEWHERE
+    if path.name not in {*SETTINGS, ON_KUBERAY} and path.relative_to(EXAMPLES).parts[0] not in ELSEWHERE
 )
 
 
@@ -34,6 +35,15 @@ def test_settings_are_read_by_operator_and_gateway():
     gateway = GatewaySettings.load(EXAMPLES / "gateway.yaml")
     assert operator.default_ray_cluster == gateway.default_ray_cluster
     assert {cluster.name for cluster in operator.ray_clusters} == {cluster.name for cluster in gateway.ray_clusters}
+
+
+def test_settings_for_kuberay_can_be_used():
+    settings = load_settings(EXAMPLES / ON_KUBERAY)
+    assert settings.kube_ray_is_default
+    assert settings.kube_ray is not None
+    limits = settings.kube_ray.limits_of("elsewhere")
+    assert limits is not None
+    assert limits.max_accelerators == 2
 
 
 class TestRights:
@@ -65,6 +75,8 @@ class TestRights:
             (OPERATOR_USER, "delete", "gptossdeployments.serving.gptoss.dev"),
             (OPERATOR_USER, "patch", "weighttrustpolicies.serving.gptoss.dev"),
             (OPERATOR_USER, "create", "pods"),
+            (OPERATOR_USER, "patch", "secrets/gptoss-model-credentials"),
+            (OPERATOR_USER, "delete", "rayservices.ray.io"),
             (GATEWAY_USER, "patch", "gptossdeployments.serving.gptoss.dev/status"),
             (GATEWAY_USER, "patch", "gptossdeployments.serving.gptoss.dev"),
             (GATEWAY_USER, "get", "secrets/gptoss-model-credentials"),

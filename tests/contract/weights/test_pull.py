@@ -29,7 +29,7 @@ from gptoss_weights.errors import (
     UnsignedError,
 )
 from gptoss_weights.limits import PullLimits
-from gptoss_weights.materialise import PullProgress
+from gptoss_weights.materialise import PullProgress, pull
 from gptoss_weights.sources import SourceSettings
 from tests.contract.weights.faults import breaks, from_folder
 from tests.unit.weights.builders import MODEL, Model, model
@@ -50,6 +50,23 @@ def flip(path: Path, position: int = -1) -> None:
     raw[position] ^= 1
     path.write_bytes(raw)
     path.chmod(mode)
+
+
+def test_another_user_may_read_a_copy_only_where_that_was_asked_for(weights, tmp_path):
+    others = {}
+    for readable in (False, True):
+        found = pull(
+            f"file://{weights.folder}",
+            manifest_digest=weights.digest,
+            subject=MODEL,
+            directory=tmp_path / f"private-{readable}",
+            settings=SourceSettings(file_roots=(tmp_path,)),
+            limits=PullLimits(spare_bytes=0),
+            readable=readable,
+        )
+        way = [found.path, *list(found.path.parents)[:2]]
+        others[readable] = [stat.S_IMODE(folder.stat().st_mode) & 0o027 for folder in way]
+    assert others == {False: [0o005, 0, 0], True: [0o005, 0o005, 0o005]}
 
 
 def test_gives_out_exactly_the_served_files_read_only(weights, pulled):

@@ -11,6 +11,7 @@ def model(uid: str = "u-1", name: str = "assistant", namespace: str = "ml", **mo
         "served_name": name,
         "created": 0,
         "cluster_name": None,
+        "on_kuberay": None,
         "may_sleep": True,
         "wake_timeout_seconds": 600.0,
         "max_held_requests": 100,

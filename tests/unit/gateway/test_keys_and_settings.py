@@ -5,10 +5,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-from gptoss_gateway.errors import SettingsError, UnauthorizedError
+from gptoss_api.kuberay import EngineAccess
+from gptoss_gateway.errors import ModelRefusedError, SettingsError, UnauthorizedError
 from gptoss_gateway.keys import KeyFile, KeyRing
 from gptoss_gateway.settings import GatewaySettings
+from gptoss_gateway.upstream import Upstreams
 from tests.contract.gateway.house import hashed
+from tests.unit.gateway.models import model
 
 
 def write(path: Path, document) -> Path:
@@ -104,3 +107,15 @@ def test_wrong_settings_name_the_field(tmp_path, document, anonymous, says):
 def test_anonymous_callers_are_let_in_on_loopback(tmp_path, host):
     document = settings(keysFile=None, listen={"host": host, "port": 1})
     assert GatewaySettings.load(write(tmp_path / "gateway.yaml", document), allow_anonymous=True).keys_file is None
+
+
+def test_a_model_on_kuberay_is_reached_at_its_own_service(tmp_path):
+    (tmp_path / "token").write_text("secret\n")
+    access = EngineAccess.model_validate({"gatewayTokenFile": str(tmp_path / "token")})
+    upstreams = Upstreams((), default=None, kube_ray=access)
+    for on_kuberay in (True, None):  # named, or by default
+        found = upstreams.locate(model(on_kuberay=on_kuberay))
+        assert found.url == "http://assistant-gptoss.ml.svc:8000/gptoss/ml/assistant"
+        assert found.token == "secret"
+    with pytest.raises(ModelRefusedError, match="adds kubeRay"):
+        Upstreams((), default=None).locate(model(on_kuberay=True))

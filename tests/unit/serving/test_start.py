@@ -1,7 +1,9 @@
 """What a replica checks and resolves before an engine may start."""
 
+import os
 import pickle
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,7 +14,7 @@ from gptoss_serving.errors import NodeMisconfiguredError, VersionMismatchError, 
 from gptoss_serving.node import Node
 from gptoss_serving.preflight import check_node, parse_arguments
 from gptoss_serving.vocabulary import derive
-from gptoss_serving.weights import verified_copy
+from gptoss_serving.weights import ensure, prepared_copy, verified_copy
 from gptoss_weights.errors import DigestMismatchError
 from tests.builders import DIGEST
 
@@ -98,6 +100,24 @@ def test_refused_weights_keep_their_reason_on_one_line_and_across_processes(tmp_
     node = Node(weights_dir=tmp_path / "copies", gateway_tokens_file=tmp_path, device="cpu")
     with pytest.raises(WeightsRefusedError, match=r"^gptoss-reason=SourceNotAllowed; "):
         verified_copy(_arguments(uri=f"file://{tmp_path}").weights, node)
+
+
+def test_a_prepared_copy_is_taken_as_it_is_if_this_process_could_not_have_changed_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepared = {"GPTOSS_WEIGHTS_PREPARED": "1", "GPTOSS_VOCABULARY_DIR": str(tmp_path / "vocabularies")}
+    node = Node.from_environment({**ENVIRONMENT, "GPTOSS_WEIGHTS_DIR": str(tmp_path), **prepared})
+    weights = _arguments().weights
+    with pytest.raises(NodeMisconfiguredError, match="there is no verified copy"):
+        ensure(weights, node)
+    node.copy_of(weights).mkdir(parents=True)
+    with pytest.raises(NodeMisconfiguredError, match="not mounted read-only"):
+        ensure(weights, node)
+    monkeypatch.setattr("os.statvfs", lambda _: SimpleNamespace(f_flag=os.ST_RDONLY))
+    assert prepared_copy(weights, node) == node.copy_of(weights)
+    assert node.vocabulary_of(weights).parent == tmp_path / "vocabularies"
+    node.hold(weights)
+    assert not (tmp_path / "locks").exists(), "nothing is written beside a prepared copy"
 
 
 @pytest.mark.parametrize("tokenizer", [{}, {"model": {"vocab": {"a": 0, "b": 1}}}, {"model": {"vocab": {"ש": 0}}}])

@@ -88,6 +88,16 @@ def test_exit_codes_and_reasons(signed, tmp_path):
     assert "Unsigned: there is no model.sig" in found.stderr
 
 
+def test_a_pull_leaves_its_receipt_or_its_reason_in_the_termination_log(signed, tmp_path):
+    log, private = tmp_path / "termination-log", tmp_path / "to"
+    pull = ["pull", f"file://{signed.folder}", "--to", private, "--readable", "--termination-log", log]
+    run(*pull, "--model", "other", "--key", signed.key, code=3)
+    assert json.loads(log.read_text())["error"]["reason"] == "SubjectMismatch"
+    assert len(log.read_bytes()) < 4096
+    run(*pull, "--model", MODEL, "--key", signed.key)
+    assert json.loads(log.read_text())["receipt"]["manifestDigest"] == signed.signed["manifestDigest"]
+
+
 def test_file_uris_keep_to_roots_where_there_are_some(signed, tmp_path, monkeypatch):
     monkeypatch.setenv("GPTOSS_WEIGHTS_FILE_ROOTS", str(tmp_path / "elsewhere"))
     assert SourceSettings.from_environment().file_roots

@@ -32,6 +32,27 @@
   verbs: [create, get, patch]
 {{- end }}
 
+{{- define "gptoss.rules.operator.kubeRay" -}}
+- apiGroups: [ray.io]
+  resources: [rayservices]
+  verbs: [get, list, watch, create, patch]
+- apiGroups: [""]
+  resources: [pods]
+  verbs: [get, list, watch]
+- apiGroups: [""]
+  resources: [services, configmaps]
+  verbs: [create, patch]
+- apiGroups: [""]
+  resources: [secrets]
+  verbs: [create]
+- apiGroups: [networking.k8s.io]
+  resources: [networkpolicies]
+  verbs: [create, patch]
+- apiGroups: [policy]
+  resources: [poddisruptionbudgets]
+  verbs: [create, patch]
+{{- end }}
+
 {{- define "gptoss.rules.operator.system" -}}
 - apiGroups: [serving.gptoss.dev]
   resources: [gatewayreports]

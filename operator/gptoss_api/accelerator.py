@@ -1,0 +1,54 @@
+"""What replicas compute on. How many of them follows from the parallelism."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from gptoss_api.model import ApiModel
+
+Vendor = Literal["nvidia", "amd", "cpu"]
+
+_RESOURCE = {"nvidia": "nvidia.com/gpu", "amd": "amd.com/gpu"}
+_PRODUCT_LABEL = {"nvidia": "nvidia.com/gpu.product", "amd": "amd.com/gpu.product-name"}
+"""Labels of NVIDIA's gpu-feature-discovery and of AMD's node labeller."""
+
+QualifiedName = Annotated[
+    str,
+    Field(
+        min_length=1,
+        max_length=317,
+        pattern=r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$",
+    ),
+]
+"""A Kubernetes name with an optional DNS prefix, such as ``nvidia.com/gpu``."""
+
+LabelValue = Annotated[str, Field(max_length=63, pattern=r"^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$")]
+"""The value of a label, which may be empty."""
+
+
+class Accelerator(ApiModel):
+    """Which accelerators a replica's pods ask for."""
+
+    vendor: Vendor = Field(
+        default="nvidia", description="Maker of the accelerators; cpu computes without any, for trials and tests."
+    )
+    product: LabelValue | None = Field(
+        default=None,
+        description="Only nodes whose product label says this, such as NVIDIA-H100-80GB-HBM3 "
+        "(nvidia.com/gpu.product, amd.com/gpu.product-name).",
+    )
+    resource_name: QualifiedName | None = Field(
+        default=None, description="Extended resource to ask for, by default nvidia.com/gpu or amd.com/gpu."
+    )
+
+    @property
+    def resource(self) -> str | None:
+        """The extended resource that pods ask for; None on a CPU."""
+        return None if self.vendor == "cpu" else self.resource_name or _RESOURCE[self.vendor]
+
+    @property
+    def node_selector(self) -> dict[str, str]:
+        """Labels that a node must have."""
+        if not self.product or self.vendor == "cpu":
+            return {}
+        return {_PRODUCT_LABEL[self.vendor]: self.product}

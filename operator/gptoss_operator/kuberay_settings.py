@@ -1,0 +1,122 @@
+"""What an administrator decides about replicas that KubeRay runs: images, limits, who may reach the pods."""
+
+import re
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from gptoss_api.accelerator import QualifiedName
+from gptoss_api.kuberay import EngineAccess
+from gptoss_api.model import Name, StrictModel
+from gptoss_api.pod import ClassName, Pod, Quantity
+
+OLDEST_RAY = (2, 60)
+"""Before, `ray.serve.llm` has no direct streaming as we use it."""
+
+
+class Peer(StrictModel):
+    """Pods of one namespace that may reach replicas."""
+
+    namespace: Name = Field(description="Namespace of the pods.")
+    pod_labels: dict[str, str] = Field(default_factory=dict, description="Labels they have; none is all of them.")
+
+
+class Network(StrictModel):
+    """Who may reach a deployment's pods. Anything else is kept out where NetworkPolicies are enforced."""
+
+    gateway: Peer | None = Field(default=None, description="The gateways, by default those beside the operator.")
+    operator: Peer | None = Field(default=None, description="This operator, which asks engines whether they answer.")
+    kuberay: Peer = Field(
+        default=Peer(namespace="kuberay-system", pod_labels={"app.kubernetes.io/component": "kuberay-operator"}),
+        description="KubeRay's operator, which speaks to Ray's dashboard.",
+    )
+    prometheus: Peer | None = Field(default=None, description="Prometheus; without it nobody reads Ray's metrics.")
+    egress_ports: tuple[Annotated[int, Field(ge=1, le=65535)], ...] = Field(
+        default=(443,), description="TCP ports of object stores, beside the one of weightSources.s3.endpoint."
+    )
+
+
+class NamespaceLimits(StrictModel):
+    """What deployments of some namespaces may choose in spec.pod."""
+
+    namespaces: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
+        default=("*",), description="Namespaces; `*` is any. The first entry that fits counts."
+    )
+    priority_class_names: tuple[ClassName, ...] = ()
+    runtime_class_names: tuple[ClassName, ...] = ()
+    toleration_keys: tuple[QualifiedName, ...] = ("nvidia.com/gpu", "amd.com/gpu")
+    max_accelerators: Annotated[int, Field(ge=1)] | None = Field(
+        default=None, description="Most accelerators of one deployment: replicas times parallelism."
+    )
+
+    def refusal(self, pod: Pod, accelerators: int) -> str | None:
+        """Say what of a pod block is not allowed, with the field, the value and what to do."""
+        if pod.priority_class_name is not None and pod.priority_class_name not in self.priority_class_names:
+            return _refused("priorityClassName", pod.priority_class_name, self.priority_class_names)
+        if pod.runtime_class_name is not None and pod.runtime_class_name not in self.runtime_class_names:
+            return _refused("runtimeClassName", pod.runtime_class_name, self.runtime_class_names)
+        for toleration in pod.tolerations:
+            if toleration.key not in self.toleration_keys:
+                return _refused("tolerations[].key", toleration.key, self.toleration_keys)
+        if self.max_accelerators is not None and accelerators > self.max_accelerators:
+            return (
+                f"spec.scaling.maxReplicas times spec.parallelism asks for {accelerators} accelerators and this "
+                f"namespace may have {self.max_accelerators}: lower one of them, or ask an administrator for more"
+            )
+        return None
+
+
+class KubeRaySettings(EngineAccess):
+    """The operator's settings for KubeRay."""
+
+    image: Annotated[str, Field(min_length=1, max_length=512, pattern=r"^[^\s]+$")] = Field(
+        description="Serving image: Ray, vLLM and gptoss-operator[serving]. Pin it by digest."
+    )
+    image_pull_policy: Literal["IfNotPresent", "Always", "Never"] = "IfNotPresent"
+    image_pull_secrets: tuple[Name, ...] = Field(
+        default=(), description="Secrets in the deployments' namespaces to pull the image with."
+    )
+    ray_version: str = Field(default="2.60.0", description="Version of Ray in the image.")
+    run_as_user: Annotated[int, Field(ge=1)] = Field(default=1000, description="User id of Ray and the engine.")
+    head_cpu: Quantity = "1"
+    head_memory: Quantity = "6Gi"
+    cpus_per_accelerator: Annotated[int, Field(ge=1, le=256)] = 4
+    memory_gib_per_accelerator: Annotated[int, Field(ge=1, le=4096)] = Field(
+        default=32, alias="memoryGiBPerAccelerator"
+    )
+    weights_size_limit: Quantity = Field(default="200Gi", description="Most that a node's verified copy may take.")
+    shared_memory_size: Quantity = Field(default="8Gi", description="Size of /dev/shm, which counts as memory.")
+    cache_size_limit: Quantity = Field(default="30Gi", description="Most that compile caches may take.")
+    env: dict[Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")], str] = Field(
+        default_factory=dict, description="Further environment of Ray's containers. Nothing secret."
+    )
+    limits: tuple[NamespaceLimits, ...] = Field(
+        default=(NamespaceLimits(),), description="What namespaces may choose; no fitting entry means: not here."
+    )
+    network: Network = Field(default_factory=Network)
+
+    @field_validator("ray_version")
+    @classmethod
+    def _is_new_enough(cls, value: str) -> str:
+        found = re.fullmatch(r"(\d+)\.(\d+)\.\d+", value)
+        if found is None or (int(found[1]), int(found[2])) < OLDEST_RAY:
+            raise ValueError(f"rayVersion is {value!r}: give the image's version of Ray, 2.60.0 or later")
+        return value
+
+    @model_validator(mode="after")
+    def _ends_are_told_apart(self) -> Self:
+        if "{service}" not in self.service_url and "{namespace}" not in self.service_url:
+            raise ValueError("kubeRay.serviceURL must name {service} and {namespace}: each deployment has its own")
+        return self
+
+    def limits_of(self, namespace: str) -> NamespaceLimits | None:
+        """Return what a namespace may choose; None if it may not run here."""
+        for entry in self.limits:
+            if "*" in entry.namespaces or namespace in entry.namespaces:
+                return entry
+        return None
+
+
+def _refused(field: str, value: str, allowed: tuple[str, ...]) -> str:
+    offered = f"use one of {', '.join(allowed)}" if allowed else "remove it"
+    return f"spec.pod.{field} {value} is not allowed in this namespace: {offered}, or ask an administrator to allow it"

@@ -1,0 +1,80 @@
+"""Who may speak to a deployment's pods, and to whom they may speak.
+
+Serve's port, the replicas' own, Ray's metrics and HAProxy's statistics know no password, so these
+policies are their only guard beside the gateway's token. Addresses of clouds' metadata services are
+never reachable.
+"""
+
+from urllib.parse import urlsplit
+
+from gptoss_api.kuberay import SERVE_PORT
+from gptoss_operator.kuberay_settings import Peer
+from gptoss_operator.plan.rayservice.pods import DASHBOARD_PORT, METRICS_PORT
+from gptoss_operator.plan.rayservice.workload import HEAD, ROLE_LABEL, WORKER, KubeRaySite, Raw, Workload
+
+_HAPROXY_METRICS_PORT = 9101
+_ANYWHERE_BUT_METADATA: list[Raw] = [
+    {"ipBlock": {"cidr": "0.0.0.0/0", "except": ["100.100.100.200/32", "169.254.0.0/16"]}},
+    {"ipBlock": {"cidr": "::/0", "except": ["fd00:ec2::254/128", "fe80::/10"]}},
+]
+_API_SERVER_PORTS = (443, 6443)
+
+
+def network_policies(workload: Workload, site: KubeRaySite) -> list[Raw]:
+    """Return the policies of head and workers."""
+    store = sorted({*site.settings.network.egress_ports, *_endpoint_port(site.s3_endpoint)})
+    api_server = _API_SERVER_PORTS if workload.autoscales else ()
+    return [
+        _policy(workload, site, HEAD, reaches=api_server),
+        _policy(workload, site, WORKER, reaches=tuple(store)),
+    ]
+
+
+def _policy(workload: Workload, site: KubeRaySite, role: str, *, reaches: tuple[int, ...]) -> Raw:
+    network, system = site.settings.network, site.system_namespace
+    gateway = network.gateway or Peer(namespace=system, pod_labels={"app.kubernetes.io/component": "gateway"})
+    operator = network.operator or Peer(namespace=system, pod_labels={"app.kubernetes.io/component": "operator"})
+    itself = [{"podSelector": {"matchLabels": workload.identity}}]
+    ingress: list[Raw] = [
+        {"from": itself},
+        {"from": [_peer(gateway), _peer(operator)], "ports": _tcp(SERVE_PORT)},
+    ]
+    if role == HEAD:
+        ingress.append({"from": [_peer(network.kuberay)], "ports": _tcp(SERVE_PORT, DASHBOARD_PORT)})
+    if network.prometheus is not None:
+        ingress.append({"from": [_peer(network.prometheus)], "ports": _tcp(METRICS_PORT, _HAPROXY_METRICS_PORT)})
+    egress: list[Raw] = [
+        {"to": itself},
+        {"ports": [{"protocol": "UDP", "port": 53}, {"protocol": "TCP", "port": 53}]},
+    ]
+    if reaches:
+        egress.append({"to": _ANYWHERE_BUT_METADATA, "ports": _tcp(*reaches)})
+    return {
+        "apiVersion": "networking.k8s.io/v1",
+        "kind": "NetworkPolicy",
+        "metadata": workload.metadata(f"{workload.name}-{role}"),
+        "spec": {
+            "podSelector": {"matchLabels": {**workload.identity, ROLE_LABEL: role}},
+            "policyTypes": ["Ingress", "Egress"],
+            "ingress": ingress,
+            "egress": egress,
+        },
+    }
+
+
+def _peer(peer: Peer) -> Raw:
+    found: Raw = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": peer.namespace}}}
+    if peer.pod_labels:
+        found["podSelector"] = {"matchLabels": dict(sorted(peer.pod_labels.items()))}
+    return found
+
+
+def _tcp(*ports: int) -> list[Raw]:
+    return [{"protocol": "TCP", "port": port} for port in ports]
+
+
+def _endpoint_port(endpoint: str | None) -> tuple[int, ...]:
+    if endpoint is None:
+        return ()
+    url = urlsplit(endpoint)
+    return (url.port or (80 if url.scheme == "http" else 443),)

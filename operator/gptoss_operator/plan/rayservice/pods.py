@@ -1,0 +1,285 @@
+"""Pod templates of a deployment's Ray cluster: restricted, without tokens, everything writable named and bounded.
+
+The engine runs as another user than the container that fetched its weights, and mounts them
+read-only. Credentials for the source reach that container alone.
+"""
+
+from collections.abc import Mapping
+
+from gptoss_api.kuberay import SERVE_PORT
+from gptoss_api.names import MAX_REQUEST_SECONDS
+from gptoss_operator.plan.rayservice.workload import (
+    CREDENTIALS_SECRET,
+    HEAD,
+    REVISION_LABEL,
+    ROLE_LABEL,
+    WEIGHTS_CONTAINER,
+    WORKER,
+    KubeRaySite,
+    Raw,
+    Workload,
+    gateway_tokens_config,
+)
+
+METRICS_PORT = 8080
+DASHBOARD_PORT = 8265
+GRACE_SECONDS = MAX_REQUEST_SECONDS + 60
+"""A pod that is told to go may finish the longest permitted request first."""
+
+_WEIGHTS_USER = 65532
+_WEIGHTS = "/gptoss/weights"
+_TOKENS = "/gptoss/gateway"
+_TOKENS_FILE = "gateway-tokens"
+_HOME = "/gptoss/home"
+_CACHE = "/gptoss/cache"
+_API_TOKEN = "/var/run/secrets/kubernetes.io/serviceaccount"  # noqa: S105 - a folder
+_OBJECT_STORE_BYTES = 512 * 1024 * 1024
+"""Ray's object store: requests stream past it, so the least that Ray is at ease with."""
+_RESTRICTED: Raw = {
+    "allowPrivilegeEscalation": False,
+    "capabilities": {"drop": ["ALL"]},
+    "privileged": False,
+    "readOnlyRootFilesystem": True,
+    "runAsNonRoot": True,
+    "seccompProfile": {"type": "RuntimeDefault"},
+}
+_CREDENTIALS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
+
+
+def head_group(workload: Workload, site: KubeRaySite, revision: str) -> Raw:
+    """Return KubeRay's head group: Ray's and Serve's own processes, and no engine."""
+    settings = site.settings
+    volumes = [*_scratch(site), *_tokens_volume(workload)]
+    if workload.autoscales:
+        volumes.append(_api_token_volume())
+        volumes.append(_empty_dir("autoscaler-tmp", "1Gi"))
+    container = _ray_container(
+        "ray-head",
+        workload,
+        site,
+        requests={"cpu": settings.head_cpu, "memory": settings.head_memory},
+        limits={"memory": settings.head_memory},
+        ports=[("gcs-server", 6379), ("dashboard", DASHBOARD_PORT), ("client", 10001), ("serve", SERVE_PORT)],
+    )
+    pod = _pod_spec(workload, site, [container], volumes)
+    return {
+        "rayStartParams": {
+            "dashboard-host": "0.0.0.0",  # noqa: S104 - KubeRay asks it from its own pod; the token guards it
+            "num-cpus": "0",
+            "num-gpus": "0",
+            "object-store-memory": str(_OBJECT_STORE_BYTES),
+        },
+        "template": {"metadata": {"labels": _pod_labels(workload, HEAD, revision)}, "spec": pod},
+    }
+
+
+def worker_group(workload: Workload, site: KubeRaySite, revision: str) -> Raw:
+    """Return KubeRay's worker group: one pod for each tensor group."""
+    settings, chosen = site.settings, workload.pod.resources
+    requests = {
+        "cpu": chosen.cpu or str(settings.cpus_per_accelerator * workload.tensor),
+        "memory": chosen.memory or f"{settings.memory_gib_per_accelerator * workload.tensor}Gi",
+    }
+    limits = {"memory": requests["memory"]}
+    if (resource := workload.accelerator.resource) is not None:
+        requests[resource] = limits[resource] = str(workload.tensor)
+    container = _ray_container(
+        "ray-worker", workload, site, requests=requests, limits=limits, ports=[("serve", SERVE_PORT)]
+    )
+    container["volumeMounts"].append({"name": "weights", "mountPath": _WEIGHTS, "readOnly": True})
+    volumes = [*_scratch(site), *_tokens_volume(workload), _empty_dir("weights", settings.weights_size_limit)]
+    pod = _pod_spec(workload, site, [container], volumes)
+    pod["initContainers"] = [_weights_container(workload, site)]
+    selector = {**workload.pod.node_selector, **workload.accelerator.node_selector}
+    if selector:
+        pod["nodeSelector"] = dict(sorted(selector.items()))
+    if workload.pod.tolerations:
+        pod["tolerations"] = [
+            each.model_dump(by_alias=True, mode="json", exclude_none=True, exclude_defaults=False)
+            for each in workload.pod.tolerations
+        ]
+    if workload.pod.runtime_class_name is not None:
+        pod["runtimeClassName"] = workload.pod.runtime_class_name
+    pod["topologySpreadConstraints"] = [
+        {
+            "maxSkew": 1,
+            "topologyKey": key,
+            "whenUnsatisfiable": "ScheduleAnyway",
+            "labelSelector": {"matchLabels": {**workload.identity, ROLE_LABEL: WORKER}},
+        }
+        for key in ("topology.kubernetes.io/zone", "kubernetes.io/hostname")
+    ]
+    # One more CPU than accelerators: the replica's own actor takes one beside its workers'.
+    params = {"num-cpus": str(workload.tensor + 1), "object-store-memory": str(_OBJECT_STORE_BYTES)}
+    params["num-gpus"] = str(workload.tensor if workload.accelerator.resource is not None else 0)
+    return {
+        "rayStartParams": params,
+        "template": {"metadata": {"labels": _pod_labels(workload, WORKER, revision)}, "spec": pod},
+    }
+
+
+def autoscaler_options(site: KubeRaySite) -> Raw:
+    """Return the sidecar's settings: restricted too, and alone with a token for the API server."""
+    return {
+        # v2 forbids containers to restart, so a failed fetch would lose its message in a loop of new pods.
+        "version": "v1",
+        "imagePullPolicy": site.settings.image_pull_policy,
+        "securityContext": {**_RESTRICTED, "runAsUser": site.settings.run_as_user},
+        "resources": {
+            "requests": {"cpu": "200m", "memory": "512Mi"},
+            "limits": {"memory": "512Mi"},
+        },
+        "env": [{"name": "HOME", "value": "/tmp"}],  # noqa: S108 - the sidecar's own volume
+        "volumeMounts": [
+            {"name": "api-token", "mountPath": _API_TOKEN, "readOnly": True},
+            {"name": "autoscaler-tmp", "mountPath": "/tmp"},  # noqa: S108
+        ],
+    }
+
+
+def _pod_spec(workload: Workload, site: KubeRaySite, containers: list[Raw], volumes: list[Raw]) -> Raw:
+    settings = site.settings
+    spec: Raw = {
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "securityContext": {
+            "runAsNonRoot": True,
+            "runAsUser": settings.run_as_user,
+            "runAsGroup": settings.run_as_user,
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+        "terminationGracePeriodSeconds": GRACE_SECONDS,
+        "containers": containers,
+        "volumes": volumes,
+    }
+    if settings.image_pull_secrets:
+        spec["imagePullSecrets"] = [{"name": name} for name in settings.image_pull_secrets]
+    if workload.pod.priority_class_name is not None:
+        spec["priorityClassName"] = workload.pod.priority_class_name
+    return spec
+
+
+def _ray_container(
+    name: str,
+    workload: Workload,
+    site: KubeRaySite,
+    *,
+    requests: Mapping[str, str],
+    limits: Mapping[str, str],
+    ports: list[tuple[str, int]],
+) -> Raw:
+    settings = site.settings
+    return {
+        "name": name,
+        "image": settings.image,
+        "imagePullPolicy": settings.image_pull_policy,
+        "env": _env(_environment(workload, settings.env)),
+        "ports": [{"name": port, "containerPort": number, "protocol": "TCP"} for port, number in ports],
+        "resources": {"requests": dict(requests), "limits": dict(limits)},
+        "securityContext": _RESTRICTED,
+        # SIGTERM ends Ray at once: before it comes, running requests are waited for.
+        "lifecycle": {"preStop": {"exec": {"command": ["python", "-m", "gptoss_serving.drain"]}}},
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+        "volumeMounts": [
+            {"name": "tmp", "mountPath": "/tmp"},  # noqa: S108 - a volume of this pod alone
+            {"name": "home", "mountPath": _HOME},
+            {"name": "cache", "mountPath": _CACHE},
+            {"name": "shm", "mountPath": "/dev/shm"},  # noqa: S108
+            {"name": "gateway-tokens", "mountPath": _TOKENS, "readOnly": True},
+        ],
+    }
+
+
+def _weights_container(workload: Workload, site: KubeRaySite) -> Raw:
+    """Return the container that fetches and verifies; the engine's pod starts only if it succeeds."""
+    command = ["gptoss", "weights", "pull", workload.weights_uri, "--to", f"{_WEIGHTS}/{_COPIES}"]
+    command += ["--model", workload.subject, "--manifest-digest", workload.manifest_digest]
+    command += ["--readable", "--termination-log", "/dev/termination-log"]
+    environment = {"HOME": "/nonexistent", "PYTHONDONTWRITEBYTECODE": "1", "AWS_EC2_METADATA_DISABLED": "true"}
+    if site.s3_endpoint is not None:
+        environment["AWS_ENDPOINT_URL_S3"] = site.s3_endpoint
+    if site.s3_region is not None:
+        environment["AWS_REGION"] = site.s3_region
+    credentials = [
+        {"name": name, "valueFrom": {"secretKeyRef": {"name": CREDENTIALS_SECRET, "key": name, "optional": True}}}
+        for name in _CREDENTIALS
+    ]
+    return {
+        "name": WEIGHTS_CONTAINER,
+        "image": site.settings.image,
+        "imagePullPolicy": site.settings.image_pull_policy,
+        "command": command,
+        "env": [*_env({**site.settings.env, **environment}), *credentials],
+        "resources": {"requests": {"cpu": "1", "memory": "1Gi"}, "limits": {"memory": "1Gi"}},
+        "securityContext": {**_RESTRICTED, "runAsUser": _WEIGHTS_USER, "runAsGroup": _WEIGHTS_USER},
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+        "volumeMounts": [{"name": "weights", "mountPath": _WEIGHTS}],
+    }
+
+
+_COPIES = "copies"
+
+
+def _environment(workload: Workload, further: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment in which ``ray start`` runs: what nodes tell replicas, and Ray's own switches."""
+    return {
+        **further,
+        "GPTOSS_DEVICE": "cpu" if workload.accelerator.vendor == "cpu" else "gpu",
+        "GPTOSS_GATEWAY_TOKENS_FILE": f"{_TOKENS}/{_TOKENS_FILE}",
+        "GPTOSS_WEIGHTS_DIR": f"{_WEIGHTS}/{_COPIES}",
+        "GPTOSS_WEIGHTS_PREPARED": "1",
+        "GPTOSS_VOCABULARY_DIR": f"{_CACHE}/vocabularies",
+        "HF_HUB_OFFLINE": "1",
+        "HOME": _HOME,
+        "RAY_SERVE_ENABLE_HA_PROXY": "1",
+        "RAY_SERVE_HAPROXY_CLOSE_SPREAD_TIME_S": "5",
+        "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": str(MAX_REQUEST_SECONDS),
+        "RAY_SERVE_LLM_ENABLE_DIRECT_STREAMING": "1",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "TRITON_CACHE_DIR": f"{_CACHE}/triton",
+        "VLLM_CACHE_ROOT": f"{_CACHE}/vllm",
+        "VLLM_NO_USAGE_STATS": "1",
+        "XDG_CACHE_HOME": _CACHE,
+    }
+
+
+def _env(values: Mapping[str, str]) -> list[Raw]:
+    return [{"name": name, "value": value} for name, value in sorted(values.items())]
+
+
+def _scratch(site: KubeRaySite) -> list[Raw]:
+    return [
+        _empty_dir("tmp", "10Gi"),
+        _empty_dir("home", "1Gi"),
+        _empty_dir("cache", site.settings.cache_size_limit),
+        _empty_dir("shm", site.settings.shared_memory_size, medium="Memory"),
+    ]
+
+
+def _empty_dir(name: str, size: str, *, medium: str | None = None) -> Raw:
+    return {"name": name, "emptyDir": {"sizeLimit": size, **({"medium": medium} if medium else {})}}
+
+
+def _tokens_volume(workload: Workload) -> list[Raw]:
+    return [{"name": "gateway-tokens", "configMap": {"name": gateway_tokens_config(workload.name)}}]
+
+
+def _api_token_volume() -> Raw:
+    return {
+        "name": "api-token",
+        "projected": {
+            "sources": [
+                {"serviceAccountToken": {"path": "token", "expirationSeconds": 3600}},
+                {"configMap": {"name": "kube-root-ca.crt", "items": [{"key": "ca.crt", "path": "ca.crt"}]}},
+                {
+                    "downwardAPI": {
+                        "items": [{"path": "namespace", "fieldRef": {"fieldPath": "metadata.namespace"}}],
+                    }
+                },
+            ]
+        },
+    }
+
+
+def _pod_labels(workload: Workload, role: str, revision: str) -> dict[str, str]:
+    return {**workload.labels, ROLE_LABEL: role, REVISION_LABEL: revision}

@@ -1,0 +1,55 @@
+"""From a specification to a workload for KubeRay, within what an administrator allows."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from gptoss_api.accelerator import Accelerator
+from gptoss_api.deployment import GptOssDeployment
+from gptoss_api.pod import Pod
+from gptoss_operator.plan.rayservice.workload import KubeRaySite, Workload
+
+
+def check_kuberay(deployment: GptOssDeployment, site: KubeRaySite) -> None:
+    """Check what a CRD's schema can't.
+
+    Raises:
+        ValueError: names the field, the value and what to do.
+    """
+    spec = deployment.spec
+    if spec.model.uri.startswith("file://"):
+        raise ValueError(
+            f"spec.model.uri {spec.model.uri} names a folder, and pods that KubeRay makes see none of a node's: "
+            "put the weights into an object store (s3://)"
+        )
+    accelerator = spec.accelerator or Accelerator()
+    if accelerator.vendor == "cpu" and spec.parallelism.tensor > 1:
+        raise ValueError(
+            f"spec.parallelism.tensor is {spec.parallelism.tensor} with spec.accelerator.vendor cpu: set it to 1"
+        )
+    limits = site.settings.limits_of(deployment.namespace)
+    count = 0 if accelerator.resource is None else spec.scaling.max_replicas * spec.parallelism.tensor
+    refusal = limits.refusal(spec.pod or Pod(), count) if limits is not None else None
+    if refusal is not None:
+        raise ValueError(refusal)
+
+
+def workload_of(deployment: GptOssDeployment, application: Mapping[str, Any], manifest_digest: str) -> Workload:
+    """Return a deployment's workload with its application and pinned weights."""
+    spec = deployment.spec
+    least = max(1, spec.scaling.min_replicas)
+    return Workload(
+        namespace=deployment.namespace,
+        name=deployment.name,
+        uid=deployment.uid,
+        tensor=spec.parallelism.tensor,
+        pods_per_replica=1,
+        min_replicas=least,
+        max_replicas=max(least, spec.scaling.max_replicas),
+        blue_green=spec.rollout_strategy.type == "BlueGreen",
+        accelerator=spec.accelerator or Accelerator(),
+        pod=spec.pod or Pod(),
+        application=application,
+        weights_uri=spec.model.uri,
+        subject=spec.subject,
+        manifest_digest=manifest_digest,
+    )

@@ -1,0 +1,124 @@
+"""The input of a rendering, and the names that everything of one deployment shares."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from gptoss_api.accelerator import Accelerator
+from gptoss_api.names import API_VERSION, FIELD_MANAGER, GROUP
+from gptoss_api.pod import Pod
+from gptoss_operator.kuberay_settings import KubeRaySettings
+
+Raw = dict[str, Any]
+
+DEPLOYMENT_LABEL = f"{GROUP}/deployment"
+UID_LABEL = f"{GROUP}/uid"
+ROLE_LABEL = f"{GROUP}/role"
+REVISION_LABEL = f"{GROUP}/revision"
+"""On pods: the revision of what they were made from. On a RayService: an annotation with the one it asks for."""
+MANAGED_BY = {"app.kubernetes.io/managed-by": FIELD_MANAGER}
+
+HEAD, WORKER = "head", "worker"
+WORKER_GROUP = "engine"
+WEIGHTS_CONTAINER = "weights"
+CREDENTIALS_SECRET = "gptoss-model-credentials"  # noqa: S105 - a Secret's name
+"""The one Secret of a namespace that holds credentials for model sources."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workload:
+    """One deployment, resolved.
+
+    Attributes:
+        namespace: its namespace.
+        name: its name, and the RayService's.
+        uid: its uid.
+        tensor: accelerators of one pod.
+        pods_per_replica: pods that one replica spans: its pipeline stages.
+        min_replicas: replicas that stay up while it is awake.
+        max_replicas: most replicas.
+        blue_green: changes start beside what runs.
+        accelerator: what it computes on.
+        pod: what users chose of its pods.
+        application: Ray's configuration of its application.
+        weights_uri: where the weights lie.
+        subject: who they must be signed for.
+        manifest_digest: the digest they are pinned to.
+    """
+
+    namespace: str
+    name: str
+    uid: str
+    tensor: int
+    pods_per_replica: int
+    min_replicas: int
+    max_replicas: int
+    blue_green: bool
+    accelerator: Accelerator
+    pod: Pod
+    application: Mapping[str, Any]
+    weights_uri: str
+    subject: str
+    manifest_digest: str
+
+    @property
+    def autoscales(self) -> bool:
+        """Whether Ray adds and removes pods while it is awake."""
+        return self.max_replicas > self.min_replicas
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """Labels that all its pods carry and no other pod does."""
+        return {DEPLOYMENT_LABEL: self.name, UID_LABEL: self.uid}
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """Labels of its objects."""
+        return {**MANAGED_BY, **self.identity}
+
+    def metadata(self, name: str, annotations: Mapping[str, str] | None = None) -> Raw:
+        """Return the metadata of an object that goes when the deployment goes."""
+        owner = {
+            "apiVersion": API_VERSION,
+            "kind": "GptOssDeployment",
+            "name": self.name,
+            "uid": self.uid,
+            "controller": True,
+            "blockOwnerDeletion": False,
+        }
+        return {
+            "name": name,
+            "namespace": self.namespace,
+            "labels": self.labels,
+            "ownerReferences": [owner],
+            **({"annotations": dict(annotations)} if annotations else {}),
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class KubeRaySite:
+    """What the operator's settings add to every rendering.
+
+    Attributes:
+        settings: the administrator's.
+        system_namespace: where operator and gateways run.
+        s3_endpoint: URL of the object store; None is AWS.
+        s3_region: region to sign for.
+        gateway_token_hash: SHA-256 of the token that gateways send, in hexadecimal digits.
+    """
+
+    settings: KubeRaySettings
+    system_namespace: str
+    s3_endpoint: str | None = None
+    s3_region: str | None = None
+    gateway_token_hash: str
+
+
+def ray_token_secret(name: str, uid: str) -> str:
+    """Return the name of the Secret with Ray's own token. Another deployment of that name has another."""
+    return f"{name}-ray-{uid[:8]}"
+
+
+def gateway_tokens_config(name: str) -> str:
+    """Return the name of the ConfigMap with the hashes of gateways' tokens."""
+    return f"{name}-gateway-tokens"

@@ -1,0 +1,251 @@
+"""Why pods do not start, in a word, a sentence and an advice. Pure: raw pods go in.
+
+What may pass by itself (a node that comes, a fetch that is tried again) is an obstacle; what will not is
+a failure: the start is given up and tried again with growing pauses.
+"""
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from gptoss_api.conditions import Reason
+from gptoss_operator.plan.observation import Failure
+from gptoss_operator.plan.rayservice.workload import ROLE_LABEL, WEIGHTS_CONTAINER, WORKER
+from gptoss_operator.substrates.engine_words import LONGEST, last_line, translated
+
+_PATIENCE = 3
+"""Restarts of a container after which trying on is no use."""
+_KILLED = 137
+_GCS_CONTAINER = "wait-gcs-ready"
+_IMAGE = {
+    "ErrImagePull": "can't be pulled",
+    "ImagePullBackOff": "can't be pulled",
+    "InvalidImageName": "is no image name",
+    "ErrImageNeverPull": "is not on the node and kubeRay.imagePullPolicy is Never",
+    "ImageInspectError": "can't be read on the node",
+    "RegistryUnavailable": "can't be pulled: the registry does not answer",
+}
+_CONFIGURATION = {"CreateContainerConfigError", "CreateContainerError", "RunContainerError", "PreCreateHookError"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trouble:
+    """One finding; ``final`` if it won't pass by itself."""
+
+    failure: Failure
+    final: bool = False
+
+
+def trouble_of(pods: Sequence[Mapping[str, Any]], *, refused: str | None = None) -> Trouble | None:
+    """Return what most keeps a Ray cluster's pods from running, or None.
+
+    ``refused`` is KubeRay's message on pods that it could not even make.
+    """
+    found = [trouble for pod in sorted(pods, key=_rank) for trouble in _of_pod(pod)]
+    final = [trouble for trouble in found if trouble.final]
+    if final:
+        return final[0]
+    if refused:
+        return Trouble(failure=_refused(refused))
+    blocking = [trouble for trouble in found if trouble.failure.reason not in _PROGRESS]
+    return next(iter(blocking or found), None)
+
+
+_PROGRESS = frozenset({Reason.FETCHING_WEIGHTS, Reason.WAITING_FOR_HEAD})
+
+
+def _of_pod(pod: Mapping[str, Any]) -> Iterator[Trouble]:
+    status = pod.get("status") or {}
+    name = pod["metadata"]["name"]
+    if status.get("phase") == "Failed" and status.get("reason"):
+        yield Trouble(failure=_pod_failed(name, status))
+    for condition in status.get("conditions") or ():
+        if condition.get("type") == "PodScheduled" and condition.get("status") == "False":
+            yield Trouble(failure=_unscheduled(name, condition))
+        if condition.get("type") == "Ready" and condition.get("reason") == "NodeNotReady":
+            yield Trouble(
+                failure=Failure(
+                    reason=Reason.NODE_LOST,
+                    message=f"the node of pod {name} does not answer: wait for it, or delete the pod",
+                )
+            )
+    for container in status.get("initContainerStatuses") or ():
+        yield from _of_init_container(name, container)
+    for container in status.get("containerStatuses") or ():
+        yield from _of_container(name, container)
+
+
+def _of_init_container(pod: str, container: Mapping[str, Any]) -> Iterator[Trouble]:
+    yield from _waiting(pod, container)
+    state = container.get("state") or {}
+    ended = state.get("terminated") or (container.get("lastState") or {}).get("terminated")
+    if ended is not None and ended.get("exitCode"):
+        again = int(container.get("restartCount") or 0)
+        if container.get("name") == WEIGHTS_CONTAINER:
+            yield _not_fetched(ended, again)
+        else:
+            yield Trouble(failure=_died(pod, container, ended), final=again >= _PATIENCE)
+    elif "running" in state and container.get("name") == WEIGHTS_CONTAINER:
+        yield Trouble(
+            failure=Failure(reason=Reason.FETCHING_WEIGHTS, message="the weights are being fetched and verified")
+        )
+    elif "running" in state and container.get("name") == _GCS_CONTAINER:
+        yield Trouble(
+            failure=Failure(reason=Reason.WAITING_FOR_HEAD, message=f"pod {pod} waits for the Ray cluster's head")
+        )
+
+
+def _of_container(pod: str, container: Mapping[str, Any]) -> Iterator[Trouble]:
+    yield from _waiting(pod, container)
+    state = container.get("state") or {}
+    ended = state.get("terminated") or (container.get("lastState") or {}).get("terminated")
+    restarts = int(container.get("restartCount") or 0)
+    if ended is not None and not container.get("ready") and (ended.get("exitCode") or ended.get("reason") == "Error"):
+        yield Trouble(failure=_died(pod, container, ended), final=restarts >= _PATIENCE)
+
+
+def _waiting(pod: str, container: Mapping[str, Any]) -> Iterator[Trouble]:
+    waiting = (container.get("state") or {}).get("waiting") or {}
+    reason, message = str(waiting.get("reason") or ""), str(waiting.get("message") or "")
+    if reason in _IMAGE:
+        yield Trouble(
+            failure=Failure(
+                reason=Reason.IMAGE_PULL_FAILED,
+                message=f"image {container.get('image')} of pod {pod} {_IMAGE[reason]}{_because(message)}: an "
+                "administrator corrects kubeRay.image or kubeRay.imagePullSecrets",
+            ),
+            final=reason == "InvalidImageName",
+        )
+    elif reason in _CONFIGURATION:
+        yield Trouble(
+            failure=Failure(
+                reason=Reason.CONTAINER_REFUSED,
+                message=f"container {container.get('name')} of pod {pod} can't be started{_because(message)}: "
+                f"{_container_advice(message)}",
+            )
+        )
+
+
+def _not_fetched(ended: Mapping[str, Any], restarts: int) -> Trouble:
+    message = str(ended.get("message") or "")
+    try:
+        error = json.loads(message)["error"]
+        failure = Failure(reason=str(error["reason"]), message=str(error["message"])[:LONGEST])
+        return Trouble(failure=failure, final=not error.get("retryable") or restarts >= _PATIENCE)
+    except (ValueError, KeyError, TypeError):
+        pass
+    if ended.get("reason") == "OOMKilled" or ended.get("exitCode") == _KILLED:
+        text = "the container that fetches weights was killed for its memory: tell the project, for it streams"
+    else:
+        text = (
+            f"the container that fetches weights ended with code {ended.get('exitCode')}{_because(last_line(message))}"
+        )
+    return Trouble(failure=Failure(reason=Reason.WEIGHTS_NOT_FETCHED, message=text), final=restarts >= _PATIENCE)
+
+
+def _died(pod: str, container: Mapping[str, Any], ended: Mapping[str, Any]) -> Failure:
+    name, message = container.get("name"), str(ended.get("message") or "")
+    if ended.get("reason") == "OOMKilled" or ended.get("exitCode") == _KILLED:
+        field = "spec.pod.resources.memory" if name != "ray-head" else "kubeRay.headMemory (an administrator's setting)"
+        return Failure(
+            reason=Reason.OUT_OF_MEMORY,
+            message=f"container {name} of pod {pod} was killed for its memory: raise {field}",
+        )
+    if (known := translated(message)) is not None:
+        return known
+    if ended.get("exitCode") in (126, 127):
+        return Failure(
+            reason=Reason.IMAGE_INCOMPLETE,
+            message=f"container {name} of pod {pod} has no program to start{_because(last_line(message))}: an "
+            "administrator corrects kubeRay.image",
+        )
+    return Failure(
+        reason=Reason.ENGINE_CRASHED,
+        message=f"container {name} of pod {pod} ended with code {ended.get('exitCode')}{_because(last_line(message))}: "
+        "look at the pod's log",
+    )
+
+
+def _unscheduled(pod: str, condition: Mapping[str, Any]) -> Failure:
+    message = str(condition.get("message") or "")
+    advice = next(
+        (advice for pattern, advice in _SCHEDULING if re.search(pattern, message)), "free capacity or add nodes"
+    )
+    lacking = sorted(set(re.findall(r"Insufficient ([\w./-]*\w)", message)))
+    what = f" for want of {', '.join(lacking)}" if lacking else ""
+    return Failure(
+        reason=Reason.UNSCHEDULABLE, message=f"pod {pod} finds no node{what}{_because(message, ' (')}: {advice}"
+    )
+
+
+_SCHEDULING = (
+    (r"Insufficient (nvidia\.com|amd\.com)/", "free accelerators, add nodes, or lower spec.parallelism.tensor"),
+    (r"Insufficient memory", "lower spec.pod.resources.memory or add nodes"),
+    (r"Insufficient cpu", "lower spec.pod.resources.cpu or add nodes"),
+    (r"Insufficient ephemeral-storage", "add nodes with more local storage"),
+    (r"untolerated taint", "tolerate the taint in spec.pod.tolerations, or use other nodes"),
+    (
+        r"didn't match Pod's node (affinity|selector)",
+        "no node has the labels of spec.pod.nodeSelector and spec.accelerator.product: correct them or label nodes",
+    ),
+    (r"Too many pods", "add nodes"),
+    (r"unbound|volume", "check the namespace's volumes"),
+    (r"gated", "something holds the pod back with a scheduling gate: see who set it"),
+)
+
+
+def _pod_failed(pod: str, status: Mapping[str, Any]) -> Failure:
+    reason, message = str(status["reason"]), str(status.get("message") or "")
+    if reason == "Evicted":
+        field = "kubeRay.weightsSizeLimit or kubeRay.cacheSizeLimit" if "storage" in message else "spec.pod.resources"
+        return Failure(
+            reason=Reason.POD_EVICTED,
+            message=f"pod {pod} was evicted{_because(message)}: raise {field}, or free the node",
+        )
+    if reason == "NodeLost":
+        return Failure(reason=Reason.NODE_LOST, message=f"the node of pod {pod} is gone: another pod takes its place")
+    if reason == "UnexpectedAdmissionError" or reason.startswith("OutOf"):
+        return Failure(
+            reason=Reason.UNSCHEDULABLE,
+            message=f"the node refused pod {pod}{_because(message)}: check its device plugin and what else runs there",
+        )
+    return Failure(reason=Reason.POD_EVICTED, message=f"pod {pod} was ended ({reason}){_because(message)}: see why")
+
+
+def _refused(message: str) -> Failure:
+    advice = next(
+        (advice for pattern, advice in _REFUSALS if re.search(pattern, message)), "see the RayCluster's events"
+    )
+    return Failure(reason=Reason.PODS_REFUSED, message=f"no pod could be made{_because(message)}: {advice}")
+
+
+_REFUSALS = (
+    (r"exceeded quota", "lower spec.scaling.maxReplicas, or ask for a larger quota of the namespace"),
+    (r"violates PodSecurity", "tell the project: its pods are meant to fit `restricted`"),
+    (r"no PriorityClass", "correct spec.pod.priorityClassName"),
+    (r"RuntimeClass", "correct spec.pod.runtimeClassName"),
+    (r"LimitRange|maximum (cpu|memory)|minimum (cpu|memory)", "fit spec.pod.resources to the namespace's LimitRange"),
+    (r"denied the request", "an admission policy of the cluster is against it: ask its owner"),
+)
+
+
+def _container_advice(message: str) -> str:
+    if re.search(r"secret|configmap", message, re.IGNORECASE):
+        return "the operator makes it anew with the next start; see who deleted it"
+    if "runAsNonRoot" in message or "non-root" in message:
+        return "the image runs as root: an administrator corrects kubeRay.image or kubeRay.runAsUser"
+    if re.search(r"nvidia|device|runtime", message, re.IGNORECASE):
+        return "check the node's driver and spec.pod.runtimeClassName"
+    return "see the pod's events"
+
+
+def _because(message: str, before: str = " (") -> str:
+    text = " ".join(message.split())[:LONGEST].rstrip(".")
+    return f"{before}{text})" if text else ""
+
+
+def _rank(pod: Mapping[str, Any]) -> tuple[bool, str]:
+    labels = pod["metadata"].get("labels") or {}
+    return labels.get(ROLE_LABEL) != WORKER, pod["metadata"]["name"]

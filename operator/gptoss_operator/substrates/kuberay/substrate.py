@@ -1,0 +1,323 @@
+"""The substrate of KubeRay: each deployment is worked on for itself, under its own key.
+
+What is asked for is written to the RayService; what is seen of it, of its pods and of the engine's own
+answers becomes the same view that the Ray Serve substrate gives.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+from gptoss_api.conditions import Reason
+from gptoss_api.kuberay import engine_service
+from gptoss_kube.errors import Invalid
+from gptoss_operator.keys import DeploymentKey, Key, RayServiceKey
+from gptoss_operator.kuberay_settings import KubeRaySettings
+from gptoss_operator.leadership import Leadership
+from gptoss_operator.plan.applications import DEPLOY_FAILED, Present, Wish
+from gptoss_operator.plan.observation import ApplicationView, Failure, Presence
+from gptoss_operator.plan.rayservice.render import CLUSTER_LABEL, NOWHERE, Rendered, leading_to, serve_config
+from gptoss_operator.plan.rayservice.workload import REVISION_LABEL, ROLE_LABEL, UID_LABEL, WORKER, Raw
+from gptoss_operator.substrates.failures import failure_of
+from gptoss_operator.substrates.kuberay.follow import KubeRayObjects
+from gptoss_operator.substrates.kuberay.pods import trouble_of
+from gptoss_operator.substrates.kuberay.seen import SeenRayService, seen_rayservice
+from gptoss_operator.substrates.kuberay.steps import Step, leads_to, next_step
+from gptoss_operator.substrates.probes import Probes
+from gptoss_operator.substrates.protocol import Outcome
+
+MOVING_SECONDS = 1.0
+SETTLED_SECONDS = 15.0
+RESTING_SECONDS = 300.0
+MISSING_SECONDS = 5.0
+
+
+class KubeRay:
+    """All deployments that KubeRay runs."""
+
+    def __init__(
+        self,
+        settings: KubeRaySettings,
+        objects: KubeRayObjects,
+        *,
+        ask_engine: Callable[[str], Awaitable[bool]],
+        leadership: Leadership,
+        news: Callable[[RayServiceKey], object],
+    ) -> None:
+        """``ask_engine`` tells whether an engine answers under a URL."""
+        self._settings = settings
+        self._objects = objects
+        self._leadership = leadership
+        self._wishes: dict[DeploymentKey, Wish] = {}
+        self._views: dict[DeploymentKey, ApplicationView] = {}
+        self._generations: dict[RayServiceKey, int] = {}
+        self._leads: dict[RayServiceKey, str | None] = {}
+        self._given_up: dict[RayServiceKey, frozenset[str]] = {}
+        self._refusals: dict[RayServiceKey, tuple[Wish, str]] = {}
+        self._urls: dict[str, str] = {}
+        self._probes = Probes(ask=ask_engine, news=lambda: self._answered(news))
+
+    async def start(self) -> None:
+        """Begin to follow RayServices and pods."""
+        await self._objects.start()
+
+    async def close(self) -> None:
+        """End what runs beside reconciles."""
+        await self._probes.close()
+        await self._objects.close()
+
+    def key(self, deployment: DeploymentKey) -> Key:
+        """Return the key under which a deployment is worked on."""
+        return RayServiceKey(deployment.namespace, deployment.name)
+
+    def ask(self, key: DeploymentKey, wish: Wish) -> None:
+        """Remember what a deployment wants."""
+        self._wishes[key] = wish
+
+    def asked(self, key: DeploymentKey) -> Wish | None:
+        """Return what it wants, None if it was never planned by this process."""
+        return self._wishes.get(key)
+
+    def forget(self, key: DeploymentKey) -> bool:
+        """The deployment is gone; Kubernetes takes away what it owned."""
+        rayservice = RayServiceKey(key.namespace, key.name)
+        self._views.pop(key, None)
+        for memory in (self._generations, self._leads, self._given_up, self._refusals):
+            memory.pop(rayservice, None)
+        self._urls.pop(str(key), None)
+        self._probes.forget(str(key))
+        return self._wishes.pop(key, None) is not None
+
+    def view(self, key: DeploymentKey) -> ApplicationView:
+        """Return what was last seen of a deployment's application."""
+        trouble = self._objects.trouble()
+        if trouble is not None or not self._objects.synced:
+            return ApplicationView(trouble=trouble)
+        rayservice = RayServiceKey(key.namespace, key.name)
+        seen = self._seen(rayservice)
+        refusal = self._refusals.get(rayservice)
+        if refusal is not None:
+            trouble = (Reason.CONFIGURATION_REFUSED, refusal[1])
+        if seen is None:
+            return ApplicationView(presence=Presence.ABSENT, trouble=trouble)
+        if seen.owner_uid is None:
+            conflict = (
+                f"there is a RayService {key} that this operator did not make; remove it or give this deployment "
+                "another name"
+            )
+            return ApplicationView(presence=Presence.ABSENT, conflict=conflict)
+        if seen.suspend or seen.deleting:
+            # What it would run when it wakes is told too: it is to be kept if nothing else is wanted.
+            return ApplicationView(presence=Presence.ABSENT, deployed=seen.config, trouble=trouble)
+        return self._awake_view(key, seen, trouble)
+
+    async def reconcile(self, key: Key, *, complete: Callable[[], bool]) -> Outcome:  # noqa: ARG002 - all are alone
+        """Look at one deployment's RayService, and bring about what is wanted; raises KubeError."""
+        if not isinstance(key, RayServiceKey):
+            raise TypeError(f"{key} is no RayService")
+        deployment = DeploymentKey(key.namespace, key.name)
+        await self._objects.look_at_version()
+        if self._objects.trouble() is not None or not self._objects.synced:
+            missing = self._objects.trouble() is not None
+            return self._outcome(deployment, look_again=MISSING_SECONDS if missing else MOVING_SECONDS)
+        wrote = await self._step(key, self._wishes.get(deployment))
+        wrote |= await self._lead(key, self._wishes.get(deployment))
+        self._look(deployment, key)
+        wish = self._wishes.get(deployment)
+        return self._outcome(deployment, look_again=self._look_again(deployment, key, wish), wrote=wrote)
+
+    def _look_again(self, deployment: DeploymentKey, key: RayServiceKey, wish: Wish | None) -> float:
+        if isinstance(wish, Present) and not self._settled(deployment):
+            return MOVING_SECONDS
+        seen = self._seen(key)
+        asleep = seen is None or seen.suspend
+        # News of a sleeping one comes by itself; a thousand of them cost nothing.
+        return RESTING_SECONDS if asleep and not isinstance(wish, Present) else SETTLED_SECONDS
+
+    async def _step(self, key: RayServiceKey, wish: Wish | None) -> bool:
+        seen = self._seen(key)
+        if seen is not None and isinstance(wish, Present) and not _is_for(seen, wish):
+            return False  # another's, or an earlier deployment's on its way out
+        step = next_step(
+            wish, seen, applied_generation=self._generations.get(key), pods_left=bool(self._objects.pods(key))
+        )
+        if step in {Step.NOTHING, Step.WAIT} or not self._leadership.may_write():
+            return False
+        refusal = self._refusals.get(key)
+        if refusal is not None and refusal[0] == wish:
+            return False
+        self._refusals.pop(key, None)
+        try:
+            await self._write(key, step, wish, seen)
+        except Invalid as error:
+            if wish is not None:
+                self._refusals[key] = (wish, f"the API server refuses what is asked of KubeRay: {error}"[:700])
+            return False
+        written = self._seen(key)
+        if written is not None:
+            self._generations[key] = written.generation
+        return True
+
+    async def _write(self, key: RayServiceKey, step: Step, wish: Wish | None, seen: SeenRayService | None) -> None:
+        if step is Step.SUSPEND and seen is not None:
+            self._given_up[key] = frozenset(seen.applications)
+            await self._lead_nowhere(key)
+            await self._objects.patch(key, {"suspend": True}, uid=seen.uid)
+            return
+        if step is Step.RECONFIGURE and seen is not None and isinstance(wish, Present):
+            application = {name: value for name, value in wish.config.items() if name != "revision"}
+            await self._objects.patch(key, {"serveConfigV2": serve_config(application)}, uid=seen.uid)
+            return
+        if not isinstance(wish, Present) or wish.rendered is None:
+            return
+        rendered = wish.rendered
+        if seen is None or seen.suspend or step is Step.APPLY_SUSPENDED:
+            # Whatever answered is not what is meant now.
+            self._probes.forget(str(DeploymentKey(key.namespace, key.name)))
+        await self._surroundings(rendered)
+        if step is Step.RESUME and seen is not None:
+            await self._objects.patch(key, {"suspend": False}, uid=seen.uid)
+            return
+        document = rendered.rayservice
+        if step is Step.APPLY_SUSPENDED:
+            await self._lead_nowhere(key)
+            document = {**document, "spec": {**document["spec"], "suspend": True}}
+        await self._objects.apply_rayservice(document)
+
+    async def _surroundings(self, rendered: Rendered) -> None:
+        """Bring about everything around a RayService; it is there before the first pod."""
+        token = {**rendered.rayservice["metadata"], "name": rendered.token_secret}
+        token.pop("annotations", None)
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._objects.make_token(token))
+            for document in rendered.others:
+                group.create_task(self._objects.apply(document))
+
+    async def _lead(self, key: RayServiceKey, wish: Wish | None) -> bool:
+        """Let the deployment's Service lead to the cluster that serves."""
+        if not isinstance(wish, Present) or wish.rendered is None or not self._leadership.may_write():
+            return False
+        seen = self._seen(key)
+        if seen is None or not _is_for(seen, wish):
+            return False
+        before = self._leads.get(key)
+        to = leads_to(seen, before, frozenset(_cluster(pod) for pod in self._objects.pods(key) if _takes_requests(pod)))
+        if key in self._leads and to == before:
+            return False
+        await self._objects.apply(leading_to(wish.rendered.service, to))
+        self._leads[key] = to
+        if to != before:
+            self._probes.forget(str(DeploymentKey(key.namespace, key.name)))
+        return True
+
+    async def _lead_nowhere(self, key: RayServiceKey) -> None:
+        await self._objects.lead_nowhere(key.namespace, engine_service(key.name), {CLUSTER_LABEL: NOWHERE})
+        self._leads[key] = None
+
+    def _look(self, deployment: DeploymentKey, key: RayServiceKey) -> None:
+        name = str(deployment)
+        if self._leads.get(key) is not None:
+            self._urls[name] = self._settings.engine_url(key.namespace, key.name)
+        else:
+            self._urls.pop(name, None)
+        steady = {other for other in self._urls if other != name}
+        self._probes.look(self._urls, steady=steady if not self._settled(deployment) else self._urls.keys())
+
+    def _answered(self, news: Callable[[RayServiceKey], object]) -> None:
+        for deployment in self._wishes:
+            if str(deployment) in self._urls and self._views.get(deployment) != self.view(deployment):
+                news(RayServiceKey(deployment.namespace, deployment.name))
+
+    def _settled(self, deployment: DeploymentKey) -> bool:
+        view = self.view(deployment)
+        return view.answering is True and view.status == "RUNNING" and view.failure is None
+
+    def _awake_view(self, key: DeploymentKey, seen: SeenRayService, trouble: tuple[str, str] | None) -> ApplicationView:
+        rayservice = RayServiceKey(key.namespace, key.name)
+        pods = self._objects.pods(rayservice)
+        cluster = seen.newest
+        current = [pod for pod in pods if _cluster(pod) == cluster] if cluster else []
+        given_up = cluster in self._given_up.get(rayservice, frozenset())
+        application = {} if given_up else _application(seen, cluster)
+        status = str(application.get("status") or "DEPLOYING")
+        answering = self._probes.answering(str(key))
+        leads = self._leads.get(rayservice)
+        told = any(_cluster(pod) == leads and _revision(pod) == seen.revision for pod in pods)
+        if not told or (leads == cluster and status != "RUNNING" and not answering):
+            status = status if status == DEPLOY_FAILED else "DEPLOYING"
+        elif leads == cluster and answering:
+            status = "RUNNING"  # The engine itself has said so; KubeRay says it some seconds later.
+        elif leads != cluster:
+            status = status if status == DEPLOY_FAILED else "DEPLOYING"
+        failure, obstacle = self._trouble(rayservice, seen, current, application)
+        workers = [pod for pod in pods if _cluster(pod) == (leads or cluster) and _role(pod) == WORKER]
+        return ApplicationView(
+            presence=Presence.PRESENT,
+            status=status,
+            deployed=seen.config,
+            answering=answering,
+            failure=failure,
+            obstacle=obstacle,
+            ready=sum(_is_ready(pod) for pod in workers) if answering else 0,
+            wanted=len(workers),
+            trouble=trouble,
+        )
+
+    def _trouble(
+        self, key: RayServiceKey, seen: SeenRayService, pods: list[Raw], application: Raw
+    ) -> tuple[Failure | None, Failure | None]:
+        """Return why the start has failed, and what hinders it now."""
+        given_up = seen.newest in self._given_up.get(key, frozenset())
+        if application.get("status") == DEPLOY_FAILED and not given_up:
+            deployments = application.get("serveDeploymentStatuses") or {}
+            return failure_of({"deployments": deployments, "message": application.get("message")}), None
+        living = [pod for pod in pods if "deletionTimestamp" not in pod["metadata"]]
+        found = trouble_of(living, refused=seen.cluster_trouble)
+        if found is not None and found.final and not given_up:
+            return found.failure, None
+        if found is not None:
+            return None, found.failure
+        if seen.refused is not None:
+            text = f"KubeRay refuses the RayService: {seen.refused}; tell an administrator, for the operator made it"
+            return None, Failure(reason=Reason.CONFIGURATION_REFUSED, message=text)
+        return None, None
+
+    def _seen(self, key: RayServiceKey) -> SeenRayService | None:
+        raw = self._objects.rayservice(key)
+        return seen_rayservice(raw) if raw is not None else None
+
+    def _outcome(self, deployment: DeploymentKey, *, look_again: float, wrote: bool = False) -> Outcome:
+        view = self.view(deployment)
+        changed = frozenset({deployment}) if self._views.get(deployment) != view else frozenset()
+        self._views[deployment] = view
+        return Outcome(changed=changed, look_again=look_again, wrote=wrote, trouble=self._objects.trouble())
+
+
+def _application(seen: SeenRayService, cluster: str | None) -> Raw:
+    return dict(next(iter(seen.applications.get(cluster or "", {}).values()), {}))
+
+
+def _is_for(seen: SeenRayService, wish: Present) -> bool:
+    if wish.rendered is None:
+        return seen.owner_uid is not None
+    return bool(seen.owner_uid == wish.rendered.rayservice["metadata"]["labels"][UID_LABEL])
+
+
+def _cluster(pod: Raw) -> str:
+    return str((pod["metadata"].get("labels") or {}).get(CLUSTER_LABEL) or "")
+
+
+def _revision(pod: Raw) -> str | None:
+    return (pod["metadata"].get("labels") or {}).get(REVISION_LABEL)
+
+
+def _role(pod: Raw) -> str | None:
+    return (pod["metadata"].get("labels") or {}).get(ROLE_LABEL)
+
+
+def _is_ready(pod: Raw) -> bool:
+    conditions = (pod.get("status") or {}).get("conditions") or ()
+    return any(each.get("type") == "Ready" and each.get("status") == "True" for each in conditions)
+
+
+def _takes_requests(pod: Raw) -> bool:
+    return (pod["metadata"].get("labels") or {}).get("ray.io/serve") == "true" and _is_ready(pod)

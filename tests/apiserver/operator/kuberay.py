@@ -1,0 +1,263 @@
+"""A stand-in for KubeRay 1.7 and for the kubelet, with the habits that its source and a real one showed.
+
+Services go when a RayService is suspended and come back as others; each resume makes a cluster with a
+new name from the specification of then; ``observedGeneration`` is not moved by a suspended RayService;
+an active cluster's applications are empty while another is made; the status lags; a change of the
+template with upgrade strategy None is ignored for ever.
+"""
+
+import asyncio
+import contextlib
+import hashlib
+import itertools
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from aiohttp import web
+
+from gptoss_api.names import GATEWAY_TOKEN_HEADER
+from gptoss_kube.client import Kube
+from gptoss_kube.errors import KubeError, NotFound
+from gptoss_kube.resources import PODS, RAY_SERVICES, SERVICES
+
+GATEWAY_TOKEN = "the-secret-of-gateways"
+_PASS_SECONDS = 0.05
+_ORIGIN = "ray.io/originated-from-cr-name"
+_suffixes = (f"x{number:04d}" for number in itertools.count(1))
+
+Raw = dict[str, Any]
+
+
+@dataclass
+class Cluster:
+    """One RayCluster, as KubeRay and its pods know it."""
+
+    name: str
+    template: str
+    application: Raw
+    started: bool = False
+
+
+@dataclass
+class StandInKubeRay:
+    """Works on the RayServices of one namespace."""
+
+    kube: Kube
+    namespace: str
+    port: int = 0
+    down: bool = False
+    hold: bool = False
+    """New clusters don't start."""
+    init_message: str | None = None
+    """What the container that fetches weights ends with."""
+    unschedulable: str | None = None
+    fail_with: str | None = None
+    clusters: dict[str, dict[str, Cluster]] = field(default_factory=dict)
+    serve_puts: list[Raw] = field(default_factory=list)
+    made: list[str] = field(default_factory=list)
+
+    async def forever(self) -> None:
+        while True:
+            if not self.down:
+                with contextlib.suppress(KubeError):
+                    listing = await self.kube.list(RAY_SERVICES, namespace=self.namespace)
+                    for raw in listing.items:
+                        await self._pass(raw)
+            await asyncio.sleep(_PASS_SECONDS)
+
+    async def _pass(self, raw: Raw) -> None:
+        name, status = raw["metadata"]["name"], raw.get("status") or {}
+        conditions = {each["type"]: each["status"] for each in status.get("conditions") or ()}
+        clusters = self.clusters.setdefault(name, {})
+        if conditions.get("Suspended") == "True":
+            if not raw["spec"].get("suspend"):
+                await self._status(raw, Suspended="False", Ready="False", observed=True)
+            return
+        if conditions.get("Suspending") == "True":  # to the end, whatever is asked for meanwhile
+            if clusters:
+                await self._remove(name, clusters)
+            else:
+                await self._status(raw, Suspending="False", Suspended="True", Ready="False")
+            return
+        if raw["spec"].get("suspend"):
+            await self._status(raw, Suspending="True", Ready="False", observed=True, active={}, pending={})
+            return
+        await self._serve(raw, clusters, status)
+
+    async def _serve(self, raw: Raw, clusters: dict[str, Cluster], status: Raw) -> None:
+        name = raw["metadata"]["name"]
+        template = hashlib.sha256(json.dumps(raw["spec"]["rayClusterConfig"], sort_keys=True).encode()).hexdigest()
+        (application,) = json.loads(raw["spec"]["serveConfigV2"])["applications"]
+        active = clusters.get((status.get("activeServiceStatus") or {}).get("rayClusterName", ""))
+        pending = clusters.get((status.get("pendingServiceStatus") or {}).get("rayClusterName", ""))
+        strategy = raw["spec"]["upgradeStrategy"]["type"]
+        newest = pending or active
+        if newest is None or (newest.template != template and strategy == "NewCluster"):
+            pending = Cluster(name=f"{name}-{next(_suffixes)}", template=template, application=application)
+            clusters[pending.name] = pending
+            self.made.append(pending.name)
+            await self._make_pods(raw, pending)
+            await self._status(raw, pending={"rayClusterName": pending.name}, observed=True)
+            return
+        if newest.application != application:
+            self.serve_puts.append(application)
+            newest.application = application
+        await self._kubelet(newest)
+        told = {application["name"]: self._application(newest)}
+        if newest is pending and newest.started and self.fail_with is None:
+            if active is not None:
+                await self._remove(name, {active.name: clusters.pop(active.name)})
+            await self._make_service(raw, newest.name)
+            await self._status(
+                raw, Ready="True", active={"rayClusterName": newest.name, "applicationStatuses": told}, pending={}
+            )
+        elif newest is pending:
+            kept = {"rayClusterName": active.name} if active is not None else {}
+            await self._status(raw, active=kept, pending={"rayClusterName": newest.name, "applicationStatuses": told})
+        else:
+            await self._status(raw, active={"rayClusterName": newest.name, "applicationStatuses": told})
+
+    def _application(self, cluster: Cluster) -> Raw:
+        if self.fail_with is not None:
+            message = "Failed to update the deployments ['GptOssServer']."
+            server = {"status": "UNHEALTHY", "message": self.fail_with}
+            return {"status": "DEPLOY_FAILED", "message": message, "serveDeploymentStatuses": {"GptOssServer": server}}
+        return {"status": "RUNNING" if cluster.started else "DEPLOYING", "message": ""}
+
+    async def _make_pods(self, raw: Raw, cluster: Cluster) -> None:
+        config = raw["spec"]["rayClusterConfig"]
+        group = config["workerGroupSpecs"][0]
+        pods = [("head", config["headGroupSpec"]["template"])]
+        pods += [(f"worker-{number}", group["template"]) for number in range(group["replicas"])]
+        for role, template in pods:
+            labels = {**template["metadata"]["labels"], "ray.io/cluster": cluster.name, "ray.io/serve": "true"}
+            metadata = {"name": f"{cluster.name}-{role}", "namespace": self.namespace, "labels": labels}
+            spec = {**template["spec"], "serviceAccountName": "made-by-kuberay"}
+            pod = {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}
+            await self.kube.create(pod, resource=PODS, field_manager="kuberay")
+
+    async def _kubelet(self, cluster: Cluster) -> None:
+        ready = not (self.hold or self.init_message or self.unschedulable)
+        if cluster.started:
+            return
+        for pod in await self._pods(cluster):
+            status: Raw = {"conditions": [{"type": "Ready", "status": "True" if ready else "False"}]}
+            if self.unschedulable is not None:
+                status["conditions"].append(
+                    {
+                        "type": "PodScheduled",
+                        "status": "False",
+                        "reason": "Unschedulable",
+                        "message": self.unschedulable,
+                    }
+                )
+            if self.init_message is not None and "initContainers" in pod["spec"]:
+                ended = {"exitCode": 3, "reason": "Error", "message": self.init_message}
+                status["initContainerStatuses"] = [
+                    {
+                        "name": "weights",
+                        "image": "serving",
+                        "imageID": "",
+                        "ready": False,
+                        "restartCount": 1,
+                        "state": {"waiting": {"reason": "CrashLoopBackOff"}},
+                        "lastState": {"terminated": ended},
+                    }
+                ]
+            if _differs(pod.get("status") or {}, status):
+                await self.kube.merge_patch(
+                    PODS,
+                    pod["metadata"]["name"],
+                    {"status": status},
+                    namespace=self.namespace,
+                    field_manager="kubelet",
+                    subresource="status",
+                )
+        cluster.started = ready
+
+    async def _pods(self, cluster: Cluster) -> list[Raw]:
+        selector = f"ray.io/cluster={cluster.name}"
+        return list((await self.kube.list(PODS, namespace=self.namespace, label_selector=selector)).items)
+
+    async def _remove(self, name: str, clusters: dict[str, Cluster]) -> None:
+        """Clusters, their pods, and every Service that KubeRay made for them."""
+        for cluster in list(clusters.values()):
+            for pod in await self._pods(cluster):
+                with contextlib.suppress(NotFound):
+                    await self.kube.delete(PODS, pod["metadata"]["name"], namespace=self.namespace)
+            del clusters[cluster.name]
+        with contextlib.suppress(NotFound):
+            await self.kube.delete(SERVICES, f"{name}-serve-svc", namespace=self.namespace)
+
+    async def _make_service(self, raw: Raw, cluster: str) -> None:
+        name = raw["metadata"]["name"]
+        document = {
+            "apiVersion": "v1",
+            "kind": "Service",
+            "metadata": {"name": f"{name}-serve-svc", "namespace": self.namespace, "labels": {_ORIGIN: name}},
+            "spec": {"selector": {"ray.io/cluster": cluster}, "ports": [{"name": "serve", "port": 8000}]},
+        }
+        await self.kube.apply(document, resource=SERVICES, field_manager="kuberay")
+
+    async def _status(
+        self,
+        raw: Raw,
+        *,
+        active: Raw | None = None,
+        pending: Raw | None = None,
+        observed: bool = False,
+        **conditions: str,
+    ) -> None:
+        before = raw.get("status") or {}
+        known = {each["type"]: each for each in before.get("conditions") or ()}
+        known |= {name: {"type": name, "status": status, "reason": "StandIn"} for name, status in conditions.items()}
+        status = {
+            "conditions": list(known.values()),
+            "activeServiceStatus": active if active is not None else before.get("activeServiceStatus") or {},
+            "pendingServiceStatus": pending if pending is not None else before.get("pendingServiceStatus") or {},
+            "observedGeneration": raw["metadata"]["generation"] if observed else before.get("observedGeneration", 0),
+        }
+        if status != before:
+            document = {**raw, "status": status}
+            document["metadata"].pop("managedFields", None)
+            await self.kube.replace(document, resource=RAY_SERVICES, field_manager="kuberay", subresource="status")
+
+    async def engine(self, request: web.Request) -> web.Response:
+        """The engine behind a deployment's own Service: what its selector finds, and nothing else."""
+        if request.headers.get(GATEWAY_TOKEN_HEADER) != GATEWAY_TOKEN:
+            return web.Response(status=401)
+        try:
+            service = await self.kube.get(SERVICES, request.match_info["service"], namespace=self.namespace)
+        except KubeError:
+            return web.Response(status=503)
+        name = service["spec"]["selector"]["ray.io/cluster"]
+        serving = {each.name for clusters in self.clusters.values() for each in clusters.values() if each.started}
+        if name not in serving or self.fail_with is not None:
+            return web.Response(status=503)
+        return web.json_response({"object": "list", "data": [], "cluster": name})
+
+
+def _differs(found: Raw, wanted: Raw) -> bool:
+    """Whether a pod's status lacks something, times aside (the server adds none to what we write)."""
+    return any(found.get(name) != value for name, value in wanted.items())
+
+
+@asynccontextmanager
+async def standing_in(kube: Kube, namespace: str) -> AsyncIterator[StandInKubeRay]:
+    built = StandInKubeRay(kube, namespace)
+    app = web.Application()
+    app.router.add_get("/{namespace}/{service}/{path:.*}", built.engine)
+    runner = web.AppRunner(app, access_log=None)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    built.port = runner.addresses[0][1]
+    task = asyncio.create_task(built.forever())
+    try:
+        yield built
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        await runner.cleanup()

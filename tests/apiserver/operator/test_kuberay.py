@@ -1,0 +1,371 @@
+"""The KubeRay substrate on a real API server, with a stand-in for KubeRay and the rights that we ask for."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+
+from gptoss_cli.local.control_plane import ControlPlane
+from gptoss_kube.client import Kube
+from gptoss_kube.resources import CONFIG_MAPS, GPT_OSS_DEPLOYMENTS, RAY_SERVICES, SECRETS, SERVICES
+from gptoss_kube.watch import Informer
+from gptoss_operator.adapter import KubernetesAdapter
+from gptoss_operator.cache import Kind
+from gptoss_operator.process import Engine
+from gptoss_operator.settings import Settings
+from gptoss_operator.substrates.kuberay import substrate
+from gptoss_operator.workqueue import Priority
+from tests.apiserver.operator.kuberay import GATEWAY_TOKEN, StandInKubeRay, standing_in
+from tests.builders import deployment_object
+from tests.contract.operator.house import ManualClock, TrustSays
+from tests.controlplane import OPERATOR_USER, REPOSITORY
+from tests.kuberay import install_rayservices, remove_rayservices
+
+pytestmark = pytest.mark.usefixtures("crds")
+SLEEPY = {"minReplicas": 0, "idleSeconds": 60}
+IMAGE = "serving@sha256:" + "1" * 64
+
+
+@pytest.fixture
+def rayservices(control_plane: ControlPlane) -> Iterator[None]:
+    install_rayservices(control_plane)
+    yield
+    remove_rayservices(control_plane)
+
+
+@dataclass
+class Home:
+    """The operator's engine between a real API server and the stand-in."""
+
+    plane: ControlPlane
+    admin: Kube
+    kuberay: StandInKubeRay
+    namespace: str
+    folder: Path
+    clock: ManualClock = field(default_factory=ManualClock)
+    trust: TrustSays = field(default_factory=TrustSays)
+    image: str = IMAGE
+    beats: int = 0
+    uid: str = ""
+    engine: Engine | None = None
+
+    @asynccontextmanager
+    async def operator(self) -> AsyncIterator[Engine]:
+        """Run an operator, with nothing but the rights of its role."""
+        settings = Settings.model_validate(
+            {
+                "installation": "test",
+                "systemNamespace": "gptoss-system",
+                "namespaces": [self.namespace],
+                "kubeRay": {
+                    "image": self.image,
+                    "gatewayTokenFile": str(self.folder / "gateway-token"),
+                    "serviceURL": f"http://127.0.0.1:{self.kuberay.port}/{{namespace}}/{{service}}",
+                },
+            }
+        )
+        async with (
+            Kube(kubeconfig=self.plane.kubeconfig_for(OPERATOR_USER)) as kube,
+            aiohttp.ClientSession() as session,
+        ):
+            engine = self.engine = Engine(
+                settings=settings,
+                kubernetes=KubernetesAdapter(kube, settings=settings),
+                session=session,
+                clock=self.clock,
+                check=self.trust,
+                kube=kube,
+            )
+            watch = Informer(
+                kube,
+                GPT_OSS_DEPLOYMENTS,
+                namespace=self.namespace,
+                on_change=lambda raw: engine.intake.seen(Kind.DEPLOYMENT, raw),
+                on_delete=lambda raw: engine.intake.gone(
+                    Kind.DEPLOYMENT, self.namespace, raw["metadata"]["name"], raw["metadata"]["uid"]
+                ),
+            )
+            task = asyncio.create_task(engine.forever())
+            try:
+                async with watch:
+                    yield engine
+            finally:
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
+
+    async def apply(self, **spec: Any) -> None:
+        raw = deployment_object("assistant", self.namespace, **spec)
+        raw["metadata"] = {"name": "assistant", "namespace": self.namespace}
+        applied = await self.admin.apply(raw, resource=GPT_OSS_DEPLOYMENTS, field_manager="team")
+        self.uid = applied["metadata"]["uid"]
+
+    async def get(self, resource: Any, name: str = "assistant") -> dict[str, Any]:
+        return await self.admin.get(resource, name, namespace=self.namespace)
+
+    async def condition(self, kind: str) -> tuple[str, str, str]:
+        for each in ((await self.get(GPT_OSS_DEPLOYMENTS)).get("status") or {}).get("conditions", ()):
+            if each["type"] == kind:
+                return each["status"], each["reason"], each.get("message", "")
+        return "", "", ""
+
+    def report(self, **content: Any) -> None:
+        """A gateway's heartbeat, with what it says of the deployment."""
+        assert self.engine is not None
+        self.beats += 1
+        entry = {"uid": self.uid, "namespace": self.namespace, "name": "assistant", **content}
+        spec = {"gateway": "g", "heartbeat": self.beats, "renewedAt": "2026-01-01T00:00:00Z", "deployments": [entry]}
+        metadata = {"name": "g", "namespace": "gptoss-system", "uid": "g", "resourceVersion": str(self.beats)}
+        self.engine.intake.seen(Kind.REPORT, {"metadata": metadata, "spec": spec})
+
+    def pass_time(self, seconds: float) -> None:
+        assert self.engine is not None
+        self.clock.time += seconds
+        self.engine.intake.everything(Priority.CHANGE)
+
+    async def until(self, kind: str, status: str, reason: str, seconds: float = 40) -> str:
+        """Wait for a condition; return its message."""
+        found = ("", "", "")
+        try:
+            async with asyncio.timeout(seconds):
+                while (found := await self.condition(kind))[:2] != (status, reason):  # noqa: ASYNC110 - it is elsewhere
+                    await asyncio.sleep(0.05)
+        except TimeoutError:
+            status = (await self.get(GPT_OSS_DEPLOYMENTS)).get("status")
+            raise AssertionError(f"{kind} never became {reason}: {json.dumps(status, indent=1)}") from None
+        return found[2]
+
+    async def true(self, what: Callable[[], Any], seconds: float = 40) -> None:
+        async with asyncio.timeout(seconds):
+            while not await what():  # noqa: ASYNC110 - it happens in another process
+                await asyncio.sleep(0.05)
+
+    async def cluster(self) -> str:
+        """The Ray cluster that the deployment's Service leads to."""
+        return (await self.get(SERVICES, "assistant-gptoss"))["spec"]["selector"]["ray.io/cluster"]
+
+    async def suspended(self) -> bool:
+        raw = await self.get(RAY_SERVICES)
+        conditions = {each["type"]: each["status"] for each in (raw.get("status") or {}).get("conditions", ())}
+        return bool(raw["spec"]["suspend"]) and conditions.get("Suspended") == "True"
+
+    async def sleep(self) -> None:
+        """Serve, then go idle with one living gateway."""
+        await self.until("Ready", "True", "Serving")
+        for _ in range(2):
+            self.report()
+        self.pass_time(61)
+        self.report()
+        await self.until("ScaledToZero", "False", "Draining")
+        epoch = (await self.get(GPT_OSS_DEPLOYMENTS))["status"]["drainEpoch"]
+        self.report(drainEpochSeen=epoch)
+        await self.until("Ready", "True", "Idle")
+        await self.true(self.suspended)
+
+
+@pytest.fixture
+async def home(
+    control_plane: ControlPlane, namespace: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Home]:
+    # What matters is what follows a look, not how long one is waited for.
+    monkeypatch.setattr(substrate, "MOVING_SECONDS", 0.1)
+    monkeypatch.setattr(substrate, "SETTLED_SECONDS", 1.0)
+    monkeypatch.setattr(substrate, "MISSING_SECONDS", 0.2)
+    (tmp_path / "gateway-token").write_text(GATEWAY_TOKEN)
+    for rights in ("rbac.yaml", "rbac-kuberay.yaml"):
+        control_plane.kubectl("apply", "-f", str(REPOSITORY / "examples" / "local" / rights))
+    async with Kube(kubeconfig=control_plane.kubeconfig) as admin, standing_in(admin, namespace) as kuberay:
+        yield Home(control_plane, admin, kuberay, namespace, tmp_path)
+
+
+@pytest.mark.usefixtures("rayservices")
+async def test_serves_sleeps_without_kuberays_services_and_wakes_as_another_cluster(home: Home) -> None:
+    async with home.operator():
+        await home.apply(scaling=SLEEPY)
+        await home.until("Ready", "True", "Serving")
+        assert (await home.condition("EngineReady"))[:2] == ("True", "Answering")
+        assert (await home.condition("WeightsVerified"))[:2] == ("True", "Verified")
+        first = await home.cluster()
+        assert first == home.kuberay.made[-1]
+        owner = (await home.get(GPT_OSS_DEPLOYMENTS))["metadata"]["uid"]
+        token = await home.get(SECRETS, f"assistant-ray-{owner[:8]}")
+        hashes = await home.get(CONFIG_MAPS, "assistant-gateway-tokens")
+        for each in (token, hashes, await home.get(RAY_SERVICES), await home.get(SERVICES, "assistant-gptoss")):
+            assert each["metadata"]["ownerReferences"][0]["uid"] == owner
+        assert GATEWAY_TOKEN not in json.dumps(hashes)
+
+        await home.sleep()
+        assert await home.cluster() == "none"
+        listed = await home.admin.list(SERVICES, namespace=home.namespace)
+        assert [each["metadata"]["name"] for each in listed.items] == ["assistant-gptoss"]
+
+        home.report(waiting=1, lastRequest="2026-01-01T00:00:01.000000Z")
+        await home.until("Ready", "True", "Serving")
+        assert await home.cluster() == home.kuberay.made[-1] != first
+        assert len(home.kuberay.made) == 2
+        assert await home.get(SECRETS, f"assistant-ray-{owner[:8]}") == token, "kept over the wake"
+
+
+@pytest.mark.usefixtures("rayservices")
+async def test_a_restarted_operator_of_another_release_writes_nothing(home: Home) -> None:
+    async with home.operator():
+        await home.apply(scaling={"minReplicas": 1})
+        await home.until("Ready", "True", "Serving")
+    before = await home.get(RAY_SERVICES)
+    for image in (IMAGE, "serving@sha256:" + "2" * 64):
+        home.image = image
+        async with home.operator() as engine:
+            await home.true(_async(lambda: engine.reconciler.complete))
+            home.report()
+            await home.until("Ready", "True", "Serving")
+            for _ in range(10):
+                home.pass_time(1)
+                await asyncio.sleep(0.1)
+    after = await home.get(RAY_SERVICES)
+    assert after["spec"] == before["spec"]
+    assert after["metadata"]["generation"] == before["metadata"]["generation"]
+    assert len(home.kuberay.made) == 1
+
+
+@pytest.mark.usefixtures("rayservices")
+async def test_blue_green_leads_to_the_old_cluster_until_the_new_one_serves(home: Home) -> None:
+    async with home.operator():
+        await home.apply(scaling={"minReplicas": 1})
+        await home.until("Ready", "True", "Serving")
+        first = await home.cluster()
+        home.kuberay.hold = True
+        await home.apply(scaling={"minReplicas": 1}, parallelism={"tensor": 2})
+        await home.true(_async(lambda: len(home.kuberay.made) == 2))
+        await home.until("Ready", "Unknown", "Progressing")
+        assert await home.cluster() == first
+        assert (await home.condition("EngineReady"))[:2] == ("True", "Answering")
+        home.kuberay.hold = False
+        await home.until("Ready", "True", "Serving")
+        assert await home.cluster() == home.kuberay.made[1]
+
+
+@pytest.mark.usefixtures("rayservices")
+async def test_recreate_gives_the_old_accelerators_back_first(home: Home) -> None:
+    async with home.operator():
+        await home.apply(scaling={"minReplicas": 1}, rolloutStrategy={"type": "Recreate"})
+        await home.until("Ready", "True", "Serving")
+        first = await home.cluster()
+        home.kuberay.hold = True
+        await home.apply(scaling={"minReplicas": 1}, rolloutStrategy={"type": "Recreate"}, parallelism={"tensor": 2})
+        await home.true(_async(lambda: len(home.kuberay.made) == 2))
+        assert list(home.kuberay.clusters["assistant"]) == [home.kuberay.made[1]] != [first]
+        home.kuberay.hold = False
+        await home.until("Ready", "True", "Serving")
+
+
+@pytest.mark.usefixtures("rayservices")
+async def test_bounds_change_in_place(home: Home) -> None:
+    async with home.operator():
+        await home.apply(scaling={"minReplicas": 1, "maxReplicas": 3})
+        await home.until("Ready", "True", "Serving")
+        await home.apply(scaling={"minReplicas": 1, "maxReplicas": 4})
+        await home.true(_async(lambda: home.kuberay.serve_puts))
+        assert home.kuberay.serve_puts[0]["deployments"][0]["autoscaling_config"]["max_replicas"] == 4
+        await home.until("Ready", "True", "Serving")
+        assert len(home.kuberay.made) == 1
+
+
+@pytest.mark.usefixtures("rayservices")
+async def test_weights_that_a_node_refuses_end_the_start_with_the_nodes_reason(home: Home) -> None:
+    error = {"reason": "DigestMismatch", "message": "model.safetensors is not what was signed", "retryable": False}
+    home.kuberay.init_message = json.dumps({"error": error})
+    async with home.operator():
+        await home.apply()
+        message = await home.until("WeightsVerified", "False", "DigestMismatch")
+        assert "model.safetensors is not what was signed" in message
+        assert (await home.condition("Stalled"))[:2] == ("True", "UntrustedWeights")
+        await home.true(home.suspended)
+        home.kuberay.init_message = None
+        home.trust.source = "mended"
+        home.pass_time(700)
+        await home.until("Ready", "True", "Serving")
+
+
+@pytest.mark.usefixtures("rayservices")
+async def test_says_what_a_pod_waits_for_and_goes_on_when_it_comes(home: Home) -> None:
+    home.kuberay.unschedulable = "0/3 nodes are available: 3 Insufficient nvidia.com/gpu."
+    async with home.operator():
+        await home.apply()
+        message = await home.until("EngineReady", "False", "Unschedulable")
+        assert "for want of nvidia.com/gpu" in message
+        assert (await home.condition("Ready"))[:2] == ("Unknown", "Unschedulable")
+        home.kuberay.unschedulable = None
+        await home.until("Ready", "True", "Serving")
+
+
+@pytest.mark.usefixtures("rayservices")
+async def test_an_engine_that_dies_is_named_and_tried_again_as_another_cluster(home: Home) -> None:
+    home.kuberay.fail_with = "RuntimeError: CUDA error: no kernel image is available for execution on the device"
+    async with home.operator():
+        await home.apply()
+        message = await home.until("Ready", "False", "UnsupportedHardware")
+        assert "spec.accelerator.product" in message
+        await home.true(home.suspended)
+        home.kuberay.fail_with = None
+        home.pass_time(60)
+        await home.until("Ready", "True", "Serving")
+        assert len(home.kuberay.made) == 2
+
+
+async def test_a_kuberay_that_comes_later_or_is_too_old_is_noticed_without_a_restart(
+    home: Home, control_plane: ControlPlane
+) -> None:
+    async with home.operator():
+        await home.apply()
+        assert "installs KubeRay" in await home.until("Degraded", "True", "KubeRayMissing")
+        try:
+            install_rayservices(control_plane, suspend=False)
+            assert "updates KubeRay" in await home.until("Degraded", "True", "KubeRayTooOld")
+            install_rayservices(control_plane)
+            await home.until("Ready", "True", "Serving")
+            assert (await home.condition("Degraded"))[0] == "False"
+        finally:
+            remove_rayservices(control_plane)
+
+
+@pytest.mark.usefixtures("rayservices")
+async def test_a_foreign_rayservice_is_left_alone(home: Home) -> None:
+    theirs: Mapping[str, Any] = {
+        "apiVersion": "ray.io/v1",
+        "kind": "RayService",
+        "metadata": {"name": "assistant", "namespace": home.namespace},
+        "spec": {"suspend": True, "mine": 1},
+    }
+    await home.admin.create(theirs, resource=RAY_SERVICES, field_manager="stranger")
+    async with home.operator():
+        await home.apply()
+        assert "did not make" in await home.until("Ready", "False", "RouteConflict")
+        assert (await home.get(RAY_SERVICES))["spec"] == theirs["spec"]
+
+
+@pytest.mark.usefixtures("rayservices")
+@pytest.mark.parametrize(
+    ("spec", "said"),
+    [
+        ({"pod": {"priorityClassName": "high"}}, "spec.pod.priorityClassName high is not allowed"),
+        ({"model": {"name": "gpt-oss-20b", "uri": "file:///models/x"}}, "put the weights into an object store"),
+        ({"accelerator": {"vendor": "cpu"}, "parallelism": {"tensor": 2}}, "set it to 1"),
+    ],
+)
+async def test_what_is_not_allowed_is_said_before_anything_is_made(home: Home, spec: dict[str, Any], said: str) -> None:
+    async with home.operator():
+        await home.apply(**spec)
+        assert said in await home.until("Ready", "False", "InvalidSpec")
+    assert home.kuberay.made == []
+
+
+def _async(what: Callable[[], Any]) -> Callable[[], Any]:
+    async def answer() -> Any:
+        return what()
+
+    return answer

@@ -1,0 +1,68 @@
+"""KubeRay for tests: its CRDs where a path names them, else the least of one that behaves alike.
+
+``KUBERAY_CRDS`` names a folder with KubeRay's own CRDs (ray.io_*.yaml). No package carries them, so
+tests that want their schemas are skipped without it; all others run on a RayService whose fields are
+not checked.
+"""
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from gptoss_cli.local.control_plane import ControlPlane
+
+CRDS_VARIABLE = "KUBERAY_CRDS"
+
+
+def real_crds() -> Path | None:
+    """Return the folder with KubeRay's own CRDs, if one is named."""
+    named = os.environ.get(CRDS_VARIABLE)
+    return Path(named) if named else None
+
+
+def install_rayservices(plane: ControlPlane, *, suspend: bool = True) -> None:
+    """Install the unchecked RayService; ``suspend`` False makes it one of a KubeRay that can't suspend."""
+    plane.kubectl("apply", "--server-side", "--force-conflicts", "-f", "-", stdin=json.dumps(rayservice_crd(suspend)))
+    wait_until_served(plane)
+
+
+def install_real_rayservices(plane: ControlPlane, folder: Path) -> None:
+    """Install KubeRay's own RayService."""
+    plane.kubectl("apply", "--server-side", "--force-conflicts", "-f", str(folder / "ray.io_rayservices.yaml"))
+    wait_until_served(plane)
+
+
+def wait_until_served(plane: ControlPlane) -> None:
+    """Wait until the API server serves RayServices. (`kubectl wait` fails on a CRD without any condition yet.)"""
+    deadline = time.monotonic() + 60
+    while "rayservices" not in plane.kubectl("api-resources", "--api-group=ray.io", "-o", "name"):
+        assert time.monotonic() < deadline, "the RayService was never served"
+        time.sleep(0.2)
+
+
+def remove_rayservices(plane: ControlPlane) -> None:
+    """Take the CRD away, and all objects with it."""
+    plane.kubectl("delete", "crd", "rayservices.ray.io", "--wait=true", "--ignore-not-found")
+
+
+def rayservice_crd(suspend: bool = True) -> dict[str, Any]:
+    """Return a CRD with RayService's name, scope, version and status subresource."""
+    free = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
+    spec = {**free, "properties": {"suspend": {"type": "boolean"}}} if suspend else free
+    schema = {"type": "object", "properties": {"spec": spec, "status": free}}
+    names = {"kind": "RayService", "listKind": "RayServiceList", "plural": "rayservices", "singular": "rayservice"}
+    version = {
+        "name": "v1",
+        "served": True,
+        "storage": True,
+        "schema": {"openAPIV3Schema": schema},
+        "subresources": {"status": {}},
+    }
+    return {
+        "apiVersion": "apiextensions.k8s.io/v1",
+        "kind": "CustomResourceDefinition",
+        "metadata": {"name": "rayservices.ray.io"},
+        "spec": {"group": "ray.io", "scope": "Namespaced", "names": names, "versions": [version]},
+    }

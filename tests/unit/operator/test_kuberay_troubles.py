@@ -1,0 +1,306 @@
+"""Broken situations, each with the reason and the advice that people get to see."""
+
+import json
+from typing import Any
+
+import pytest
+
+from gptoss_operator.substrates.failures import failure_of
+from gptoss_operator.substrates.kuberay.pods import trouble_of
+
+PATIENT, IMPATIENT = 0, 3
+
+
+def pod(role: str = "worker", name: str | None = None, **status: Any) -> dict[str, Any]:
+    labels = {"serving.gptoss.dev/role": role}
+    return {"metadata": {"name": name or f"{role}-0", "labels": labels}, "status": status}
+
+
+def unscheduled(message: str) -> list[dict[str, Any]]:
+    condition = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": message}
+    return [pod(phase="Pending", conditions=[condition])]
+
+
+def fetching(message: str = "", code: int = 1, restarts: int = PATIENT, reason: str = "Error") -> list[dict[str, Any]]:
+    ended = {"terminated": {"exitCode": code, "reason": reason, "message": message}}
+    waiting = {"waiting": {"reason": "CrashLoopBackOff"}}
+    state = {"name": "weights", "restartCount": restarts, "state": waiting, "lastState": ended}
+    return [pod(initContainerStatuses=[state])]
+
+
+def refused_weights(reason: str, message: str, *, retryable: bool = False) -> str:
+    return json.dumps({"error": {"reason": reason, "message": message, "file": None, "retryable": retryable}})
+
+
+def waiting(reason: str, message: str = "", role: str = "worker") -> list[dict[str, Any]]:
+    state = {"name": f"ray-{role}", "image": "serving:1", "state": {"waiting": {"reason": reason, "message": message}}}
+    return [pod(role, containerStatuses=[state])]
+
+
+def died(
+    message: str = "", code: int = 1, reason: str = "Error", restarts: int = IMPATIENT, role: str = "worker"
+) -> list[dict[str, Any]]:
+    ended = {"terminated": {"exitCode": code, "reason": reason, "message": message}}
+    state = {"name": f"ray-{role}", "restartCount": restarts, "state": ended, "ready": False}
+    return [pod(role, containerStatuses=[state])]
+
+
+def init_running(name: str) -> list[dict[str, Any]]:
+    return [pod(initContainerStatuses=[{"name": name, "state": {"running": {}}}])]
+
+
+GPUS = "0/5 nodes are available: 3 Insufficient nvidia.com/gpu, 2 Insufficient memory."
+TAINT = "0/2 nodes are available: 2 node(s) had untolerated taint {dedicated: gpu}."
+SELECTOR = "0/2 nodes are available: 2 node(s) didn't match Pod's node affinity/selector."
+QUOTA = 'pods "x" is forbidden: exceeded quota: gpus, requested: requests.nvidia.com/gpu=4'
+SECURITY = 'pods "x" is forbidden: violates PodSecurity "restricted:latest": hostNetwork'
+
+PODS: list[tuple[str, list[dict[str, Any]], str | None, str, bool, tuple[str, ...]]] = [
+    ("no accelerators", unscheduled(GPUS), None, "Unschedulable", False, ("nvidia.com/gpu", "parallelism.tensor")),
+    ("no memory", unscheduled("0/1: 1 Insufficient memory."), None, "Unschedulable", False, ("resources.memory",)),
+    (
+        "no cpu",
+        unscheduled("0/1: 1 Insufficient cpu."),
+        None,
+        "Unschedulable",
+        False,
+        ("for want of cpu", "resources.cpu"),
+    ),
+    ("no disk", unscheduled("1 Insufficient ephemeral-storage"), None, "Unschedulable", False, ("local storage",)),
+    ("a taint", unscheduled(TAINT), None, "Unschedulable", False, ("dedicated: gpu", "spec.pod.tolerations")),
+    ("no such node", unscheduled(SELECTOR), None, "Unschedulable", False, ("spec.accelerator.product",)),
+    (
+        "full nodes",
+        unscheduled("0/1 nodes are available: 1 Too many pods."),
+        None,
+        "Unschedulable",
+        False,
+        ("add nodes",),
+    ),
+    ("a gate", unscheduled("Scheduling is blocked: gated"), None, "Unschedulable", False, ("scheduling gate",)),
+    (
+        "image missing",
+        waiting("ImagePullBackOff", "not found"),
+        None,
+        "ImagePullFailed",
+        False,
+        ("serving:1", "kubeRay.image"),
+    ),
+    ("image name", waiting("InvalidImageName"), None, "ImagePullFailed", True, ("no image name",)),
+    ("image never", waiting("ErrImageNeverPull"), None, "ImagePullFailed", False, ("imagePullPolicy",)),
+    (
+        "secret gone",
+        waiting("CreateContainerConfigError", 'secret "x" not found'),
+        None,
+        "ContainerRefused",
+        False,
+        ("next start",),
+    ),
+    (
+        "root image",
+        waiting("CreateContainerConfigError", "image will run as root; non-root"),
+        None,
+        "ContainerRefused",
+        False,
+        ("runAsUser",),
+    ),
+    (
+        "gpu hook",
+        waiting("RunContainerError", "nvidia-container-cli: driver"),
+        None,
+        "ContainerRefused",
+        False,
+        ("runtimeClassName",),
+    ),
+    (
+        "flipped byte",
+        fetching(refused_weights("DigestMismatch", "a.safetensors differs")),
+        None,
+        "DigestMismatch",
+        True,
+        ("a.safetensors differs",),
+    ),
+    (
+        "signed anew",
+        fetching(refused_weights("ManifestChanged", "signed again")),
+        None,
+        "ManifestChanged",
+        True,
+        ("signed again",),
+    ),
+    (
+        "store away",
+        fetching(refused_weights("SourceUnavailable", "no answer", retryable=True)),
+        None,
+        "SourceUnavailable",
+        False,
+        ("no answer",),
+    ),
+    (
+        "store long away",
+        fetching(refused_weights("SourceUnavailable", "no answer", retryable=True), restarts=3),
+        None,
+        "SourceUnavailable",
+        True,
+        ("no answer",),
+    ),
+    ("no rights", fetching(refused_weights("AccessDenied", "403")), None, "AccessDenied", True, ("403",)),
+    ("fetch killed", fetching(code=137, reason="OOMKilled"), None, "WeightsNotFetched", False, ("memory",)),
+    (
+        "fetch crashed",
+        fetching("Traceback\nValueError: x", restarts=3),
+        None,
+        "WeightsNotFetched",
+        True,
+        ("ValueError: x",),
+    ),
+    ("fetch runs", init_running("weights"), None, "FetchingWeights", False, ("fetched and verified",)),
+    ("head not there", init_running("wait-gcs-ready"), None, "WaitingForHead", False, ("head",)),
+    (
+        "worker out of memory",
+        died(code=137, reason="OOMKilled"),
+        None,
+        "OutOfMemory",
+        True,
+        ("spec.pod.resources.memory",),
+    ),
+    ("head out of memory", died(code=137, role="head"), None, "OutOfMemory", True, ("kubeRay.headMemory",)),
+    ("no bash", died("exec: bash: not found", code=127), None, "ImageIncomplete", True, ("kubeRay.image",)),
+    (
+        "read-only",
+        died("OSError: [Errno 30] Read-only file system: '/x'"),
+        None,
+        "ImageIncomplete",
+        True,
+        ("runs as any user",),
+    ),
+    ("ray crashed", died("boom\nlast words"), None, "EngineCrashed", True, ("last words", "log")),
+    ("ray crashed once", died("last words", restarts=1), None, "EngineCrashed", False, ("last words",)),
+    (
+        "disk evicted",
+        [pod(phase="Failed", reason="Evicted", message="ephemeral local storage usage exceeds")],
+        None,
+        "PodEvicted",
+        False,
+        ("weightsSizeLimit",),
+    ),
+    ("node gone", [pod(phase="Failed", reason="NodeLost")], None, "NodeLost", False, ("another pod",)),
+    (
+        "device plugin",
+        [pod(phase="Failed", reason="UnexpectedAdmissionError", message="no devices")],
+        None,
+        "Unschedulable",
+        False,
+        ("device plugin",),
+    ),
+    (
+        "node silent",
+        [pod(conditions=[{"type": "Ready", "status": "False", "reason": "NodeNotReady"}])],
+        None,
+        "NodeLost",
+        False,
+        ("does not answer",),
+    ),
+    ("quota", [], QUOTA, "PodsRefused", False, ("exceeded quota", "maxReplicas")),
+    ("pod security", [], SECURITY, "PodsRefused", False, ("restricted",)),
+    ("priority class", [], "no PriorityClass with name high was found", "PodsRefused", False, ("priorityClassName",)),
+    ("webhook", [], 'admission webhook "x" denied the request', "PodsRefused", False, ("admission policy",)),
+]
+
+
+@pytest.mark.parametrize(
+    ("pods", "refused", "reason", "final", "said"), [row[1:] for row in PODS], ids=[row[0] for row in PODS]
+)
+def test_a_broken_pod_has_a_reason_and_an_advice(
+    pods: list[dict[str, Any]], refused: str | None, reason: str, final: bool, said: tuple[str, ...]
+) -> None:
+    found = trouble_of(pods, refused=refused)
+    assert found is not None
+    assert (found.failure.reason, found.final) == (reason, final)
+    for words in said:
+        assert words in found.failure.message
+    assert len(found.failure.message) < 1000
+
+
+def test_pods_that_run_have_no_trouble() -> None:
+    running = {"name": "ray-worker", "ready": True, "restartCount": 1, "state": {"running": {}}}
+    running["lastState"] = {"terminated": {"exitCode": 1, "reason": "Error"}}
+    assert trouble_of([pod(containerStatuses=[running])]) is None
+    assert trouble_of([]) is None
+
+
+def test_what_will_not_pass_comes_before_what_may() -> None:
+    found = trouble_of([*unscheduled(GPUS), *fetching(refused_weights("DigestMismatch", "bytes"))])
+    assert found is not None
+    assert found.failure.reason == "DigestMismatch"
+
+
+ENGINE: list[tuple[str, str, str]] = [
+    (
+        "ValueError: 9.0 GiB KV cache is needed, which is larger than the available KV cache memory",
+        "OutOfAcceleratorMemory",
+        "maxModelLen",
+    ),
+    (
+        "ValueError: No available memory for the cache blocks. Try increasing gpu_memory_utilization",
+        "OutOfAcceleratorMemory",
+        "parallelism.tensor",
+    ),
+    ("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB", "OutOfAcceleratorMemory", "maxNumSeqs"),
+    ("torch.OutOfMemoryError: HIP out of memory", "OutOfAcceleratorMemory", "maxNumSeqs"),
+    (
+        "RuntimeError: CUDA error: no kernel image is available for execution on the device",
+        "UnsupportedHardware",
+        "accelerator.product",
+    ),
+    (
+        "ValueError: mxfp4: requires GPU compute capability 80",
+        "UnsupportedHardware",
+        "accelerator.product",
+    ),
+    (
+        "RuntimeError: The NVIDIA driver on your system is too old: driver 12020 is too old",
+        "DriverTooOld",
+        "administrator",
+    ),
+    ("RuntimeError: No CUDA GPUs are available", "AcceleratorMissing", "device plugin"),
+    ("ImportError: libcuda.so.1: cannot open shared object file", "AcceleratorMissing", "runtimeClassName"),
+    (
+        "torch.distributed.DistBackendError: NCCL error in: ProcessGroupNCCL.cpp",
+        "CommunicationFailed",
+        "sharedMemorySize",
+    ),
+    ("ERROR: Unexpected bus error encountered in worker. Bus error", "CommunicationFailed", "sharedMemorySize"),
+    ("OSError: [Errno 28] No space left on device", "VolumeFull", "size limit"),
+    (
+        "TypeError: EngineArgs.__init__() got an unexpected keyword argument 'bloc_size'",
+        "InvalidEngineArgument",
+        "spec.engine",
+    ),
+    (
+        "ValueError: User-specified max_model_len (200000) is greater than the derived max_model_len",
+        "InvalidEngineArgument",
+        "spec.engine",
+    ),
+    (
+        "ray.exceptions.OutOfMemoryError: Task was killed due to the node running low on memory.",
+        "OutOfMemory",
+        "resources.memory",
+    ),
+    ("ModuleNotFoundError: No module named 'gptoss_serving'", "ImageIncomplete", "kubeRay.image"),
+    ("ray.exceptions.ActorDiedError: The actor died unexpectedly before finishing this task.", "EngineCrashed", "log"),
+]
+
+
+@pytest.mark.parametrize(("words", "reason", "advice"), ENGINE, ids=[words[:32] for words, _, _ in ENGINE])
+def test_an_engines_last_words_are_translated(words: str, reason: str, advice: str) -> None:
+    traceback = f"\x1b[36mray::ServeReplica\x1b[39m\n  File x, line 1\n{words}\n"
+    found = failure_of({"message": "Failed to update", "deployments": {"GptOssServer:x": {"message": traceback}}})
+    assert found.reason == reason
+    assert advice in found.message
+    assert "\x1b" not in found.message
+
+
+def test_a_reason_that_our_own_code_named_comes_before_any_translation() -> None:
+    text = "ImportError: x\ngptoss-reason=DigestMismatch; a.safetensors differs"
+    assert failure_of({"deployments": {"x": {"message": text}}}).reason == "DigestMismatch"

@@ -1,0 +1,329 @@
+"""What KubeRay is given for a deployment: sizes, security, and bytes that change only when engines must."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from gptoss_api.accelerator import Accelerator
+from gptoss_api.pod import Pod
+from gptoss_operator.kuberay_settings import KubeRaySettings, NamespaceLimits
+from gptoss_operator.plan.rayservice.render import canonical, leading_to, render
+from gptoss_operator.plan.rayservice.workload import KubeRaySite, Workload
+from tests.unit.operator import rayservices
+from tests.unit.operator.rayservices import APPLICATION, site, workload
+
+TOLERATIONS = [{"key": "nvidia.com/gpu"}, {"key": "amd.com/gpu", "operator": "Equal", "value": "x"}]
+
+
+def cluster(of: Workload, at: KubeRaySite | None = None) -> dict[str, Any]:
+    return render(of, at or site()).rayservice["spec"]["rayClusterConfig"]
+
+
+def head(of: Workload) -> dict[str, Any]:
+    return cluster(of)["headGroupSpec"]
+
+
+def workers(of: Workload) -> dict[str, Any]:
+    return cluster(of)["workerGroupSpecs"][0]
+
+
+def pods(of: Workload) -> list[dict[str, Any]]:
+    return [head(of)["template"]["spec"], workers(of)["template"]["spec"]]
+
+
+workloads = st.builds(
+    workload,
+    tensor=st.sampled_from([1, 2, 4, 8]),
+    pods_per_replica=st.integers(1, 4),
+    min_replicas=st.integers(1, 3),
+    max_replicas=st.integers(3, 9),
+    blue_green=st.booleans(),
+    accelerator=st.builds(
+        Accelerator, vendor=st.sampled_from(["nvidia", "amd", "cpu"]), product=st.sampled_from([None, "H100"])
+    ),
+    pod=st.builds(
+        lambda selector, tolerations: Pod.model_validate({"nodeSelector": selector, "tolerations": tolerations}),
+        st.dictionaries(st.sampled_from(["zone", "pool", "a/b"]), st.sampled_from(["x", "y"])),
+        st.lists(st.sampled_from(TOLERATIONS), max_size=2),
+    ),
+)
+
+
+@given(workloads)
+@hypothesis_settings(deadline=None, max_examples=25)
+def test_equal_input_gives_equal_bytes(of: Workload) -> None:
+    again = replace(of, pod=Pod.model_validate(json.loads(of.pod.model_dump_json(by_alias=True))))
+    one, two = render(of, site()), render(again, site())
+    assert canonical([one.rayservice, one.others]) == canonical([two.rayservice, two.others])
+    assert one.revision == two.revision
+    # Not only by content: nothing depends on the order in which dictionaries came to be.
+    assert json.dumps(one.rayservice) == json.dumps(two.rayservice)
+
+
+def test_another_process_renders_the_same_bytes() -> None:
+    program = (
+        "import json; from gptoss_operator.plan.rayservice.render import render;"
+        "from tests.unit.operator.rayservices import site, workload;"
+        "print(json.dumps(render(workload(max_replicas=3), site()).rayservice), end='')"
+    )
+    environment = {**os.environ, "PYTHONHASHSEED": "4242"}
+    found = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
+    assert found.stdout == json.dumps(render(workload(max_replicas=3), site()).rayservice)
+
+
+@given(workloads)
+@hypothesis_settings(deadline=None, max_examples=25)
+def test_every_pod_is_restricted_and_bounded(of: Workload) -> None:
+    for pod in pods(of):
+        assert pod["automountServiceAccountToken"] is False
+        assert "serviceAccountName" not in pod
+        assert pod["terminationGracePeriodSeconds"] >= 3600
+        for volume in pod["volumes"]:
+            kind = next(iter(volume.keys() - {"name"}))
+            assert kind in {"emptyDir", "configMap", "projected"}
+            assert kind != "emptyDir" or volume["emptyDir"]["sizeLimit"]
+        for container in [*pod["containers"], *pod.get("initContainers", [])]:
+            security = container["securityContext"]
+            assert security["readOnlyRootFilesystem"]
+            assert security["runAsNonRoot"]
+            assert security["capabilities"] == {"drop": ["ALL"]}
+            assert not security["allowPrivilegeEscalation"]
+            assert container["resources"]["requests"]["cpu"]
+            assert container["resources"]["limits"]["memory"]
+            mounted = {mount["name"] for mount in container["volumeMounts"]}
+            assert mounted <= {volume["name"] for volume in pod["volumes"]}
+            assert "api-token" not in mounted
+
+
+def test_only_the_fetching_container_writes_weights_and_knows_credentials() -> None:
+    pod = workers(workload())["template"]["spec"]
+    (engine,), (fetch,) = pod["containers"], pod["initContainers"]
+    assert {"name": "weights", "mountPath": "/gptoss/weights", "readOnly": True} in engine["volumeMounts"]
+    assert fetch["volumeMounts"] == [{"name": "weights", "mountPath": "/gptoss/weights"}]
+    assert fetch["securityContext"]["runAsUser"] != pod["securityContext"]["runAsUser"]
+    assert "gptoss-model-credentials" in json.dumps(fetch)
+    assert "gptoss-model-credentials" not in json.dumps([engine, head(workload())])
+    assert fetch["command"][:4] == ["gptoss", "weights", "pull", "s3://models/gpt-oss-120b"]
+    assert "weights" not in {volume["name"] for volume in head(workload())["template"]["spec"]["volumes"]}
+
+
+@pytest.mark.parametrize(
+    ("change", "counts"),
+    [
+        ({}, (1, 1, 1)),
+        ({"min_replicas": 3, "max_replicas": 3}, (3, 3, 3)),
+        ({"min_replicas": 2, "max_replicas": 2, "pods_per_replica": 2}, (4, 4, 4)),
+        ({"min_replicas": 2, "max_replicas": 5}, (2, 1, 1024)),
+        ({"min_replicas": 2, "max_replicas": 5, "pods_per_replica": 2}, (4, 2, 1024)),
+    ],
+)
+def test_worker_pods_are_counted_from_replicas_and_pipeline(
+    change: dict[str, Any], counts: tuple[int, int, int]
+) -> None:
+    group = workers(workload(**change))
+    assert (group["replicas"], group["minReplicas"], group["maxReplicas"]) == counts
+    assert cluster(workload(**change))["enableInTreeAutoscaling"] is (counts[1] != counts[2])
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "tensor", "resource", "params"),
+    [
+        ({}, 4, {"nvidia.com/gpu": "4"}, ("5", "4")),
+        ({"vendor": "amd"}, 1, {"amd.com/gpu": "1"}, ("2", "1")),
+        ({"resourceName": "nvidia.com/mig-3g.40gb"}, 1, {"nvidia.com/mig-3g.40gb": "1"}, ("2", "1")),
+        ({"vendor": "cpu"}, 1, {}, ("2", "0")),
+    ],
+)
+def test_a_worker_holds_one_tensor_group(
+    accelerator: dict[str, str], tensor: int, resource: dict[str, str], params: tuple[str, str]
+) -> None:
+    group = workers(workload(accelerator=Accelerator.model_validate(accelerator), tensor=tensor))
+    limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
+    assert {name: count for name, count in limits.items() if name != "memory"} == resource
+    assert (group["rayStartParams"]["num-cpus"], group["rayStartParams"]["num-gpus"]) == params
+
+
+def test_the_head_does_no_model_work() -> None:
+    assert head(workload())["rayStartParams"]["num-cpus"] == "0"
+    assert head(workload())["rayStartParams"]["num-gpus"] == "0"
+    assert "nvidia.com/gpu" not in json.dumps(head(workload()))
+
+
+def test_only_the_autoscaler_gets_a_token_for_the_api_server() -> None:
+    assert "api-token" not in json.dumps(cluster(workload()))
+    scaled = cluster(workload(max_replicas=2))
+    assert scaled["autoscalerOptions"]["version"] == "v1"
+    assert [mount["name"] for mount in scaled["autoscalerOptions"]["volumeMounts"]] == ["api-token", "autoscaler-tmp"]
+    assert "api-token" not in json.dumps(scaled["workerGroupSpecs"])
+
+
+def test_ray_asks_for_a_token_from_our_own_secret_that_outlives_clusters() -> None:
+    found = cluster(workload())["authOptions"]
+    assert found == {"mode": "token", "secretName": "assistant-ray-11111111"}
+    other = replace(workload(), uid="99999999-0000-0000-0000-000000000000")
+    assert cluster(other)["authOptions"]["secretName"] != found["secretName"]
+
+
+def test_everything_goes_with_its_deployment() -> None:
+    rendered = render(workload(), site())
+    for each in (rendered.rayservice, *rendered.others, render(workload(), site()).service):
+        (owner,) = each["metadata"]["ownerReferences"]
+        assert (owner["kind"], owner["uid"]) == ("GptOssDeployment", rayservices.UID)
+        assert len(each["metadata"]["name"]) <= 63
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"tensor": 4},
+        {"manifest_digest": "sha256:" + "cd" * 32},
+        {"application": {**APPLICATION, "args": {"schema": 1, "modelId": "x", "engine": {"seed": 2}}}},
+        {"pod": Pod.model_validate({"resources": {"memory": "48Gi"}})},
+        {"pod": Pod.model_validate({"tolerations": TOLERATIONS})},
+        {"max_replicas": 2},
+        {"min_replicas": 2, "max_replicas": 2},
+    ],
+)
+def test_what_engines_are_made_of_changes_the_revision(change: dict[str, Any]) -> None:
+    assert render(workload(**change), site()).revision != render(workload(), site()).revision
+
+
+def test_an_image_changes_the_revision() -> None:
+    other = site(settings=rayservices.settings(image="serving@sha256:" + "2" * 64))
+    assert render(workload(), other).revision != render(workload(), site()).revision
+
+
+@pytest.mark.parametrize(
+    ("before", "change"),
+    [
+        ({"max_replicas": 4}, {"max_replicas": 6}),
+        ({"max_replicas": 4}, {"min_replicas": 2}),
+        ({}, {"application": {**APPLICATION, "deployments": [{"name": "GptOssServer:x", "max_ongoing_requests": 9}]}}),
+        ({}, {"blue_green": False}),
+    ],
+)
+def test_bounds_and_strategy_restart_no_engine(before: dict[str, Any], change: dict[str, Any]) -> None:
+    changed = workload(**{**before, **change})
+    assert render(changed, site()).revision == render(workload(**before), site()).revision
+
+
+def test_the_revision_stands_on_every_pod_so_that_kuberay_sees_a_change() -> None:
+    rendered = render(workload(), site())
+    for template in (head(workload())["template"], workers(workload())["template"]):
+        assert template["metadata"]["labels"]["serving.gptoss.dev/revision"] == rendered.revision
+    assert rendered.rayservice["metadata"]["annotations"]["serving.gptoss.dev/revision"] == rendered.revision
+
+
+@pytest.mark.parametrize(("blue_green", "strategy"), [(True, "NewCluster"), (False, "None")])
+def test_the_roll_out_strategy_becomes_kuberays(blue_green: bool, strategy: str) -> None:
+    spec = render(workload(blue_green=blue_green), site()).rayservice["spec"]
+    assert spec["upgradeStrategy"] == {"type": strategy}
+    assert spec["rayClusterDeletionDelaySeconds"] >= 3600, "streams on the old cluster may end"
+
+
+def test_serve_gets_our_application() -> None:
+    document = json.loads(render(workload(), site()).rayservice["spec"]["serveConfigV2"])
+    assert document["applications"] == [APPLICATION]
+
+
+@pytest.mark.parametrize(("replicas", "pods", "kept"), [(1, 1, 0), (2, 1, 1), (3, 2, 4)])
+def test_a_disruption_takes_one_replica_at_most(replicas: int, pods: int, kept: int) -> None:
+    rendered = render(workload(min_replicas=replicas, max_replicas=replicas, pods_per_replica=pods), site())
+    (budget,) = [each for each in rendered.others if each["kind"] == "PodDisruptionBudget"]
+    assert budget["spec"]["minAvailable"] == kept
+
+
+def test_network_policies_let_in_by_port_and_never_out_to_metadata() -> None:
+    store = site(s3_endpoint="http://minio.storage.svc:9000")
+    policies = {
+        each["metadata"]["name"]: each["spec"]
+        for each in render(workload(), store).others
+        if each["kind"] == "NetworkPolicy"
+    }
+    assert set(policies) == {"assistant-head", "assistant-worker"}
+    for spec in policies.values():
+        assert spec["policyTypes"] == ["Ingress", "Egress"]
+        assert spec["podSelector"]["matchLabels"]["serving.gptoss.dev/uid"] == rayservices.UID
+        for rule in spec["ingress"][1:]:
+            assert rule["ports"]
+            assert rule["from"]
+        for rule in spec["egress"]:
+            for peer in rule.get("to", ()):
+                block = peer.get("ipBlock", {"except": ["169.254.0.0/16", "fe80::/10"]})
+                assert {"169.254.0.0/16", "fe80::/10"} & set(block["except"])
+    assert json.dumps(policies["assistant-worker"]["egress"]).count("9000") == 1
+    assert len(policies["assistant-head"]["egress"]) == 2, "the head fetches nothing"
+    dashboards = [
+        rule
+        for rule in policies["assistant-head"]["ingress"]
+        if {"protocol": "TCP", "port": 8265} in rule.get("ports", ())
+    ]
+    assert [peer["namespaceSelector"]["matchLabels"] for peer in dashboards[0]["from"]] == [
+        {"kubernetes.io/metadata.name": "kuberay-system"}
+    ]
+
+
+def test_the_service_leads_to_one_cluster_or_nowhere() -> None:
+    selector = leading_to(render(workload(), site()).service, "assistant-x7k2p")["spec"]["selector"]
+    assert selector["ray.io/cluster"] == "assistant-x7k2p"
+    assert selector["ray.io/serve"] == "true"
+    assert render(workload(), site()).service["spec"]["selector"]["ray.io/cluster"] == "none"
+    assert render(workload(), site()).service["metadata"]["name"] == "assistant-gptoss"
+
+
+@pytest.mark.parametrize(
+    ("pod", "accelerators", "said"),
+    [
+        ({"priorityClassName": "high"}, 1, "spec.pod.priorityClassName high is not allowed .*use one of low"),
+        ({"runtimeClassName": "kata"}, 1, "spec.pod.runtimeClassName kata .*remove it"),
+        ({"tolerations": [{"key": "node-role/control-plane"}]}, 1, "tolerations"),
+        ({}, 9, "asks for 9 accelerators and this namespace may have 8"),
+        ({"priorityClassName": "low", "tolerations": [{"key": "nvidia.com/gpu"}]}, 8, None),
+    ],
+)
+def test_limits_name_the_field_the_value_and_the_way_out(
+    pod: dict[str, Any], accelerators: int, said: str | None
+) -> None:
+    limits = NamespaceLimits(priority_class_names=("low",), max_accelerators=8)
+    refusal = limits.refusal(Pod.model_validate(pod), accelerators)
+    if said is None:
+        assert refusal is None
+    else:
+        assert refusal is not None
+        with pytest.raises(AssertionError, match=said):
+            raise AssertionError(refusal)
+
+
+def test_the_first_fitting_entry_limits_a_namespace() -> None:
+    found = rayservices.settings(
+        limits=[{"namespaces": ["ml"], "maxAccelerators": 2}, {"namespaces": ["research"], "maxAccelerators": 4}]
+    )
+    assert found.limits_of("research") == NamespaceLimits(namespaces=("research",), max_accelerators=4)
+    assert found.limits_of("else") is None
+
+
+@pytest.mark.parametrize("version", ["2.59.1", "2.6.0", "nightly"])
+def test_an_old_ray_is_refused_in_the_settings(version: str) -> None:
+    with pytest.raises(ValueError, match="rayVersion"):
+        rayservices.settings(rayVersion=version)
+
+
+def test_settings_are_read_as_administrators_write_them() -> None:
+    found = KubeRaySettings.model_validate(
+        {
+            "gatewayTokenFile": "/t",
+            "image": "i",
+            "memoryGiBPerAccelerator": 64,
+            "serviceURL": "http://{service}.{namespace}:1",
+        }
+    )
+    assert found.memory_gib_per_accelerator == 64
+    assert found.engine_url("ml", "assistant") == "http://assistant-gptoss.ml:1/gptoss/ml/assistant"
