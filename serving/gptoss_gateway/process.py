@@ -29,12 +29,25 @@ async def run(settings: GatewaySettings, *, kubeconfig: Path | None) -> None:
             store=KubernetesReports(kube, namespace=settings.system_namespace),
         )
         server = Server(gateway)
+        # Whoever learns the models first and is known later could admit by a state that a drain, which
+        # nobody waits for it to acknowledge, has already ended.
+        gateway.reporter.start()
+        await _either(gateway.reporter.known, stop)
         async with followed(kube, settings.namespaces, gateway.catalogue):  # also while open requests finish
             try:
                 await server.start()
                 await stop.wait()
             finally:
                 await server.stop(hurry=hurry)
+
+
+async def _either(*events: asyncio.Event) -> None:
+    waits = {asyncio.create_task(event.wait()) for event in events}
+    try:
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for wait in waits:
+            wait.cancel()
 
 
 def _on_signal(stop: asyncio.Event, hurry: asyncio.Event) -> None:

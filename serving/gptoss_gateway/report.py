@@ -56,6 +56,8 @@ class Reporter:
         self._demands = demands
         self._timestamp = timestamp
         self._clock = clock  # one that counts a machine's sleep
+        self.known = asyncio.Event()
+        """Set once the operator can know of this gateway."""
         self._urgent = asyncio.Event()
         self._heartbeat = 0
         self._confirmed: float | None = None
@@ -71,8 +73,9 @@ class Reporter:
         self._urgent.set()
 
     def start(self) -> None:
-        """Begin to write."""
-        self._task = asyncio.create_task(self._run(), name="report")
+        """Begin to write; harmless when it has begun."""
+        if self._task is None:
+            self._task = asyncio.create_task(self._run(), name="report")
 
     async def stop(self) -> None:
         """Stop writing and delete the report, so nobody waits for this gateway."""
@@ -120,4 +123,5 @@ class Reporter:
             _log.warning("report not written", extra={"report": self.identity, "error": str(error)})
             return False
         self._confirmed = began
+        self.known.set()
         return True
