@@ -314,7 +314,7 @@ async def test_a_crowd_of_hostile_requests_leaves_memory_flat(awake, house):
             after = await memory_after_a_wave()
     finally:
         tracemalloc.stop()
-    assert after - before < 300_000
+    assert after - before < 1_000_000
     assert house.engines.requests == []
     async with client(server) as api:
         assert (await ask(api)).choices[0].message.content == "Hello world"
