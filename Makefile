@@ -27,7 +27,7 @@ PYTHON ?= $(shell for each in python3 python3.12 python3.11; do \
 	>/dev/null 2>&1 && command -v "$$each" && break; done)
 
 .PHONY: help setup prerequisites env assets demo demo-down demo-status test test-fast test-unit test-contract \
-	test-apiserver test-engine fuzz lint format types contracts generate check-generated lock bench-wake bench-weights clean
+	test-apiserver test-engine fuzz lint format types contracts generate check-generated lock bench-wake bench-gateway bench-weights clean
 
 help:  ## Say what there is
 	@grep -hE '^[a-z-]+:.*?## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:.*?## /\t/' | \
@@ -132,6 +132,9 @@ bench-wake: setup  ## Print the wake figures against a stand-in that starts at o
 
 bench-weights: setup  ## Print what verified pulls cost beside plain downloads (ARGS="--gib 4" for the full size)
 	@$(BIN)/python -m benchmarks.weights $(ARGS)
+
+bench-gateway: setup  ## Print what the gateway costs beside HAProxy and no proxy at all
+	@$(BIN)/python -m benchmarks.gateway $(ARGS)
 
 clean:  ## Remove what was built here; the cache folder stays
 	@rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

@@ -4,6 +4,7 @@ import asyncio
 from pathlib import Path
 
 import click
+import uvloop
 
 from gptoss_gateway import logs
 from gptoss_gateway.errors import SettingsError
@@ -24,7 +25,8 @@ def main(settings_file: Path, kubeconfig: Path | None, log_level: str, *, allow_
     logs.configure(log_level)
     try:
         settings = GatewaySettings.load(settings_file, allow_anonymous=allow_anonymous)
-        asyncio.run(run(settings, kubeconfig=kubeconfig))
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(run(settings, kubeconfig=kubeconfig))
     except (SettingsError, KubeError, OSError) as error:
         raise click.ClickException(str(error)) from error
 

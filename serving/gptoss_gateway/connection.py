@@ -184,7 +184,7 @@ class _Connection(RequestHandler):
         if self.transport is not None:
             self.transport.write(_raw(error))
         self._stop_listening()
-        self._loop.call_later(_LINGER_SECONDS, self.force_close)
+        self._head_timer = self._loop.call_later(_LINGER_SECONDS, self.force_close)
 
     def _stop_listening(self) -> None:
         """Throw away what still comes: closing at once would take back the refusal that is on its way."""

@@ -57,7 +57,8 @@ class Exchange:
 
     async def write(self, data: bytes) -> None:
         """Pass on bytes of the engine's stream."""
-        await self._open_stream()
+        if self.response is None:
+            await self._open_stream()
         self.answered = True
         await self._write(data)
 

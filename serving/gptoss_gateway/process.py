@@ -1,6 +1,8 @@
 """The process: one gateway between Kubernetes and the sockets, from start to SIGTERM."""
 
 import asyncio
+import logging
+import resource
 import signal
 from pathlib import Path
 
@@ -11,6 +13,11 @@ from gptoss_gateway.server import Server
 from gptoss_gateway.settings import GatewaySettings
 from gptoss_kube.client import Kube
 
+_log = logging.getLogger(__name__)
+
+FILES_BESIDE_REQUESTS = 256
+"""Open files that are no request's: listeners, probes, the API server, keys."""
+
 
 async def run(settings: GatewaySettings, *, kubeconfig: Path | None) -> None:
     """Serve until SIGTERM or SIGINT; a second signal ends the grace.
@@ -18,6 +25,7 @@ async def run(settings: GatewaySettings, *, kubeconfig: Path | None) -> None:
     Raises:
         SettingsError, KubeError, OSError: the gateway can't start.
     """
+    _allow_open_files(2 * settings.limits.max_connections + FILES_BESIDE_REQUESTS)
     stop, hurry = asyncio.Event(), asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, _on_signal, stop, hurry)
@@ -48,6 +56,20 @@ async def _either(*events: asyncio.Event) -> None:
     finally:
         for wait in waits:
             wait.cancel()
+
+
+def _allow_open_files(wanted: int) -> None:
+    """Raise this process' own limit: a request needs a file for its client and one for its engine."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    unlimited = hard == resource.RLIM_INFINITY
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return
+    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted if unlimited else min(wanted, hard), hard))
+    if not unlimited and hard < wanted:
+        _log.warning(
+            "fewer open files are allowed than limits.maxConnections needs: raise the limit or lower maxConnections",
+            extra={"allowed": hard, "needed": wanted},
+        )
 
 
 def _on_signal(stop: asyncio.Event, hurry: asyncio.Event) -> None:

@@ -10,6 +10,7 @@ import signal
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import openai
@@ -23,6 +24,7 @@ from tests.contract.gateway.house import KEY, condition
 from tests.controlplane import GATEWAY_USER
 
 MESSAGES = [{"role": "user", "content": "Hi"}]
+KEYED = {"Authorization": f"Bearer {KEY}"}
 RIGHTS = [
     {"apiGroups": ["serving.gptoss.dev"], "resources": ["gptossdeployments"], "verbs": ["list", "watch"]},
     {"apiGroups": ["serving.gptoss.dev"], "resources": ["gatewayreports"], "verbs": ["create", "patch", "delete"]},
@@ -72,7 +74,7 @@ class Process:
 
 
 @contextlib.asynccontextmanager
-async def gateway_process(plane, folder: Path, engines: Engines, namespace: str) -> AsyncIterator[Process]:
+async def gateway_process(plane, folder: Path, engines: Engines, namespace: str, **more: Any) -> AsyncIterator[Process]:
     (folder / "token").write_text(TOKEN)
     digest = hashlib.sha256(KEY.encode()).hexdigest()
     keys = {"tenants": [{"name": "test", "keys": [f"sha256:{digest}"], "namespaces": [namespace]}]}
@@ -91,6 +93,7 @@ async def gateway_process(plane, folder: Path, engines: Engines, namespace: str)
             }
         ],
         "defaultRayCluster": "local",
+        **more,
     }
     (folder / "gateway.yaml").write_text(yaml.safe_dump(settings))
     program = await asyncio.create_subprocess_exec(
@@ -160,6 +163,101 @@ async def test_a_killed_process_leaves_its_report_behind_and_the_next_has_its_ow
     async with gateway_process(rights, tmp_path, engines, namespace):
         names = {report["metadata"]["name"] for report in reports(rights, namespace)}
         assert len(names) == 2
+
+
+class Fleet:
+    """What a Service does: new requests go to gateways that are ready."""
+
+    def __init__(self) -> None:
+        self.gateways: list[Process] = []
+        self.ready: list[Process] = []
+        self._next = 0
+
+    async def follow(self) -> None:
+        async with aiohttp.ClientSession() as session:
+            while True:
+                self.ready = [each for each in self.gateways if await self._is_ready(session, each)]
+                await asyncio.sleep(0.05)
+
+    def pick(self) -> Process:
+        self._next += 1
+        return self.ready[self._next % len(self.ready)]
+
+    @staticmethod
+    async def _is_ready(session: aiohttp.ClientSession, gateway: Process) -> bool:
+        try:
+            async with session.get(gateway.admin + "/readyz") as answer:
+                return answer.status == 200
+        except aiohttp.ClientError:
+            return False
+
+
+async def test_a_rolling_restart_under_load_loses_nothing(rights, engines, namespace, tmp_path):
+    plane = rights
+    applications = {}
+    for name in ("busy", "long"):
+        plane.kubectl("create", "-f", "-", stdin=json.dumps(without_uid(deployment_object(name, namespace))))
+        status = {"status": {"conditions": [condition("EngineReady", "True", "Answering")]}}
+        plane.kubectl(
+            "patch", "gptoss", name, "-n", namespace, "--subresource=status", "--type=merge", "-p", json.dumps(status)
+        )
+        uid = plane.kubectl("get", "gptoss", name, "-n", namespace, "-o", "jsonpath={.metadata.uid}").strip()
+        applications[name] = Application(model_id=engine_model_id(namespace, name, uid))
+        engines.applications[route_prefix(namespace, name)] = applications[name]
+    applications["long"].paused.clear()
+    fleet, stop = Fleet(), asyncio.Event()
+    answered: list[str] = []
+
+    async def work(number: int, session: aiohttp.ClientSession) -> None:
+        while not stop.is_set():
+            gateway = fleet.pick()
+            body = {"model": "busy", "messages": MESSAGES, "stream": number % 2 == 0}
+            async with session.post(gateway.url + "/v1/chat/completions", json=body, headers=KEYED) as answer:
+                text = await answer.text()
+            assert answer.status == 200, text
+            assert text.endswith("data: [DONE]\n\n" if body["stream"] else "}"), text
+            answered.append(gateway.url)
+            await asyncio.sleep(0.02)
+
+    def start(name: str):
+        (tmp_path / name).mkdir()
+        shutdown = {"delaySeconds": 1, "graceSeconds": 30}
+        return gateway_process(plane, tmp_path / name, engines, namespace, shutdown=shutdown)
+
+    async with (
+        contextlib.AsyncExitStack() as stack,
+        aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session,
+    ):
+        old = [await stack.enter_async_context(start(name)) for name in ("one", "two")]
+        fleet.gateways += old
+        following = asyncio.create_task(fleet.follow())
+        async with asyncio.timeout(5):
+            while len(fleet.ready) < 2:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        body = {"model": "long", "messages": MESSAGES, "stream": True}
+        streams = [
+            await session.post(gateway.url + "/v1/chat/completions", json=body, headers=KEYED) for gateway in old
+        ]
+        workers = [asyncio.create_task(work(number, session)) for number in range(8)]
+        new = []
+        for gateway in old:
+            new.append(await stack.enter_async_context(start(f"after-{len(new)}")))
+            fleet.gateways.append(new[-1])
+            gateway.program.send_signal(signal.SIGTERM)
+            async with asyncio.timeout(5):
+                while gateway in fleet.ready or new[-1] not in fleet.ready:  # noqa: ASYNC110
+                    await asyncio.sleep(0.01)
+        assert [gateway.program.returncode for gateway in old] == [None, None]
+        applications["long"].paused.set()
+        for stream in streams:
+            assert (await stream.text()).endswith("data: [DONE]\n\n")
+        assert [await asyncio.wait_for(gateway.program.wait(), 10) for gateway in old] == [0, 0]
+        stop.set()
+        await asyncio.gather(*workers)
+        following.cancel()
+        await asyncio.wait({following})
+        assert {gateway.url for gateway in (*old, *new)} <= set(answered)
+        assert len(answered) > 100
 
 
 @pytest.mark.parametrize(

@@ -75,7 +75,7 @@ BROKEN = {
     "an unknown coding": HEAD + b"Transfer-Encoding: xchunked\r\n\r\n0\r\n\r\n",
     "a coding after chunked": HEAD + b"Transfer-Encoding: chunked, identity\r\n\r\n0\r\n\r\n",
     "two codings": HEAD + CHUNKED + b"Transfer-Encoding: identity\r\n\r\n0\r\n\r\n",
-    "chunked in HTTP/1.0": HEAD.replace(b"1.1", b"1.0") + CHUNKED + b"\r\n0\r\n\r\n" + SMUGGLED,
+    "chunked in HTTP/1.0": HEAD.replace(b"1.1", b"1.0") + CHUNKED + b"\r\n%x\r\n%s\r\n0\r\n\r\n" % (len(BODY), BODY),
     "a space before a colon": HEAD + b"Content-Length : 4\r\n\r\n" + BODY,
     "a folded line": HEAD + b"X-A: b\r\n c\r\n" + LENGTH % 0 + b"\r\n",
     "bare line feeds": HEAD.replace(b"\r\n", b"\n") + b"\n",
@@ -314,7 +314,7 @@ async def test_a_crowd_of_hostile_requests_leaves_memory_flat(awake, house):
             after = await memory_after_a_wave()
     finally:
         tracemalloc.stop()
-    assert after - before < 300_000
+    assert after - before < 1_000_000
     assert house.engines.requests == []
     async with client(server) as api:
         assert (await ask(api)).choices[0].message.content == "Hello world"

@@ -17,7 +17,7 @@ def short_patience(monkeypatch):
     monkeypatch.setattr("gptoss_gateway.vigil.SWEEP_SECONDS", 0.02)
     monkeypatch.setattr("gptoss_gateway.vigil.QUIET_SECONDS", 0.05)
     monkeypatch.setattr("gptoss_gateway.vigil.ASK_EVERY_SECONDS", 0.05)
-    monkeypatch.setattr("gptoss_gateway.vigil.HANG_SECONDS", 0.3)
+    monkeypatch.setattr("gptoss_gateway.vigil.HANG_SECONDS", 1.0)
 
 
 def posts(house) -> int:
@@ -73,7 +73,7 @@ async def test_an_engine_that_may_be_full_is_not_taken_for_dead(house):
     async with client(server) as api:
         answer = ask(api)
         await eventually(lambda: len(house.engines.requests) > 1)
-        await asyncio.sleep(0.6)
+        await asyncio.sleep(1.5)
         assert server.gateway.ledger.counts(UID) == (0, 1)
         answer.cancel()
     assert posts(house) == 1
