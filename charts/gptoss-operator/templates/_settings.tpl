@@ -17,10 +17,10 @@
   "leaderElection" (merge (dict "leaseName" (include "gptoss.operatorName" .)) .Values.operator.leaderElection)
   "namespaces" .Values.watchNamespaces }}
 {{- with .Values.defaultRayCluster }}{{ $_ := set $settings "defaultRayCluster" . }}{{ end }}
-{{- if .Values.kubeRay.enabled }}{{ $_ := set $settings "kubeRay" (merge (dict "gatewayTokenFile" "/etc/gptoss/ray/gateway-token") .Values.kubeRay.settings) }}{{ end }}
 {{- $s3 := dict }}
 {{- range $name, $value := .Values.operator.weightSources.s3 }}{{ if $value }}{{ $_ := set $s3 $name $value }}{{ end }}{{ end }}
 {{- if $s3 }}{{ $_ := set $settings "weightSources" (dict "s3" $s3) }}{{ end }}
+{{- if .Values.kubeRay.enabled }}{{ $_ := set $settings "kubeRay" (mergeOverwrite (dict "image" (required "kubeRay.image is empty: name your image of docker/serving.Dockerfile, best by digest" .Values.kubeRay.image) "gatewayTokenFile" "/etc/gptoss/kuberay/token") .Values.kubeRay.settings) }}{{ end }}
 {{- toYaml (mergeOverwrite $settings .Values.operator.settings) }}
 {{- end }}
 
@@ -39,7 +39,11 @@
   "shutdown" .Values.gateway.shutdown
   "namespaces" .Values.watchNamespaces }}
 {{- with .Values.defaultRayCluster }}{{ $_ := set $settings "defaultRayCluster" . }}{{ end }}
-{{- if .Values.kubeRay.enabled }}{{ $_ := set $settings "kubeRay" (dict "gatewayTokenFile" "/etc/gptoss/ray/gateway-token") }}{{ end }}
+{{- if .Values.kubeRay.enabled }}
+{{- $access := dict "gatewayTokenFile" "/etc/gptoss/kuberay/token" }}
+{{- with .Values.kubeRay.settings.serviceURL }}{{ $_ := set $access "serviceURL" . }}{{ end }}
+{{- $_ := set $settings "kubeRay" $access }}
+{{- end }}
 {{- toYaml (mergeOverwrite $settings .Values.gateway.settings) }}
 {{- end }}
 
@@ -49,13 +53,6 @@
   projected:
     defaultMode: 0440
     sources:
-      {{- with .root.Values.kubeRay }}
-      {{- if .enabled }}
-      - secret:
-          name: {{ .gatewayTokenSecret.name }}
-          items: [{key: {{ .gatewayTokenSecret.key }}, path: gateway-token}]
-      {{- end }}
-      {{- end }}
       {{- range .root.Values.rayClusters }}
       - secret:
           name: {{ .gatewayTokenSecret.name }}

@@ -20,6 +20,7 @@ from gptoss_operator.plan.rayservice.render import Rendered
 REDACTED = "<redacted>"
 DEPLOY_FAILED = "DEPLOY_FAILED"
 DELETING = "DELETING"
+_QUESTIONS = 8
 _SETTLED = frozenset({"RUNNING", "UNHEALTHY", DEPLOY_FAILED})
 
 
@@ -95,7 +96,8 @@ def application_config(
                     "max_replicas": max(1, scaling.max_replicas),
                     "target_ongoing_requests": target_ongoing_requests(deployment.spec, engine.max_num_seqs),
                 },
-                "max_ongoing_requests": max_ongoing_requests(deployment.spec, engine.max_num_seqs),
+                # More than gateways send: in a replica that takes no more, the question whether it answers queues too.
+                "max_ongoing_requests": 2 * max_ongoing_requests(deployment.spec, engine.max_num_seqs) + _QUESTIONS,
                 "graceful_shutdown_timeout_s": MAX_REQUEST_SECONDS,
                 "max_surge_percent": 100 if deployment.spec.rollout_strategy.type == "BlueGreen" else 0,
             }

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -25,6 +25,9 @@ REVIEWS = Resource(
     namespaced=False,
 )
 LEASE = "gptoss-gptoss-operator"
+CRD = "rayservices.ray.io"
+NAMED = {"leases": LEASE, "customresourcedefinitions": CRD}
+KUBERAY = {"kubeRay": {"enabled": True, "image": "images.test/gptoss-serving"}}
 ACCOUNTS = {"operator": LEASE, "gateway": f"{LEASE}-gateway"}
 
 
@@ -52,22 +55,29 @@ def documented(title: str) -> list[tuple[str, str, str, set[str]]]:
     return rows
 
 
-def expected(title: str, *, system: str, tenant: str, elsewhere: str, namespaced: bool) -> set[Right]:
-    """What the table means in the namespaces of a test."""
+def expected(*titles: str, system: str, tenant: str, elsewhere: str, namespaced: bool) -> set[Right]:
+    """What the tables mean in the namespaces of a test."""
     rights = set()
-    for where, group, resource, verbs in documented(title):
-        plain, named = resource.partition(", ")[0], "by name" in resource
+    for where, group, resource, verbs in (row for title in titles for row in documented(title)):
+        plain, _, by = resource.partition(", ")
+        name = "" if not by else CRD if "rayservices" in by else LEASE
         if where == "system":
             spaces = {system}
         elif where == "read" or not namespaced:
             spaces = {system, tenant, elsewhere}
         else:
             spaces = {tenant}
-            if title == "Operator" and plain in {"gptossdeployments", "gatewayreports"} and verbs == {"list", "watch"}:
+            if (
+                titles[0] == "Operator"
+                and plain in {"gptossdeployments", "gatewayreports"}
+                and verbs == {"list", "watch"}
+            ):
                 spaces |= {system}
-        rights |= {Right(verb, group, plain, space, LEASE if named else "") for verb in verbs for space in spaces}
-    # A right without a name holds for the name too.
-    return rights | {Right(r.verb, r.group, r.resource, r.namespace, LEASE) for r in rights if r.resource == "leases"}
+        rights |= {Right(verb, group, plain, space, name) for verb in verbs for space in spaces}
+    # A right without a name holds for every name too.
+    return rights | {
+        replace(right, name=NAMED[right.resource]) for right in rights if right.resource in NAMED and not right.name
+    }
 
 
 @pytest.fixture
@@ -143,7 +153,11 @@ async def _granted(kube: Kube, system: str, account: str, asked: set[Right]) -> 
 EVERYBODY = {"selfsubjectreviews", "selfsubjectaccessreviews", "selfsubjectrulesreviews"}
 
 
-@pytest.mark.parametrize("namespaced", [False, True], ids=["cluster-wide", "namespaced"])
+@pytest.mark.parametrize(
+    ("namespaced", "kuberay"),
+    [(False, False), (True, False), (True, True)],
+    ids=["cluster-wide", "namespaced", "kuberay"],
+)
 async def test_each_account_may_do_exactly_what_the_table_says(
     control_plane: ControlPlane,
     crds: list[str],
@@ -153,22 +167,28 @@ async def test_each_account_may_do_exactly_what_the_table_says(
     system: str,
     elsewhere: str,
     namespaced: bool,
+    kuberay: bool,
 ):
-    values = {"crds": {"enabled": False}, "watchNamespaces": [namespace] if namespaced else []}
+    values = {
+        "crds": {"enabled": False},
+        "watchNamespaces": [namespace] if namespaced else [],
+        "kubeRay": {"enabled": kuberay, "image": "images.test/gptoss-serving"},
+    }
     await asyncio.to_thread(helm.install, system, values)
     served = {(group, resource) for group, resource in await _served(kube) if resource not in EVERYBODY}
-    served |= {("", "pods/exec"), ("", "secrets")}
+    served |= {("", "pods/exec"), ("", "secrets"), ("ray.io", "rayservices")}
     for component, account in ACCOUNTS.items():
         asked = {
             Right(verb, group, resource, space, name)
             for group, resource in served
             for verb in VERBS
             for space in (system, namespace, elsewhere)
-            for name in (("", LEASE) if resource == "leases" else ("",))
+            for name in (("", NAMED[resource]) if resource in NAMED else ("",))
         }
-        wanted = expected(
-            component.capitalize(), system=system, tenant=namespace, elsewhere=elsewhere, namespaced=namespaced
-        )
+        titles = [component.capitalize()]
+        if kuberay and component == "operator":
+            titles.append("Operator with KubeRay")
+        wanted = expected(*titles, system=system, tenant=namespace, elsewhere=elsewhere, namespaced=namespaced)
         assert wanted <= asked
         assert await _granted(kube, system, account, asked) == wanted
 
@@ -190,7 +210,7 @@ async def test_people_get_deployments_but_never_the_status(
 
 def test_the_local_stack_has_the_charts_rights(helm: Helm):
     local = [each for each in yaml.safe_load_all((REPOSITORY / "examples" / "local" / "rbac.yaml").read_text()) if each]
-    chart = helm.render("gptoss-system", values={"fullnameOverride": "gptoss-operator"})
+    chart = helm.render("gptoss-system", values={"fullnameOverride": "gptoss-operator", **KUBERAY})
     for component, name in (("operator", "gptoss-operator"), ("gateway", "gptoss-gateway")):
         for kind in ("ClusterRole", "Role"):
             ours = [rule for role in of_kind(local, kind) if role["metadata"]["name"] == name for rule in role["rules"]]

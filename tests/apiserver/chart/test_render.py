@@ -38,6 +38,7 @@ EVERYTHING = {
     },
     "networkPolicy": {"gatewayFrom": [{"podSelector": {}}]},
     "admission": {"policyUse": True},
+    "kubeRay": {"enabled": True, "image": "images.test/gptoss-serving"},
     "extraObjects": [
         {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "extra"}, "data": {"in": "{{ .Release.Name }}"}},
         "{apiVersion: v1, kind: ConfigMap, metadata: {name: text}, data: {in: '{{ .Release.Name }}'}}",
@@ -141,6 +142,23 @@ def test_settings_files_are_what_operator_and_gateway_read(helm: Helm, tmp_path:
     assert gateway.default_ray_cluster == operator.default_ray_cluster == "shared"
 
 
+def test_kuberays_settings_reach_both(helm: Helm, tmp_path: Path):
+    image = "images.test/gptoss-serving@sha256:" + "ab" * 32
+    values = {"kubeRay": {"enabled": True, "image": image, "settings": {"headMemory": "8Gi"}}}
+    objects = helm.render("gpt", values=values)
+    for name, text in (item for each in of_kind(objects, "ConfigMap") for item in each["data"].items()):
+        (tmp_path / name).write_text(text)
+    operator = load_settings(tmp_path / "operator.yaml").kube_ray
+    gateway = GatewaySettings.load(tmp_path / "gateway.yaml").kube_ray
+    assert operator is not None
+    assert gateway is not None
+    assert (operator.image, operator.head_memory) == (image, "8Gi")
+    assert operator.gateway_token_file == gateway.gateway_token_file
+    for deployment in of_kind(objects, "Deployment"):
+        mounts = deployment["spec"]["template"]["spec"]["containers"][0]["volumeMounts"]
+        assert str(operator.gateway_token_file.parent) in {mount["mountPath"] for mount in mounts}
+
+
 def test_tokens_are_mounted_where_the_settings_look_and_the_gateway_gets_no_dashboard_token(helm: Helm):
     for deployment in of_kind(helm.render("gpt", values={"rayClusters": [RAY]}), "Deployment"):
         volumes = deployment["spec"]["template"]["spec"]["volumes"]
@@ -174,6 +192,7 @@ def test_images_come_from_where_the_values_say(helm: Helm, values: Raw, image: s
     ("values", "said"),
     [
         ({"image": {"registry": ""}}, "image.registry is empty"),
+        ({"kubeRay": {"enabled": True}}, "kubeRay.image is empty"),
         ({"replica": 1}, "replica"),
         ({"operator": {"replicas": "two"}}, "/operator/replicas"),
         ({"image": {"digest": "sha256:short"}}, "/image/digest"),

@@ -177,8 +177,7 @@ async def home(
     monkeypatch.setattr(substrate, "SETTLED_SECONDS", 1.0)
     monkeypatch.setattr(substrate, "MISSING_SECONDS", 0.2)
     (tmp_path / "gateway-token").write_text(GATEWAY_TOKEN)
-    for rights in ("rbac.yaml", "rbac-kuberay.yaml"):
-        control_plane.kubectl("apply", "-f", str(REPOSITORY / "examples" / "local" / rights))
+    control_plane.kubectl("apply", "-f", str(REPOSITORY / "examples" / "local" / "rbac.yaml"))
     async with Kube(kubeconfig=control_plane.kubeconfig) as admin, standing_in(admin, namespace) as kuberay:
         yield Home(control_plane, admin, kuberay, namespace, tmp_path)
 

@@ -6,7 +6,7 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gptoss_api.engine import resolve, serving_arguments
+from gptoss_api.engine import max_ongoing_requests, resolve, serving_arguments
 from gptoss_api.profiles import profile_for
 from gptoss_operator.plan.applications import Absent, Keep, Present, application_config, covers, plan_cluster
 from tests.builders import DIGEST, deployment
@@ -52,6 +52,12 @@ def test_what_may_change_in_place_is_there_from_the_first_write() -> None:
     assert server["max_surge_percent"] == 0
     assert server["graceful_shutdown_timeout_s"] == 3600
     assert config()["deployments"][0]["max_surge_percent"] == 100
+
+
+def test_a_replica_that_is_full_for_gateways_still_says_that_it_answers() -> None:
+    spec = deployment(engine={"maxNumSeqs": 16}).spec
+    (server,) = config(engine={"maxNumSeqs": 16})["deployments"]
+    assert server["max_ongoing_requests"] > 2 * max_ongoing_requests(spec, 16), "two gateways, and questions"
 
 
 def test_bounds_never_reach_the_arguments() -> None:

@@ -32,13 +32,13 @@
   verbs: [create, get, patch]
 {{- end }}
 
-{{- define "gptoss.rules.operator.kubeRay" -}}
+{{- define "gptoss.rules.operator.kuberay" -}}
 - apiGroups: [ray.io]
   resources: [rayservices]
-  verbs: [get, list, watch, create, patch]
+  verbs: [list, watch, create, patch]
 - apiGroups: [""]
   resources: [pods]
-  verbs: [get, list, watch]
+  verbs: [list, watch]
 - apiGroups: [""]
   resources: [services, configmaps]
   verbs: [create, patch]
@@ -51,6 +51,13 @@
 - apiGroups: [policy]
   resources: [poddisruptionbudgets]
   verbs: [create, patch]
+{{- end }}
+
+{{- define "gptoss.rules.operator.kuberayVersion" -}}
+- apiGroups: [apiextensions.k8s.io]
+  resources: [customresourcedefinitions]
+  resourceNames: [rayservices.ray.io]
+  verbs: [get]
 {{- end }}
 
 {{- define "gptoss.rules.operator.system" -}}
