@@ -265,8 +265,11 @@ def _serving(observed: Observation, verdict: Verdict) -> Verdict:
         if isinstance(observed.trust, Distrusted):
             return _fail(replace(verdict, phase=Phase.SERVING), _untrusted(observed.trust))
         return replace(verdict, phase=Phase.SERVING)
+    if application.presence is Presence.UNKNOWN:
+        # What runs there may differ from what would be started now, and must not be restarted for it.
+        return replace(verdict, phase=Phase.SERVING)
     wish = Present(config=wanted.config, attempt=memory.attempt, rendered=wanted.rendered)
-    if application.presence is Presence.UNKNOWN or observed.application.conflict is not None:
+    if application.conflict is not None:
         return replace(verdict, phase=Phase.SERVING, wish=wish)
     generation = observed.deployment.generation
     if covers(application.deployed, wanted.config):

@@ -67,6 +67,21 @@ async def test_weights_signed_anew_restart_nothing_before_the_next_start(home: H
     assert arguments["weights"]["manifestDigest"] == "sha256:" + "cd" * 32
 
 
+async def test_an_operator_that_has_not_seen_the_cluster_yet_changes_nothing_there(home: House) -> None:
+    home.apply()
+    await home.ready()
+    await home.ray.stop()
+    home.trust.digest, home.trust.source = "sha256:" + "cd" * 32, "source-2"
+    checks = home.trust.asked
+    await home.restart()
+    await home.until(lambda: home.trust.asked > checks and home.condition("Degraded")[1] == "ClusterUnreachable")
+    await home.settled()
+    await home.ray.start()
+    await home.until(lambda: home.condition("Degraded") == ("False", "Healthy"), 30)
+    await home.settled()
+    assert home.ray.starts[APP] == 1
+
+
 async def test_a_source_that_does_not_answer_is_a_doubt_and_no_verdict(home: House) -> None:
     home.apply(scaling={"initial": "Idle"})
     await home.ready(reason="Idle")
