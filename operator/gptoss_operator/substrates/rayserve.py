@@ -57,11 +57,13 @@ class RayServe:
         self._views: dict[DeploymentKey, ApplicationView] = {}
         self._details: Mapping[str, Any] | None = None
         self._failed_attempts: dict[str, int] = {}
+        self._news = news
         self._probes = Probes(ask=dashboard.answers, news=news)
         self._trouble: tuple[str, str] | None = None
         self._unreachable = 0
         self._hardware: Hardware | None = None
         self._nodes_due = 0.0
+        self._learning: asyncio.Task[None] | None = None
         self._conflicts: Mapping[str, str] = {}
         self._losers: Mapping[DeploymentKey, DeploymentKey] = {}
 
@@ -112,6 +114,9 @@ class RayServe:
     async def close(self) -> None:
         """End what runs beside reconciles."""
         await self._probes.close()
+        if self._learning is not None:
+            self._learning.cancel()
+            await asyncio.wait({self._learning})
 
     async def reconcile(self, key: Key, *, complete: Callable[[], bool]) -> Outcome:  # noqa: ARG002 - its own
         """Look at the cluster, and bring about what is wanted."""
@@ -160,15 +165,23 @@ class RayServe:
         )
 
     async def _look_at_nodes(self) -> None:
-        """Learn the cluster's accelerators; now and then anew, for nodes come and go."""
+        """Have the cluster's accelerators learnt: once before anything is planned, later beside the reconcile."""
         now = asyncio.get_running_loop().time()
-        if self._hardware is not None and now < self._nodes_due:
-            return
-        self._nodes_due = now + NODES_SECONDS
+        if self._hardware is None:
+            self._nodes_due = now + NODES_SECONDS
+            await self._learn_nodes()
+        elif now >= self._nodes_due and (self._learning is None or self._learning.done()):
+            self._nodes_due = now + NODES_SECONDS
+            self._learning = asyncio.create_task(self._learn_nodes(), name=f"nodes of {self._cluster.name}")
+
+    async def _learn_nodes(self) -> None:
         # What an administrator says needs no look.
         nodes = await self._dashboard.nodes() if self._cluster.hardware is None else ()
-        if nodes is not None or self._hardware is None:
+        before = self._hardware
+        if nodes is not None or before is None:
             self._hardware = hardware_of(self._cluster, nodes or ())
+        if before not in (None, self._hardware):
+            self._news()
 
     def _outcome(self, *, look_again: float, wrote: bool = False) -> Outcome:
         views = {key: self.view(key) for key in self._wishes}

@@ -1,11 +1,12 @@
 """The Fit condition between a fake API server and a fake Ray cluster with accelerators."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
-from gptoss_operator.substrates import dashboard
+from gptoss_operator.substrates import dashboard, rayserve
 from tests.contract.operator.fake_ray import gpu_node
 from tests.contract.operator.house import House, house
 
@@ -54,6 +55,18 @@ async def test_a_list_of_nodes_that_hangs_stops_nothing(home: House, monkeypatch
     await home.until(lambda: home.condition("Fit") == ("False", "DoesNotFit"))
     await home.settled()
     assert home.condition("Ready") == ("True", "Serving")
+
+
+async def test_a_list_of_nodes_that_hangs_delays_no_other_start(home: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    home.ray.nodes = [gpu_node("H100", 8)]
+    home.apply()
+    await home.ready()
+    monkeypatch.setattr(rayserve, "NODES_SECONDS", 0.0)
+    home.ray.nodes_hang.clear()
+    home.apply("second")
+    async with asyncio.timeout(3):  # less than one look at the nodes may take
+        await home.ready("second")
+    home.ray.nodes_hang.set()
 
 
 async def test_what_was_known_stays_known_while_ray_does_not_tell(home: House) -> None:
