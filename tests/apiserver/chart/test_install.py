@@ -3,7 +3,9 @@
 import asyncio
 import base64
 import json
+import tempfile
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -150,17 +152,18 @@ def _write_status(plane: ControlPlane, namespace: str, token: str) -> None:
     """Apply the status as the operator does: one PATCH, with the resourceVersion as its guard."""
     kubeconfig = json.loads(plane.kubeconfig.read_text())
     kubeconfig["users"][0]["user"] = {"token": token}
-    path = plane.folder / "bound.kubeconfig"
-    path.write_text(json.dumps(kubeconfig))
     metadata = _get(plane, "gptoss", "assistant", namespace)["metadata"]
     known = {name: metadata[name] for name in ("namespace", "name", "uid", "resourceVersion")}
 
-    async def write() -> None:
+    async def write(path: Path) -> None:
         async with Kube(kubeconfig=path) as kube:
             status = {"metadata": known, "status": {"observedGeneration": 1}}
             await kube.apply_status(status, resource=GPT_OSS_DEPLOYMENTS, field_manager=FIELD_MANAGER)
 
-    asyncio.run(write())
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "kubeconfig"
+        path.write_text(json.dumps(kubeconfig))
+        asyncio.run(write(path))
 
 
 def _eventually_refused(what: Callable[[], None], why: str) -> None:

@@ -30,7 +30,7 @@ def test_an_identity_without_a_role_may_do_nothing(control_plane: ControlPlane):
 def test_kubeconfigs_and_tokens_are_private(control_plane: ControlPlane):
     secret = [*control_plane.folder.glob("*.kubeconfig"), *control_plane.folder.glob("*.token")]
     secret += [control_plane.folder / "tokens.csv", control_plane.folder / "service-accounts.key"]
-    assert len(secret) >= 10
+    assert len(secret) == 10
     assert {stat.S_IMODE(path.stat().st_mode) for path in secret} == {0o600}
 
 
