@@ -2,6 +2,9 @@
 
 import contextlib
 import json
+import os
+import signal
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -10,6 +13,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from gptoss_api.application import ServingArguments, WeightsArguments, server_deployment_name
 from gptoss_api.names import GATEWAY_TOKEN_HEADER, application_name, engine_model_id, route_prefix
@@ -39,6 +44,73 @@ def started_ray_head(base: Path, *, weights_root: Path, **environment: str) -> I
         yield head
     finally:
         programs.stop("ray")
+
+
+@dataclass(frozen=True, kw_only=True)
+class KilledRay:
+    """A Ray that was killed. What it served may go on answering for a moment, and its status is read later."""
+
+    head: RayHead
+    processes: frozenset[int]
+
+    def wait_for_the_next(self) -> None:
+        """Wait until the supervisor has cleaned up and its next Ray takes applications."""
+        deadline = time.monotonic() + START_SECONDS
+        while self.processes & _pids(self.head) or not self.head.ready():
+            assert time.monotonic() < deadline, "Ray did not come back"
+            time.sleep(0.2)
+
+
+def kill_ray(head: RayHead) -> KilledRay:
+    """SIGKILL what makes a Ray one: its control store and its node's daemon."""
+    killed = KilledRay(head=head, processes=_pids(head))
+    assert killed.processes
+    for pid in killed.processes:
+        os.kill(pid, signal.SIGKILL)
+    return killed
+
+
+@contextmanager
+def new_engines(head: RayHead) -> Iterator[list[str]]:
+    """List the titles of the vLLM processes that start under this Ray, at whatever moment in between."""
+    before = _engines(head)  # an earlier test's engine drains for half a minute
+    seen: list[str] = []
+    ended = threading.Event()
+
+    def watch() -> None:
+        known = set(before)
+        while not ended.wait(0.2):
+            found = _engines(head)
+            seen.extend(title for process, title in found.items() if process not in known)
+            known.update(found)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        yield seen
+    finally:
+        ended.set()
+        watcher.join()
+
+
+def _engines(head: RayHead) -> dict[int, str]:
+    titles = {}
+    for daemon in _pids(head):
+        with contextlib.suppress(psutil.Error):
+            for process in psutil.Process(daemon).children(recursive=True):
+                with contextlib.suppress(psutil.Error):
+                    titles[process.pid] = " ".join(process.cmdline()).strip()
+    return {pid: title for pid, title in titles.items() if title.startswith("VLLM::")}
+
+
+def _pids(head: RayHead) -> frozenset[int]:
+    found = []
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):
+            line = (entry / "cmdline").read_bytes().decode(errors="replace") if entry.name.isdigit() else ""
+            if str(head.temporary) in line and line.partition("\0")[0].endswith(("gcs_server", "raylet")):
+                found.append(int(entry.name))
+    return frozenset(found)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,18 +1,14 @@
 """The whole path of a replica without an engine: arguments, weights, routes, token, Ray's router and HAProxy."""
 
 import json
-import os
 import re
-import signal
-import time
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
 from gptoss_cli.local.ray_head import RayHead
 from tests.engine.conftest import SignedFolder
-from tests.engine.ray import Applications, messages
+from tests.engine.ray import Applications, kill_ray, messages
 from tests.engine.standin import ANSWER
 
 CHAT = {"model": "any", "messages": [{"role": "user", "content": "Hello"}]}
@@ -75,15 +71,7 @@ def test_a_killed_ray_comes_back_without_a_hand_on_it(
 ) -> None:
     source = signed("killed")
     applications.wait(applications.put("killed", weights=source.weights), "RUNNING")
-    for pid in _pids(ray_head.temporary, ("gcs_server", "raylet")):
-        os.kill(pid, signal.SIGKILL)
-    deadline = time.monotonic() + 30
-    while ray_head.ready():
-        assert time.monotonic() < deadline, "Ray did not notice that it was killed"
-        time.sleep(0.1)
-    while not ray_head.ready():
-        assert time.monotonic() < deadline + 90, "Ray did not come back"
-        time.sleep(0.2)
+    kill_ray(ray_head).wait_for_the_next()
 
     assert applications.all() == {}, "a Ray without memory says so; the operator puts its applications again"
     applications.wait(applications.put("killed", weights=source.weights), "RUNNING")
@@ -94,15 +82,3 @@ def _reason(details: dict[str, object]) -> str:
     found = re.search(r"gptoss-reason=([A-Za-z]+); ", messages(details))
     assert found is not None, messages(details)
     return found[1]
-
-
-def _pids(mark: Path, names: tuple[str, ...]) -> list[int]:
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit() and (entry / "cmdline").exists():
-            line = (entry / "cmdline").read_bytes().decode(errors="replace")
-            program = line.partition("\0")[0]
-            if str(mark) in line and program.endswith(names):
-                found.append(int(entry.name))
-    assert found
-    return found

@@ -10,7 +10,7 @@ import pytest
 from gptoss_cli.local import tiny_model
 from gptoss_serving.node import Node
 from tests.engine.conftest import SignedFolder
-from tests.engine.ray import Applications, messages
+from tests.engine.ray import Applications, messages, new_engines
 
 SERVING = "gptoss_serving.app:build"
 ENGINE = {"enable_auto_tool_choice": True, "tool_call_parser": "openai", "max_model_len": 2048, "max_num_seqs": 8}
@@ -23,8 +23,10 @@ pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
 def test_serves_verified_weights_through_the_openai_routes(
     applications: Applications, signed: Callable[..., SignedFolder]
 ) -> None:
-    application = applications.put("tiny", weights=signed("tiny").weights, import_path=SERVING, **ENGINE)
-    applications.wait(application, "RUNNING", seconds=START_SECONDS)
+    with new_engines(applications.head) as engines:
+        application = applications.put("tiny", weights=signed("tiny").weights, import_path=SERVING, **ENGINE)
+        applications.wait(application, "RUNNING", seconds=START_SECONDS)
+    assert engines, "an engine that serves is seen: only then does not seeing one prove anything"
     applications.wait_for_answer("tiny")
     model = applications.ask("tiny", "/v1/models").json()["data"][0]["id"]
     ask = {"model": model, "temperature": 0}
@@ -73,15 +75,14 @@ def test_no_engine_process_starts_for_a_flipped_byte(
 ) -> None:
     source = signed("broken")
     source.flip_a_byte("model.safetensors")
-    application = applications.put("broken", weights=source.weights, import_path=SERVING, **ENGINE)
-    details = applications.wait(application, "DEPLOY_FAILED", seconds=START_SECONDS)
+    with new_engines(applications.head) as engines:
+        application = applications.put("broken", weights=source.weights, import_path=SERVING, **ENGINE)
+        details = applications.wait(application, "DEPLOY_FAILED", seconds=START_SECONDS)
 
     found = re.search(r"gptoss-reason=([A-Za-z]+); ([^\n]*)", messages(details))
     assert found is not None, messages(details)
     assert found[1] == "DigestMismatch"
     assert "model.safetensors" in found[2]
-    logs = applications.head.temporary / "session_latest" / "logs" / "serve"
-    replica = next(path for path in logs.glob("replica_*broken*.log"))
-    assert "Initializing a V1 LLM engine" not in replica.read_text()
+    assert engines == []
     node = Node.from_environment(applications.head.node_environment())
     assert not Path(node.copy_of(source.weights)).exists(), "a copy was given out that never verified"

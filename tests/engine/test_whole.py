@@ -1,8 +1,6 @@
 """The main job and its faults on a real API server and a real Ray; only the engine is a stand-in."""
 
 import json
-import os
-import signal
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,9 +14,8 @@ from gptoss_cli.local.ray_head import RayHead
 from gptoss_serving.node import Node
 from gptoss_weights.sign import KeyPair, generate_key
 from tests.engine.conftest import SignedFolder
-from tests.engine.ray import Applications
+from tests.engine.ray import Applications, kill_ray
 from tests.engine.standin import ANSWER
-from tests.engine.test_standin import _pids
 from tests.engine.whole import Whole
 
 SLEEPY = {"minReplicas": 0, "idleSeconds": 5, "wakeTimeoutSeconds": 110}
@@ -214,13 +211,13 @@ def test_an_operator_killed_at_rest_restarts_no_replica(
 
 
 def test_a_killed_ray_at_rest_breaks_open_streams_loudly_and_loses_nothing_else(
-    whole: Whole, source: SignedFolder, ray_head: RayHead
+    whole: Whole, source: SignedFolder, ray_head: RayHead, applications: Applications
 ) -> None:
     whole.apply("steady", source.folder.as_uri(), scaling={**AWAKE, "wakeTimeoutSeconds": 150})
     whole.wait("steady", "Ready", "True", "Serving")
     with whole.stream("steady", chunks=600, pace=0.5) as lines:
         assert next(lines).startswith("data: {")
-        _kill_ray(ray_head)
+        killed = kill_ray(ray_head)
         with ThreadPoolExecutor(3) as pool:
             replies = pool.map(lambda _: whole.chat("steady", seconds=160), range(3))
             rest = list(lines)
@@ -228,7 +225,10 @@ def test_a_killed_ray_at_rest_breaks_open_streams_loudly_and_loses_nothing_else(
     errors = [json.loads(line[6:])["error"] for line in rest if line.startswith("data: {") and '"error"' in line]
     assert len(errors) == 1, rest[-5:]
     assert "data: [DONE]" not in rest
+    killed.wait_for_the_next()
+    applications.wait(_application(whole, "steady"), "RUNNING", seconds=120)
     whole.wait("steady", "Ready", "True", "Serving", seconds=120)
+    assert whole.chat("steady").content == ANSWER
 
 
 def test_a_ray_killed_in_a_wake_and_in_a_roll_out_ends_where_it_should(
@@ -240,14 +240,18 @@ def test_a_ray_killed_in_a_wake_and_in_a_roll_out_ends_where_it_should(
     with ThreadPoolExecutor(1) as pool:
         held = pool.submit(whole.chat, "sleepy", seconds=160)
         whole.until(lambda: "sleepy" in json.dumps(ray_head.request("GET")), seconds=30, what="Ray was asked")
-        _kill_ray(ray_head)
+        killed = kill_ray(ray_head)
         assert held.result().status == 200
+    killed.wait_for_the_next()
+    applications.wait(_application(whole, "sleepy"), "RUNNING", seconds=120)
     whole.wait("sleepy", "Ready", "True", "Serving", seconds=120)
 
     whole.apply("sleepy", source.folder.as_uri(), scaling=scaling, engine={"maxModelLen": 1024})
     whole.until(lambda: _deployed(applications, whole, "sleepy") == 1024, seconds=30, what="the roll-out began")
-    _kill_ray(ray_head)
+    killed = kill_ray(ray_head)
     assert whole.chat("sleepy", seconds=160).status == 200
+    killed.wait_for_the_next()
+    applications.wait(_application(whole, "sleepy"), "RUNNING", seconds=120)
     whole.wait("sleepy", "Ready", "True", "Serving", seconds=120)
     assert _deployed(applications, whole, "sleepy") == 1024
     assert whole.status("sleepy")["observedGeneration"] == 2
@@ -282,11 +286,6 @@ def test_a_name_claimed_twice_is_a_condition(whole: Whole, source: SignedFolder)
 
 def _application(whole: Whole, name: str) -> str:
     return application_name(whole.namespace, whole.namespace, name)
-
-
-def _kill_ray(ray_head: RayHead) -> None:
-    for pid in _pids(ray_head.temporary, ("gcs_server", "raylet")):
-        os.kill(pid, signal.SIGKILL)
 
 
 def _deployed(applications: Applications, whole: Whole, name: str) -> int | None:

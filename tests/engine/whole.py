@@ -137,15 +137,17 @@ class Whole:
         self.plane.kubectl("delete", "gptoss", name, "-n", self.namespace)
 
     def condition(self, name: str, kind: str) -> tuple[str, str, str]:
-        raw = json.loads(self.plane.kubectl("get", "gptoss", name, "-n", self.namespace, "-o", "json"))
-        for each in (raw.get("status") or {}).get("conditions", []):
-            if each["type"] == kind:
-                return each["status"], each["reason"], each["message"]
+        """Status, reason and message of a condition; nothing as long as the operator has not seen the present spec."""
+        found = self._object(name)
+        status = found.get("status") or {}
+        if status.get("observedGeneration") == found["metadata"]["generation"]:
+            for each in status.get("conditions", []):
+                if each["type"] == kind:
+                    return each["status"], each["reason"], each["message"]
         return "", "", ""
 
     def status(self, name: str) -> dict[str, Any]:
-        raw = json.loads(self.plane.kubectl("get", "gptoss", name, "-n", self.namespace, "-o", "json"))
-        return dict(raw.get("status") or {})
+        return dict(self._object(name).get("status") or {})
 
     def wait(self, name: str, kind: str, status: str, reason: str, *, seconds: float = 90) -> None:
         self.until(
@@ -153,6 +155,9 @@ class Whole:
             seconds=seconds,
             what=lambda: f"{name} {kind}={status} {reason}, but {json.dumps(self.status(name), indent=1)}",
         )
+
+    def _object(self, name: str) -> dict[str, Any]:
+        return dict(json.loads(self.plane.kubectl("get", "gptoss", name, "-n", self.namespace, "-o", "json")))
 
     # ── HTTP ──
 
