@@ -112,10 +112,25 @@ class Kube:
             query["fieldSelector"] = field_selector
         if resource_version is not None:
             query["resourceVersion"] = resource_version
-        try:
-            return await self._pages(resource, path, {**query, "limit": str(_PAGE)}, timeout)
-        except Gone:  # history was compacted between two pages
-            return await self._pages(resource, path, query, timeout)
+        items: list[Object] = []
+        asked = {**query, "limit": str(_PAGE)}
+        while True:
+            try:
+                page = await self._send("GET", path, query=asked, timeout=timeout)
+            except Gone:
+                if "continue" not in asked:
+                    raise
+                items, asked = [], query  # history was compacted between two pages: all of it at once
+                continue
+            items += [
+                {"apiVersion": resource.api_version, "kind": resource.kind, **item} for item in page.get("items") or ()
+            ]
+            metadata = page["metadata"]
+            if not metadata.get("continue"):
+                return Listing(items=items, resource_version=metadata["resourceVersion"])
+            # A token stands for the version of its first page.
+            asked = {name: value for name, value in asked.items() if name != "resourceVersion"}
+            asked["continue"] = metadata["continue"]
 
     async def apply(
         self,
@@ -240,20 +255,6 @@ class Kube:
                 yield response.content
             finally:
                 response.close()
-
-    async def _pages(self, resource: Resource, path: str, query: Mapping[str, str], timeout: float) -> Listing:
-        items: list[Object] = []
-        parameters = dict(query)
-        while True:
-            page = await self._send("GET", path, query=parameters, timeout=timeout)
-            items += [
-                {"apiVersion": resource.api_version, "kind": resource.kind, **item} for item in page.get("items") or ()
-            ]
-            metadata = page["metadata"]
-            if not metadata.get("continue"):
-                return Listing(items=items, resource_version=metadata["resourceVersion"])
-            parameters["continue"] = metadata["continue"]
-            parameters.pop("resourceVersion", None)
 
     async def _apply(
         self,
