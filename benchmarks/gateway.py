@@ -34,6 +34,7 @@ from gptoss_api.crd import crds
 from gptoss_api.names import API_VERSION, route_prefix
 from gptoss_cli.local.assets import control_plane_programs
 from gptoss_cli.local.control_plane import ControlPlane
+from gptoss_cli.local.health import is_well
 from gptoss_cli.local.ports import free_ports
 from gptoss_cli.local.programs import Program, Programs
 
@@ -238,7 +239,7 @@ def _start(root: Path, plane: ControlPlane, programs: Programs, key: str) -> tup
     haproxy = _haproxy(root, proxy, engine)
     if haproxy is not None:
         programs.start(Program(name="haproxy", command=haproxy, environment={}))
-        programs.wait("haproxy", lambda: bool(_get(f"http://127.0.0.1:{proxy}/v1/models")), seconds=20)
+        programs.wait("haproxy", lambda: is_well(f"http://127.0.0.1:{proxy}/v1/models"), seconds=20)
     (root / "token").write_text(secrets.token_urlsafe(32))
     digest = hashlib.sha256(key.encode()).hexdigest()
     keys = {"tenants": [{"name": "bench", "keys": [f"sha256:{digest}"], "namespaces": [NAMESPACE]}]}
@@ -261,7 +262,7 @@ def _start(root: Path, plane: ControlPlane, programs: Programs, key: str) -> tup
     command = [sys.executable, "-m", "gptoss_gateway", "--settings", str(root / "gateway.yaml")]
     command += ["--kubeconfig", str(plane.kubeconfig)]
     programs.start(Program(name="gateway", command=command, environment={}))
-    programs.wait("gateway", lambda: bool(_get(f"http://127.0.0.1:{admin}/readyz")), seconds=60)
+    programs.wait("gateway", lambda: is_well(f"http://127.0.0.1:{admin}/readyz"), seconds=60)
     _post(f"http://127.0.0.1:{engine}/models", json.dumps(_models(plane)).encode())
     prefix = route_prefix(NAMESPACE, "awake")
     ways = {

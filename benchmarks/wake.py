@@ -20,7 +20,6 @@ import struct
 import sys
 import tempfile
 import time
-import urllib.request
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,6 +32,7 @@ from gptoss_api.crd import crds
 from gptoss_api.names import API_VERSION, application_name
 from gptoss_cli.local.assets import control_plane_programs
 from gptoss_cli.local.control_plane import ControlPlane
+from gptoss_cli.local.health import is_well
 from gptoss_cli.local.ports import free_ports
 from gptoss_cli.local.programs import Program, Programs
 from gptoss_weights.sign import generate_key, sign_folder
@@ -181,15 +181,9 @@ def _start_ours(
         command = [sys.executable, "-m", f"gptoss_{name}", "--settings", str(root / f"{name}.yaml")]
         command += ["--kubeconfig", str(plane.kubeconfig)]
         programs.start(Program(name=name, command=command, environment={}))
-    programs.wait("gateway", lambda: _is_ready(admin), seconds=60)
-    programs.wait("operator", lambda: _is_ready(metrics), seconds=60)
+    programs.wait("gateway", lambda: is_well(f"http://127.0.0.1:{admin}/readyz"), seconds=60)
+    programs.wait("operator", lambda: is_well(f"http://127.0.0.1:{metrics}/readyz"), seconds=60)
     return url
-
-
-def _is_ready(port: int) -> bool:
-    with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=2) as answer:
-        return bool(answer.status == 200)
-    return False
 
 
 def _signed_folder(root: Path) -> tuple[Path, str]:

@@ -21,6 +21,7 @@ import yaml
 
 from gptoss_api.names import API_VERSION
 from gptoss_cli.local.control_plane import ControlPlane
+from gptoss_cli.local.health import is_well
 from gptoss_cli.local.ports import free_ports
 from gptoss_cli.local.programs import Program, Programs
 from gptoss_cli.local.ray_head import RayHead
@@ -103,7 +104,7 @@ class Whole:
         def restarted() -> bool:
             record = self._programs.record(name)
             port = self._ports[name if name == "operator" else name.replace("gateway", "admin")]
-            return record is not None and record.restarts > 0 and record.program is not None and _ready(port)
+            return record is not None and record.restarts > 0 and record.program is not None and _is_ready(port)
 
         self.until(restarted, seconds=seconds, what=f"{name} is back")
 
@@ -231,7 +232,7 @@ class Whole:
         command = [sys.executable, "-P", "-m", module, "--settings", str(path)]
         command += ["--kubeconfig", str(self.plane.kubeconfig_for(user))]
         self._programs.start(Program(name=name, command=command, environment={}, restart=True))
-        self._programs.wait(name, lambda: _ready(health), seconds=60)
+        self._programs.wait(name, lambda: _is_ready(health), seconds=60)
 
     def _apply(self, kind: str, name: str, spec: dict[str, Any], *, namespaced: bool = True) -> None:
         metadata = {"name": name} | ({"namespace": self.namespace} if namespaced else {})
@@ -239,9 +240,5 @@ class Whole:
         self.plane.kubectl("apply", "--server-side", "--force-conflicts", "-f", "-", stdin=json.dumps(raw))
 
 
-def _ready(port: int) -> bool:
-    try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=2) as reply:
-            return bool(reply.status == 200)
-    except OSError:
-        return False
+def _is_ready(port: int) -> bool:
+    return is_well(f"http://127.0.0.1:{port}/readyz")

@@ -9,8 +9,6 @@ import json
 import secrets
 import ssl
 import subprocess
-import urllib.error
-import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +19,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from gptoss_cli.local.assets import ControlPlanePrograms
 from gptoss_cli.local.errors import ProgramError, StepError
 from gptoss_cli.local.folders import private_folder, write_private
+from gptoss_cli.local.health import is_well
 from gptoss_cli.local.ports import LOOPBACK, free_ports
 from gptoss_cli.local.programs import Program, Programs
 
@@ -225,12 +224,9 @@ class ControlPlane:
         certificate = self.folder / "certificates" / "apiserver.crt"
         if not certificate.exists():
             return False
-        request = urllib.request.Request(  # noqa: S310  https to loopback
-            f"{self.url}/readyz", headers={"Authorization": f"Bearer {(self.folder / 'admin.token').read_text()}"}
+        token = (self.folder / "admin.token").read_text()
+        return is_well(
+            f"{self.url}/readyz",
+            headers={"Authorization": f"Bearer {token}"},
+            trusted=ssl.create_default_context(cafile=str(certificate)),
         )
-        try:
-            trusted = ssl.create_default_context(cafile=str(certificate))
-            with urllib.request.urlopen(request, timeout=5.0, context=trusted) as answer:  # noqa: S310
-                return bool(answer.status == 200)
-        except (OSError, urllib.error.URLError):
-            return False

@@ -10,8 +10,6 @@ import json
 import shutil
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -24,6 +22,7 @@ from gptoss_cli.local.assets import control_plane_programs, object_store_program
 from gptoss_cli.local.control_plane import ControlPlane
 from gptoss_cli.local.errors import StepError
 from gptoss_cli.local.folders import cache_folder, private_folder, stack_folder, write_private
+from gptoss_cli.local.health import is_well
 from gptoss_cli.local.identity import Addresses, Identity
 from gptoss_cli.local.object_store import ObjectStore
 from gptoss_cli.local.ports import free_ports
@@ -77,7 +76,7 @@ class Stack:
         records = {record.name: record for record in self.programs.records()}
         if not all(name in records and records[name].alive() for name in (RAY, OPERATOR, GATEWAY, "kube-apiserver")):
             return None
-        return running if _answers(running.ready_url) else None
+        return running if is_well(running.ready_url) else None
 
     def up(self, steps: Steps) -> Running:
         """Bring everything up, or find it up. Raises LocalStackError and leaves nothing behind then."""
@@ -208,8 +207,8 @@ class Stack:
                     restart=True,
                 )
             )
-        self.programs.wait(OPERATOR, lambda: _answers(addresses.operator_health_url), seconds=PROGRAM_SECONDS)
-        self.programs.wait(GATEWAY, lambda: _answers(addresses.gateway_ready_url), seconds=PROGRAM_SECONDS)
+        self.programs.wait(OPERATOR, lambda: is_well(addresses.operator_health_url), seconds=PROGRAM_SECONDS)
+        self.programs.wait(GATEWAY, lambda: is_well(addresses.gateway_ready_url), seconds=PROGRAM_SECONDS)
 
     def _until_ready(self, plane: ControlPlane, report: Report) -> None:
         deadline = time.monotonic() + READY_SECONDS
@@ -237,14 +236,6 @@ class Stack:
             except BlockingIOError:
                 raise StepError("another gptoss local up or down is at work: wait for it, or end it") from None
             yield
-
-
-def _answers(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(url, timeout=5.0) as answer:  # noqa: S310  http to loopback
-            return bool(answer.status == 200)
-    except (OSError, urllib.error.URLError):
-        return False
 
 
 def _make_writable(function: Any, path: str, _error: Any) -> None:
