@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import ConfigDict, Field
 
-from gptoss_api.accelerator import Accelerator
+from gptoss_api.accelerator import AcceleratorRequest
 from gptoss_api.engine_arguments import EXTRA_ARGUMENTS_SCHEMA, ExtraArguments
 from gptoss_api.model import INT32, ApiModel, Digest, Name, cel, rules
 from gptoss_api.names import MAX_NAME_LENGTH
@@ -318,7 +318,7 @@ class GptOssDeploymentSpec(ApiModel):
     substrate: Substrate | None = Field(
         default=None, description="Where replicas run; by default what the operator's settings say."
     )
-    accelerator: Accelerator | None = Field(
+    accelerator: AcceleratorRequest | None = Field(
         default=None, description="What replicas on KubeRay compute on; NVIDIA GPUs by default."
     )
     pod: Pod | None = Field(default=None, description="What may be chosen of the pods of replicas on KubeRay.")

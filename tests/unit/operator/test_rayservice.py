@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from gptoss_api.accelerator import Accelerator
+from gptoss_api.accelerator import AcceleratorRequest
 from gptoss_api.pod import Pod
 from gptoss_operator.kuberay_settings import KubeRaySettings, NamespaceLimits
 from gptoss_operator.plan.rayservice.render import canonical, leading_to, render
@@ -47,7 +47,7 @@ workloads = st.builds(
     max_replicas=st.integers(3, 9),
     blue_green=st.booleans(),
     accelerator=st.builds(
-        Accelerator, vendor=st.sampled_from(["nvidia", "amd", "cpu"]), product=st.sampled_from([None, "H100"])
+        AcceleratorRequest, vendor=st.sampled_from(["nvidia", "amd", "cpu"]), product=st.sampled_from([None, "H100"])
     ),
     pod=st.builds(
         lambda selector, tolerations: Pod.model_validate({"nodeSelector": selector, "tolerations": tolerations}),
@@ -145,7 +145,7 @@ def test_worker_pods_are_counted_from_replicas_and_pipeline(
 def test_a_worker_holds_one_tensor_group(
     accelerator: dict[str, str], tensor: int, resource: dict[str, str], params: tuple[str, str]
 ) -> None:
-    group = workers(workload(accelerator=Accelerator.model_validate(accelerator), tensor=tensor))
+    group = workers(workload(accelerator=AcceleratorRequest.model_validate(accelerator), tensor=tensor))
     limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
     assert {name: count for name, count in limits.items() if name != "memory"} == resource
     assert (group["rayStartParams"]["num-cpus"], group["rayStartParams"]["num-gpus"]) == params

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from gptoss_api.accelerator import Accelerator
+from gptoss_api.accelerator import AcceleratorRequest
 from gptoss_api.deployment import GptOssDeployment
 from gptoss_api.pod import Pod
 from gptoss_operator.plan.rayservice.workload import KubeRaySite, Workload
@@ -21,7 +21,7 @@ def check_kuberay(deployment: GptOssDeployment, site: KubeRaySite) -> None:
             f"spec.model.uri {spec.model.uri} names a folder, and pods that KubeRay makes see none of a node's: "
             "put the weights into an object store (s3://)"
         )
-    accelerator = spec.accelerator or Accelerator()
+    accelerator = spec.accelerator or AcceleratorRequest()
     if accelerator.vendor == "cpu" and spec.parallelism.tensor > 1:
         raise ValueError(
             f"spec.parallelism.tensor is {spec.parallelism.tensor} with spec.accelerator.vendor cpu: set it to 1"
@@ -46,7 +46,7 @@ def workload_of(deployment: GptOssDeployment, application: Mapping[str, Any], ma
         min_replicas=least,
         max_replicas=max(least, spec.scaling.max_replicas),
         blue_green=spec.rollout_strategy.type == "BlueGreen",
-        accelerator=spec.accelerator or Accelerator(),
+        accelerator=spec.accelerator or AcceleratorRequest(),
         pod=spec.pod or Pod(),
         application=application,
         weights_uri=spec.model.uri,
