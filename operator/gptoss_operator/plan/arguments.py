@@ -56,6 +56,12 @@ def wanted_application(observed: Observation, site: Site) -> Wanted | None:
                 f"spec.{field} shapes pods that KubeRay makes, and this deployment runs on a Ray cluster that is "
                 "there already: remove it, or use spec.substrate.kubeRay in a new deployment"
             )
+    if observed.deployment.spec.parallelism.pipeline > 1:
+        raise ValueError(
+            f"spec.parallelism.pipeline is {observed.deployment.spec.parallelism.pipeline} and spans pods that KubeRay "
+            "makes, but this deployment runs on a Ray cluster that is there already: set it to 1, or use "
+            "spec.substrate.kubeRay in a new deployment"
+        )
     return _wanted_application(observed, site)
 
 

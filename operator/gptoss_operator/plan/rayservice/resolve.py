@@ -22,12 +22,15 @@ def check_kuberay(deployment: GptOssDeployment, site: KubeRaySite) -> None:
             "put the weights into an object store (s3://)"
         )
     accelerator = spec.accelerator or AcceleratorRequest()
-    if accelerator.vendor == "cpu" and spec.parallelism.tensor > 1:
-        raise ValueError(
-            f"spec.parallelism.tensor is {spec.parallelism.tensor} with spec.accelerator.vendor cpu: set it to 1"
-        )
+    for field in ("tensor", "pipeline"):
+        if accelerator.vendor == "cpu" and getattr(spec.parallelism, field) > 1:
+            raise ValueError(
+                f"spec.parallelism.{field} is {getattr(spec.parallelism, field)} with spec.accelerator.vendor cpu: set "
+                "it to 1"
+            )
     limits = site.settings.limits_of(deployment.namespace)
-    count = 0 if accelerator.resource is None else spec.scaling.max_replicas * spec.parallelism.tensor
+    each = spec.parallelism.tensor * spec.parallelism.pipeline
+    count = 0 if accelerator.resource is None else spec.scaling.max_replicas * each
     refusal = limits.refusal(spec.pod or Pod(), count) if limits is not None else None
     if refusal is not None:
         raise ValueError(refusal)
@@ -42,7 +45,7 @@ def workload_of(deployment: GptOssDeployment, application: Mapping[str, Any], ma
         name=deployment.name,
         uid=deployment.uid,
         tensor=spec.parallelism.tensor,
-        pods_per_replica=1,
+        pods_per_replica=spec.parallelism.pipeline,
         min_replicas=least,
         max_replicas=max(least, spec.scaling.max_replicas),
         blue_green=spec.rollout_strategy.type == "BlueGreen",

@@ -265,7 +265,7 @@ class KubeRay:
             failure=failure,
             obstacle=obstacle,
             ready=sum(_is_ready(pod) for pod in workers) if answering else 0,
-            wanted=len(workers),
+            wanted=-(-len(workers) // _pods_per_replica(seen)),
             trouble=trouble,
         )
 
@@ -301,6 +301,12 @@ class KubeRay:
 
 def _application(seen: SeenRayService, cluster: str | None) -> Raw:
     return dict(next(iter(seen.applications.get(cluster or "", {}).values()), {}))
+
+
+def _pods_per_replica(seen: SeenRayService) -> int:
+    """Pods of one pipeline; of those only the first, with Serve's proxy, is ever ready."""
+    arguments = (seen.config or {}).get("args") or {}
+    return int(arguments.get("pipeline") or 1)
 
 
 def _is_for(seen: SeenRayService, wish: Present) -> bool:
