@@ -1,4 +1,4 @@
-"""What replicas compute on. How many of them follows from the parallelism."""
+"""What a deployment asks to compute on; ``hardware`` knows what there is. How many follows from the parallelism."""
 
 from typing import Annotated, Literal
 
@@ -26,7 +26,7 @@ LabelValue = Annotated[str, Field(max_length=63, pattern=r"^([A-Za-z0-9]([-A-Za-
 """The value of a label, which may be empty."""
 
 
-class Accelerator(ApiModel):
+class AcceleratorRequest(ApiModel):
     """Which accelerators a replica's pods ask for."""
 
     vendor: Vendor = Field(
@@ -47,8 +47,13 @@ class Accelerator(ApiModel):
         return None if self.vendor == "cpu" else self.resource_name or _RESOURCE[self.vendor]
 
     @property
+    def product_label(self) -> str:
+        """The label with which nodes name their product; empty on a CPU."""
+        return _PRODUCT_LABEL.get(self.vendor, "")
+
+    @property
     def node_selector(self) -> dict[str, str]:
         """Labels that a node must have."""
         if not self.product or self.vendor == "cpu":
             return {}
-        return {_PRODUCT_LABEL[self.vendor]: self.product}
+        return {self.product_label: self.product}

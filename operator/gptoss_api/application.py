@@ -38,15 +38,18 @@ class ServingArguments(StrictModel):
     model_id: str
     weights: WeightsArguments
     tensor: Literal[1, 2, 4, 8]
+    pipeline: Annotated[int, Field(ge=1, le=8)] = 1
     engine: dict[str, EngineArgument]
     environment: dict[Annotated[str, Field(pattern=r"^[A-Z][A-Z0-9_]*$")], str] = Field(default_factory=dict)
 
     def wire(self) -> dict[str, Any]:
         """Return the JSON document, keys in a fixed order."""
         document = self.model_dump(by_alias=True, mode="json")
+        # Releases before these were there made the same bytes, so they restart no engine of theirs.
         if not self.environment:
-            # Releases before it was there made the same bytes, so it restarts no engine of theirs.
             del document["environment"]
+        if self.pipeline == 1:
+            del document["pipeline"]
         return document
 
 

@@ -71,25 +71,38 @@ class Architecture:
         """Bytes of the published safetensors files, headers apart."""
         return self._tensors(tensor=1, padding=UNPADDED)
 
-    def loaded_bytes(self, *, tensor: int, padding: Padding) -> int:
-        """Return the bytes of weights that each of ``tensor`` accelerators holds once vLLM has loaded them."""
+    def loaded_bytes(self, *, tensor: int, padding: Padding, pipeline: int = 1, expert: bool = False) -> int:
+        """Return the most bytes of weights that an accelerator holds once vLLM has loaded them.
+
+        Args:
+            tensor: accelerators that share each layer.
+            padding: what kernels round up to.
+            pipeline: stages that share the layers; the first and the last hold one of the embeddings each.
+            expert: accelerators hold whole experts.
+        """
         rotary = self.max_context * self.head_dim * _FLOAT32
-        return self._tensors(tensor=tensor, padding=padding) + rotary
+        return self._tensors(tensor=tensor, padding=padding, pipeline=pipeline, expert=expert) + rotary
+
+    def stage_layers(self, pipeline: int) -> int:
+        """Return the most layers that one of ``pipeline`` stages has."""
+        return -(-self.layers // pipeline)
 
     def kv_bytes_per_token(self, *, tensor: int, element_bytes: int) -> int:
         """Return the bytes that one token takes in one layer's KV cache on each accelerator."""
         return 2 * max(1, self.kv_heads // tensor) * self.head_dim * element_bytes
 
-    def _tensors(self, *, tensor: int, padding: Padding) -> int:
-        embeddings = 2 * self.vocabulary * self.hidden // tensor * _BF16
-        return self.layers * self._block(tensor, padding) + embeddings + self.hidden * _BF16
+    def _tensors(self, *, tensor: int, padding: Padding, pipeline: int = 1, expert: bool = False) -> int:
+        embeddings = (2 if pipeline == 1 else 1) * self.vocabulary * self.hidden // tensor * _BF16
+        blocks = self.stage_layers(pipeline) * self._block(tensor, padding, expert=expert)
+        return blocks + embeddings + self.hidden * _BF16
 
-    def _block(self, tensor: int, padding: Padding) -> int:
-        intermediate = _round_up(self.intermediate // tensor, padding.intermediate)
+    def _block(self, tensor: int, padding: Padding, *, expert: bool) -> int:
+        experts = -(-self.experts // tensor) if expert else self.experts
+        intermediate = _round_up(self.intermediate if expert else self.intermediate // tensor, padding.intermediate)
         hidden = _round_up(self.hidden, padding.hidden)
         # Gate, up and down projection: four bits an element and one byte of scale for each 32 elements.
-        matrices = self.experts * 3 * intermediate * hidden * 17 // 32
-        expert_biases = self.experts * (2 * intermediate + hidden)
+        matrices = experts * 3 * intermediate * hidden * 17 // 32
+        expert_biases = experts * (2 * intermediate + hidden)
         projections = (self.heads + 2 * self.kv_heads) * self.head_dim // tensor
         attended = self.heads * self.head_dim // tensor
         attention = projections * (self.hidden + 1) + (attended + 1) * self.hidden + self.heads // tensor

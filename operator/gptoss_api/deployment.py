@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import ConfigDict, Field
 
-from gptoss_api.accelerator import Accelerator
+from gptoss_api.accelerator import AcceleratorRequest
 from gptoss_api.engine_arguments import EXTRA_ARGUMENTS_SCHEMA, ExtraArguments
 from gptoss_api.model import INT32, ApiModel, Digest, Name, cel, rules
 from gptoss_api.names import MAX_NAME_LENGTH
@@ -98,10 +98,30 @@ class Verification(ApiModel):
 class Parallelism(ApiModel):
     """How one replica is spread over accelerators. More replicas are data parallelism."""
 
+    model_config = ConfigDict(
+        json_schema_extra=cel(
+            "!self.expert || self.tensor > 1",
+            "spec.parallelism.expert spreads experts over the accelerators of tensor: set spec.parallelism.tensor to 2 "
+            "or more, or remove expert",
+            fieldPath=".expert",
+        )
+    )
+
     tensor: Annotated[int, Field(ge=1, le=8)] = Field(
         default=1,
         description="Accelerators of one node that share each layer: 1, 2, 4 or 8.",
         json_schema_extra=rules(INT32, cel("self in [1, 2, 4, 8]", "spec.parallelism.tensor must be 1, 2, 4 or 8")),
+    )
+    pipeline: Annotated[int, Field(ge=1, le=8)] = Field(
+        default=1,
+        description="Pods that share the layers, each with tensor accelerators; each may be on a node of its own. On "
+        "KubeRay only.",
+        json_schema_extra=INT32,
+    )
+    expert: bool = Field(
+        default=False,
+        description="Gives each accelerator of tensor whole experts instead of a part of every expert. Seldom faster "
+        "with up to 8 accelerators: measure it.",
     )
 
 
@@ -302,6 +322,11 @@ class GptOssDeploymentSpec(ApiModel):
                 )
                 for field in ("accelerator", "pod")
             ),
+            cel(
+                "!has(self.substrate) || !has(self.substrate.rayServe) || self.parallelism.pipeline == 1",
+                "spec.parallelism.pipeline spans pods that KubeRay makes: remove it, or use spec.substrate.kubeRay",
+                fieldPath=".parallelism",
+            ),
         )
     )
 
@@ -318,7 +343,7 @@ class GptOssDeploymentSpec(ApiModel):
     substrate: Substrate | None = Field(
         default=None, description="Where replicas run; by default what the operator's settings say."
     )
-    accelerator: Accelerator | None = Field(
+    accelerator: AcceleratorRequest | None = Field(
         default=None, description="What replicas on KubeRay compute on; NVIDIA GPUs by default."
     )
     pod: Pod | None = Field(default=None, description="What may be chosen of the pods of replicas on KubeRay.")

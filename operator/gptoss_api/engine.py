@@ -7,7 +7,7 @@ tensor parallel size, the manifest's own fields.
 from dataclasses import dataclass, field
 
 from gptoss_api.application import EngineArgument, ServingArguments, WeightsArguments
-from gptoss_api.deployment import GptOssDeployment, GptOssDeploymentSpec
+from gptoss_api.deployment import GptOssDeployment, GptOssDeploymentSpec, Parallelism
 from gptoss_api.engine_arguments import typed
 from gptoss_api.hardware import Accelerator
 from gptoss_api.names import engine_model_id
@@ -51,7 +51,7 @@ def resolve(spec: GptOssDeploymentSpec, profile: Profile, accelerator: Accelerat
         ValueError: an engine argument that is not permitted or mistyped.
     """
     tensor = spec.parallelism.tensor
-    usual = {**_EVERY_GPT_OSS, **profile.arguments(accelerator, tensor), "tensor_parallel_size": tensor}
+    usual = {**_EVERY_GPT_OSS, **profile.arguments(accelerator, tensor), **_spread(spec.parallelism)}
     chosen = _chosen(spec)
     arguments = usual | chosen
     return EngineConfig(
@@ -61,6 +61,16 @@ def resolve(spec: GptOssDeploymentSpec, profile: Profile, accelerator: Accelerat
         environment=dict(sorted(profile.environment(accelerator, tensor).items())),
         customized=tuple(sorted(name for name, value in chosen.items() if usual.get(name) != value)),
     )
+
+
+def _spread(parallelism: Parallelism) -> dict[str, EngineArgument]:
+    """Return vLLM's arguments for the parallelism; what is as it is by default is left out."""
+    found: dict[str, EngineArgument] = {"tensor_parallel_size": parallelism.tensor}
+    if parallelism.pipeline > 1:
+        found["pipeline_parallel_size"] = parallelism.pipeline
+    if parallelism.expert:
+        found["enable_expert_parallel"] = True
+    return found
 
 
 def _chosen(spec: GptOssDeploymentSpec) -> dict[str, EngineArgument]:
@@ -97,6 +107,7 @@ def serving_arguments(
             uri=deployment.spec.model.uri, manifest_digest=manifest_digest, subject=deployment.spec.subject
         ),
         tensor=deployment.spec.parallelism.tensor,
+        pipeline=deployment.spec.parallelism.pipeline,
         engine=engine.arguments,
         environment=engine.environment,
     )

@@ -69,10 +69,12 @@ class Load:
         max_num_batched_tokens: tokens of one step.
         utilization: share of the memory that the engine may take.
         tensor: accelerators that share each layer.
+        pipeline: stages that share the layers.
+        expert: accelerators hold whole experts.
         kv_element_bytes: 2 for bfloat16, 1 for fp8.
         block_tokens: tokens of one block of the KV cache.
         graphs: CUDA graphs are captured.
-        steps_in_flight: 2 with asynchronous scheduling, else 1.
+        steps_in_flight: one for each stage, and one more with asynchronous scheduling.
     """
 
     max_model_len: int
@@ -80,10 +82,17 @@ class Load:
     max_num_batched_tokens: int
     utilization: float
     tensor: int = 1
+    pipeline: int = 1
+    expert: bool = False
     kv_element_bytes: int = 2
     block_tokens: int = _BLOCK_TOKENS
     graphs: bool = True
     steps_in_flight: int = 2
+
+    def on(self, accelerator: Accelerator) -> str:
+        """How many of an accelerator it is spread over, for messages."""
+        stages = f" in {self.pipeline} stages" if self.pipeline > 1 else ""
+        return f"{self.tensor * self.pipeline} x {accelerator.name}{stages}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,16 +151,19 @@ def load_of(arguments: Mapping[str, EngineArgument], architecture: Architecture,
     huge = accelerator.memory_bytes >= 160 * GIB
     tokens = 16384 if huge else 8192 if roomy else 2048
     cache = str(arguments.get("kv_cache_dtype", "auto"))
+    pipeline = int(arguments.get("pipeline_parallel_size", 1))
     return Load(
         max_model_len=int(arguments.get("max_model_len", architecture.max_context)),
         max_num_seqs=int(arguments.get("max_num_seqs", 1024 if roomy else 256)),
         max_num_batched_tokens=int(arguments.get("max_num_batched_tokens", tokens)),
         utilization=float(arguments.get("gpu_memory_utilization", _DEFAULT_UTILIZATION)),
         tensor=int(arguments.get("tensor_parallel_size", 1)),
+        pipeline=pipeline,
+        expert=bool(arguments.get("enable_expert_parallel", False)),
         kv_element_bytes=1 if cache.startswith("fp8") else 2,
         block_tokens=int(arguments.get("block_size", _BLOCK_TOKENS)),
         graphs=not arguments.get("enforce_eager", False) and accelerator.family is not Family.CPU,
-        steps_in_flight=1 if arguments.get("async_scheduling") is False else 2,
+        steps_in_flight=pipeline + (0 if arguments.get("async_scheduling") is False else 1),
     )
 
 
@@ -164,9 +176,11 @@ def estimate(
         checkpoint_bytes: size of the safetensors files, where known. Those of a checkpoint that is not
             the published MXFP4 one (a fine-tuned copy in bfloat16) replace what the shape says.
     """
-    weights = architecture.loaded_bytes(tensor=load.tensor, padding=accelerator.padding)
+    weights = architecture.loaded_bytes(
+        tensor=load.tensor, padding=accelerator.padding, pipeline=load.pipeline, expert=load.expert
+    )
     if checkpoint_bytes is not None and not _as_published(architecture, checkpoint_bytes):
-        weights = -(-checkpoint_bytes // load.tensor)
+        weights = -(-checkpoint_bytes // (load.tensor * load.pipeline))
     budget = int(accelerator.memory_bytes * load.utilization)
     peak = max(
         _SAMPLER_BYTES * architecture.vocabulary * load.max_num_seqs, _ACTIVATION_BYTES * load.max_num_batched_tokens
@@ -199,7 +213,7 @@ def kv_bytes(architecture: Architecture, load: Load, context: int) -> int:
     sliding_blocks = -(-windowed // load.block_tokens) + 1
     page = load.block_tokens * architecture.kv_bytes_per_token(tensor=load.tensor, element_bytes=load.kv_element_bytes)
     # One block of the pool holds a page of as many layers as either kind has.
-    group = max(architecture.full_layers, architecture.sliding_layers)
+    group = -(-architecture.stage_layers(load.pipeline) // 2)
     return (full_blocks + sliding_blocks) * page * group
 
 
@@ -220,7 +234,7 @@ def assess(
     if refusal is not None:
         return Fit(verdict=Verdict.DOES_NOT_FIT, message=refusal, estimate=None)
     found = estimate(architecture, accelerator, load, checkpoint_bytes=checkpoint_bytes)
-    where = f"{architecture.name} on {load.tensor} x {accelerator.name}"
+    where = f"{architecture.name} on {load.on(accelerator)}"
     if found.largest_context >= load.max_model_len:
         message = (
             f"{where}: {_gib(found.kv_available)} are left for the KV cache, enough for {found.full_sequences:.1f} "
@@ -312,7 +326,7 @@ def _remedies(
             if size > load.tensor
         )
         found += [f"spec.parallelism.tensor {each.tensor}" for each in wider if holds(accelerator, each)][:1]
-    found += [f"{load.tensor} x {each.name}" for each in others if each.verified and holds(each, load)][:1]
+    found += [load.on(each) for each in others if each.verified and holds(each, load)][:1]
     return tuple(found)
 
 

@@ -7,6 +7,7 @@ https://developer.nvidia.com/cuda-gpus. Verified: the ``hardware`` list and the 
 recipes (https://github.com/vllm-project/recipes, models/openai/gpt-oss-*.yaml, OpenAI/GPT-OSS.md).
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -16,6 +17,10 @@ from gptoss_api.architecture import Padding
 GIB = 1024**3
 _UNSEEN_GIB = 0.85
 """Driver's total less PyTorch's: 0.60 (H200) to 0.85 (A100-80GB: 80.00 and 79.15)."""
+_UNSEEN_ROCM_GIB = 0.31
+"""192 GiB are seen as 191.69 by PyTorch on an MI300X."""
+_SAME_MEMORY = 0.03
+"""Difference, as a share, up to which a driver's figure is that of the catalogue."""
 _MINIMUM_CAPABILITY = (8, 0)
 """Lowest CUDA capability for MXFP4. Source: vLLM 0.32, ``GptOssMxfp4Config.get_min_capability``."""
 
@@ -44,6 +49,7 @@ class Accelerator:
         memory_bytes: what one process sees; 0 where it must be told (a CPU's share).
         capability: CUDA compute capability, or the LLVM target of an AMD one.
         ray_types: what Ray calls it in ``accelerator_type:…``.
+        aliases: further names whose words a product label may hold.
         verified: vLLM's recipes say that gpt-oss runs on it.
         source: where the memory is from.
     """
@@ -53,6 +59,7 @@ class Accelerator:
     memory_bytes: int
     capability: str
     ray_types: tuple[str, ...] = ()
+    aliases: tuple[str, ...] = ()
     verified: bool = False
     source: str = ""
 
@@ -101,6 +108,58 @@ def accelerators_of_ray_type(ray_type: str) -> tuple[Accelerator, ...]:
     return tuple(sorted(found, key=lambda each: each.memory_bytes))
 
 
+def accelerators_of_product(product: str, *, driver_mib: int | None = None) -> tuple[Accelerator, ...]:
+    """Return what a node's product label may mean, such as NVIDIA-H100-80GB-HBM3 or AMD_Instinct_MI300X_OAM.
+
+    A label holds all words of the accelerator's name. A partition (MIG) is the card with less memory, so it
+    needs ``driver_mib``: what the driver counts on each, in MiB.
+    """
+    words = set(re.split(r"[-_ ]", product.upper()))
+    found = [each for each in _CATALOGUE.values() if any(_words(name) <= words for name in (each.name, *each.aliases))]
+    if driver_mib is not None:
+        found = [_as_told(each, product, driver_mib) for each in found]
+    elif "MIG" in words:
+        return ()
+    return tuple(sorted(dict.fromkeys(found), key=lambda each: each.memory_bytes))
+
+
+def accelerator_by_figures(name: str, *, capability: str, driver_mib: int) -> Accelerator | None:
+    """Return a CUDA accelerator that is not in the catalogue, from what its driver tells; None if that says nothing."""
+    major, _, minor = capability.partition(".")
+    if not (major.isdigit() and minor.isdigit()):
+        return None
+    family = _family(int(major), int(minor))
+    memory = _seen_bytes(driver_mib, _UNSEEN_GIB)
+    if family is None or memory <= 0:
+        return None
+    return Accelerator(
+        name=name, family=family, memory_bytes=memory, capability=capability, source="the labels of its node"
+    )
+
+
+def _as_told(card: Accelerator, product: str, driver_mib: int) -> Accelerator:
+    """The catalogue's figure where the driver's agrees, else the driver's: a partition, or a variant of the card."""
+    unseen = _UNSEEN_ROCM_GIB if card.family in {Family.CDNA3, Family.CDNA4} else _UNSEEN_GIB
+    seen = _seen_bytes(driver_mib, unseen)
+    same = abs(seen - card.memory_bytes) <= _SAME_MEMORY * card.memory_bytes
+    return card if same else replace(card, name=product, memory_bytes=seen)
+
+
+def _seen_bytes(driver_mib: int, unseen_gib: float) -> int:
+    return max(0, int((driver_mib / 1024 - unseen_gib) * GIB))
+
+
+def _words(name: str) -> set[str]:
+    return set(name.upper().split("-"))
+
+
+def _family(major: int, minor: int) -> Family | None:
+    """The generation of a CUDA compute capability; of a newer one within a known major, that one's."""
+    if (major, minor) < _MINIMUM_CAPABILITY:
+        return Family.OLDER
+    return _FAMILIES.get((major, minor)) or _FAMILIES.get((major, 0))
+
+
 def _cuda(
     name: str,
     capability: str,
@@ -109,6 +168,7 @@ def _cuda(
     driver: int | None = None,
     source: str,
     ray_types: tuple[str, ...] = (),
+    aliases: tuple[str, ...] = (),
     verified: bool = False,
 ) -> Accelerator:
     """``seen``: GiB that PyTorch reports; ``driver``: MiB that nvidia-smi does."""
@@ -120,6 +180,7 @@ def _cuda(
         memory_bytes=int(gib * GIB),
         capability=capability,
         ray_types=ray_types,
+        aliases=aliases,
         verified=verified,
         source=source,
     )
@@ -131,8 +192,7 @@ def _rocm(
     return Accelerator(
         name=name,
         family=family,
-        # 192 GiB are seen as 191.69 by PyTorch on an MI300X.
-        memory_bytes=int((gib - 0.31) * GIB),
+        memory_bytes=int((gib - _UNSEEN_ROCM_GIB) * GIB),
         capability=target,
         ray_types=ray_types,
         verified=verified,
@@ -192,6 +252,7 @@ _CATALOGUE: Mapping[str, Accelerator] = {
             driver=81559,
             source="https://github.com/vllm-project/vllm/issues/27508",
             ray_types=("H100",),
+            aliases=("H100-PCIe",),
             verified=True,
         ),
         _cuda("H100-NVL", "9.0", driver=95830, source=_SMI, ray_types=("H100",), verified=True),

@@ -57,6 +57,7 @@ WEIGHT_TRUST_POLICIES = _ours("weighttrustpolicies", "WeightTrustPolicy", namesp
 GATEWAY_REPORTS = _ours("gatewayreports", "GatewayReport")
 
 NAMESPACES = _core("namespaces", "Namespace", namespaced=False)
+NODES = _core("nodes", "Node", namespaced=False)
 SECRETS = _core("secrets", "Secret")
 SERVICES = _core("services", "Service")
 CONFIG_MAPS = _core("configmaps", "ConfigMap")
@@ -86,6 +87,7 @@ RESOURCES: Mapping[tuple[str, str], Resource] = {
         WEIGHT_TRUST_POLICIES,
         GATEWAY_REPORTS,
         NAMESPACES,
+        NODES,
         SECRETS,
         SERVICES,
         CONFIG_MAPS,

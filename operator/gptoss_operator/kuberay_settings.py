@@ -5,7 +5,9 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from gptoss_api.accelerator import QualifiedName
+from gptoss_api.accelerator import AcceleratorRequest, LabelValue, QualifiedName, Vendor
+from gptoss_api.clusters import ClusterHardware
+from gptoss_api.hardware import Family, accelerators_of_product
 from gptoss_api.kuberay import EngineAccess
 from gptoss_api.model import Name, StrictModel
 from gptoss_api.pod import ClassName, Pod, Quantity
@@ -66,6 +68,25 @@ class NamespaceLimits(StrictModel):
         return None
 
 
+class NodePool(ClusterHardware):
+    """Nodes that are alike and may have to come first, such as those of an autoscaled group."""
+
+    product: LabelValue | None = Field(default=None, description="Value of their product label, if it is known.")
+    resource_name: QualifiedName | None = Field(
+        default=None, description="Extended resource of their accelerators, by default nvidia.com/gpu or amd.com/gpu."
+    )
+
+    def offers(self, request: AcceleratorRequest) -> bool:
+        """Tell whether a deployment that asks for this could be given these."""
+        vendor: Vendor = "amd" if self.card.family in {Family.CDNA3, Family.CDNA4} else "nvidia"
+        of_it = AcceleratorRequest(vendor=vendor, resource_name=self.resource_name)
+        if of_it.resource != request.resource:
+            return False
+        if request.product is None or self.product is not None:
+            return request.product in {None, self.product}
+        return self.card.name in {each.name for each in accelerators_of_product(request.product)}
+
+
 class KubeRaySettings(EngineAccess):
     """The operator's settings for KubeRay."""
 
@@ -94,6 +115,15 @@ class KubeRaySettings(EngineAccess):
         default=(NamespaceLimits(),), description="What namespaces may choose; no fitting entry means: not here."
     )
     network: Network = Field(default_factory=Network)
+    read_nodes: bool = Field(
+        default=True,
+        description="Learn accelerators from nodes' labels, for which the operator may list and watch them.",
+    )
+    hardware: tuple[NodePool, ...] = Field(
+        default=(),
+        description="The cluster's accelerators, where nodes do not tell them or come and go; nodes are not "
+        "asked then.",
+    )
 
     @field_validator("ray_version")
     @classmethod

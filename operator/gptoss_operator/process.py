@@ -135,6 +135,7 @@ class Engine:
         objects = KubeRayObjects(
             kube,
             namespaces=self.settings.namespaces,
+            read_nodes=kube_ray.read_nodes,
             news=self.queue.add,
             everything=partial(self.intake.everything, Priority.CHANGE),
         )

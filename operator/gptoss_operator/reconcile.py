@@ -111,6 +111,7 @@ class Reconciler:
             status=status,
             placement=placement,
             application=substrate.view(key) if substrate is not None else ApplicationView(),
+            hardware=substrate.hardware(deployment) if substrate is not None else None,
             trust=trust,
             revocation=self.trust.revocation(deployment, status.weights),
             demand=self.intake.demand(deployment.uid),

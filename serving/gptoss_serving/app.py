@@ -40,7 +40,7 @@ def llm_config(arguments: ServingArguments, node: Node) -> LLMConfig:
             "model_source": str(node.copy_of(arguments.weights)),
         },
         engine_kwargs=engine_arguments(arguments, node),
-        placement_group_config=placement(node),
+        placement_group_config=placement(node, arguments),
         deployment_config={
             # Bounds come with the operator's `deployments` block; these are for a hand-made PUT.
             "autoscaling_config": {"min_replicas": 1, "max_replicas": 1, "target_ongoing_requests": 32},

@@ -13,14 +13,15 @@ def engine_arguments(arguments: ServingArguments, node: Node) -> dict[str, Engin
     """Return vLLM's keyword arguments: the operator's, bent to what a CPU can do where there is only that.
 
     Raises:
-        NodeMisconfiguredError: tensor parallelism on a CPU.
+        NodeMisconfiguredError: tensor or pipeline parallelism on a CPU.
     """
     if node.device == "gpu":
         return dict(arguments.engine)
-    if arguments.tensor > 1:
-        raise NodeMisconfiguredError(
-            f"spec.parallelism.tensor is {arguments.tensor} and this Ray cluster computes on the CPU: set it to 1"
-        )
+    for field, size in (("tensor", arguments.tensor), ("pipeline", arguments.pipeline)):
+        if size > 1:
+            raise NodeMisconfiguredError(
+                f"spec.parallelism.{field} is {size} and this Ray cluster computes on the CPU: set it to 1"
+            )
     kept = {name: value for name, value in arguments.engine.items() if name not in _GPU_ONLY}
     return {**kept, "enforce_eager": True, "dtype": "bfloat16"}
 
@@ -30,8 +31,13 @@ def runtime_environment(arguments: ServingArguments) -> dict[str, Any] | None:
     return {"env_vars": dict(arguments.environment)} if arguments.environment else None
 
 
-def placement(node: Node) -> dict[str, Any]:
-    """Return the placement: one GPU for each worker, all of a tensor group on one node."""
+def placement(node: Node, arguments: ServingArguments) -> dict[str, Any]:
+    """Return the placement: one GPU for each worker, all of a tensor group on one node.
+
+    A pipeline's stages are spread by what nodes have: each holds exactly one tensor group, and vLLM gives
+    neighbouring ranks to workers of one node.
+    """
     if node.device == "cpu":
         return {"bundles": [{"CPU": 1}]}
-    return {"bundle_per_worker": {"GPU": 1, "CPU": 1}, "strategy": "STRICT_PACK"}
+    strategy = "STRICT_PACK" if arguments.pipeline == 1 else "PACK"
+    return {"bundle_per_worker": {"GPU": 1, "CPU": 1}, "strategy": strategy}

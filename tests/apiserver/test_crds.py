@@ -96,6 +96,9 @@ ACCEPTED: dict[str, dict[str, Any]] = {
     "tensor 2": {"parallelism": {"tensor": 2}},
     "tensor 4": {"parallelism": {"tensor": 4}},
     "tensor 8": {"parallelism": {"tensor": 8}},
+    "whole experts": {"parallelism": {"tensor": 2, "expert": True}},
+    "a pipeline": {"parallelism": {"pipeline": 8}, "substrate": {"kubeRay": {}}},
+    "one stage on a Ray cluster": {"parallelism": {"pipeline": 1}, "substrate": {"rayServe": {"clusterName": "x"}}},
     "equal bounds": {"scaling": {"minReplicas": 3, "maxReplicas": 3}},
     "part of scaling": {"scaling": {"maxReplicas": 4}},
     "office hours": {"scaling": {"maxReplicas": 2, "schedules": [HOURS | {"minReplicas": 2}]}},
@@ -148,6 +151,13 @@ REJECTED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "a toleration without key": ({"pod": {"tolerations": [{"operator": "Exists"}]}}, "key"),
     "tensor 3": ({"parallelism": {"tensor": 3}}, "spec.parallelism.tensor must be 1, 2, 4 or 8"),
+    "expert alone": ({"parallelism": {"expert": True}}, "set spec.parallelism.tensor to 2 or more"),
+    "pipeline 0": ({"parallelism": {"pipeline": 0}}, "spec.parallelism.pipeline"),
+    "pipeline 9": ({"parallelism": {"pipeline": 9}}, "spec.parallelism.pipeline"),
+    "a pipeline on a Ray cluster": (
+        {"parallelism": {"pipeline": 2}, "substrate": {"rayServe": {"clusterName": "x"}}},
+        "spec.parallelism.pipeline spans pods that KubeRay makes",
+    ),
     "tensor 16": ({"parallelism": {"tensor": 16}}, "spec.parallelism.tensor"),
     "min above max": (
         {"scaling": {"minReplicas": 3, "maxReplicas": 2}},
@@ -259,7 +269,7 @@ async def test_defaults_are_stored_in_full(kube: Kube, namespace: str):
         "maxHeldRequests": 100,
         "initial": "Prove",
     }
-    assert stored["spec"]["parallelism"] == {"tensor": 1}
+    assert stored["spec"]["parallelism"] == {"tensor": 1, "pipeline": 1, "expert": False}
     assert stored["spec"]["rolloutStrategy"] == {"type": "BlueGreen"}
     assert stored["spec"]["suspend"] is False
 

@@ -56,6 +56,12 @@ def wanted_application(observed: Observation, site: Site) -> Wanted | None:
                 f"spec.{field} shapes pods that KubeRay makes, and this deployment runs on a Ray cluster that is "
                 "there already: remove it, or use spec.substrate.kubeRay in a new deployment"
             )
+    if observed.deployment.spec.parallelism.pipeline > 1:
+        raise ValueError(
+            f"spec.parallelism.pipeline is {observed.deployment.spec.parallelism.pipeline} and spans pods that KubeRay "
+            "makes, but this deployment runs on a Ray cluster that is there already: set it to 1, or use "
+            "spec.substrate.kubeRay in a new deployment"
+        )
     return _wanted_application(observed, site)
 
 
@@ -80,43 +86,58 @@ def _wanted_application(observed: Observation, site: Site) -> Wanted | None:
     """Return the application that is wanted, or None while its weights may not be started.
 
     What runs stays byte for byte as it is while the specification asks for nothing else: neither
-    weights that were signed anew nor an operator with other profiles restart a serving engine.
+    weights that were signed anew nor an operator with other profiles restart a serving engine. One that
+    KubeRay keeps asleep wakes with the settings that it had, and with the weights that are signed then.
 
     Raises:
         ValueError: the specification can't be resolved.
     """
     deployment = observed.deployment
     profile = profile_for(deployment.spec.model.name)
-    engine = engine_for(deployment.spec, profile, observed.application.hardware)
+    engine = engine_for(deployment.spec, profile, observed.hardware)
     deployed = _deployed_arguments(observed)
     if deployed is not None:
         digest = str((deployed.get("weights") or {}).get("manifestDigest"))
-        pinned = deployment.spec.verification.manifest_digest
-        if pinned is None or pinned == digest:
-            same = _arguments(observed, engine, digest, site)
-            if same == deployed:
-                return _wanted(observed, engine, same, digest, site)
-            for other in engines_for_other_hardware(deployment.spec, profile):
-                # Nodes came or went since: no reason to start it anew.
-                if _arguments(observed, other, digest, site) == deployed:
-                    return _wanted(observed, other, deployed, digest, site)
-            if _still_as_proved(observed, same, deployed):
-                kept = EngineConfig(
-                    arguments=dict(deployed["engine"]),
-                    max_num_seqs=int(deployed["engine"].get("max_num_seqs", engine.max_num_seqs)),
-                    profile=observed.status.engine.profile_version if observed.status.engine else engine.profile,
-                    customized=observed.status.engine.customized if observed.status.engine else engine.customized,
-                )
-                return _wanted(observed, kept, deployed, digest, site)
+        kept = _kept(observed, engine, deployed, digest, site)
+        asleep = observed.application.presence is Presence.ABSENT
+        if kept is not None and asleep:
+            engine = kept
+        elif kept is not None and deployment.spec.verification.manifest_digest in {None, digest}:
+            return _wanted(observed, kept, deployed, digest, site)
     if not isinstance(observed.trust, Trusted):
         return None
     digest = observed.trust.manifest_digest
     return _wanted(observed, engine, _arguments(observed, engine, digest, site), digest, site)
 
 
+def _kept(
+    observed: Observation, engine: EngineConfig, deployed: Mapping[str, Any], digest: str, site: Site
+) -> EngineConfig | None:
+    """Return the engine behind what is deployed, if the specification asks for no other."""
+    same = _arguments(observed, engine, digest, site)
+    if same == deployed:
+        return engine
+    spec = observed.deployment.spec
+    for other in engines_for_other_hardware(spec, profile_for(spec.model.name)):
+        # Nodes came or went since: no reason to start it anew.
+        if _arguments(observed, other, digest, site) == deployed:
+            return other
+    status = observed.status.engine
+    if status is None or not _still_as_proved(observed, same, deployed):
+        return None
+    return EngineConfig(
+        arguments=dict(deployed["engine"]),
+        environment=dict(deployed.get("environment") or {}),
+        max_num_seqs=int(deployed["engine"].get("max_num_seqs", engine.max_num_seqs)),
+        profile=status.profile_version,
+        customized=status.customized,
+    )
+
+
 def _deployed_arguments(observed: Observation) -> Mapping[str, Any] | None:
+    """Return the arguments of what runs, or of what KubeRay would wake."""
     application = observed.application
-    if application.presence is not Presence.PRESENT or not application.deployed:
+    if not application.deployed:
         return None
     arguments = application.deployed.get("args")
     return arguments if isinstance(arguments, Mapping) and isinstance(arguments.get("engine"), Mapping) else None

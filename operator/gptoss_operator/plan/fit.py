@@ -13,7 +13,7 @@ from gptoss_api.conditions import Reason
 from gptoss_api.deployment import GptOssDeploymentSpec
 from gptoss_api.engine import EngineConfig, resolve
 from gptoss_api.fit import Fit, Verdict, assess, load_of
-from gptoss_api.hardware import Accelerator, accelerators
+from gptoss_api.hardware import GIB, Accelerator, accelerators
 from gptoss_api.profiles import Profile
 from gptoss_operator.plan.observation import Hardware, Observation, Trusted
 
@@ -23,7 +23,10 @@ _STATUS = {
     Verdict.FITS_WITH_REDUCED_CONTEXT: ("False", Reason.FITS_WITH_REDUCED_CONTEXT),
     Verdict.DOES_NOT_FIT: ("False", Reason.DOES_NOT_FIT),
 }
-_HOW_TO_TELL = "an administrator can say what it has in rayClusters[].hardware of the operator's settings"
+
+
+_PARTITIONS = (16 * GIB, 24 * GIB, 80 * GIB)
+"""Memory of parts of a larger card, one below each bound that a profile has."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,12 +56,13 @@ def engines_for_other_hardware(spec: GptOssDeploymentSpec, profile: Profile) -> 
     """Yield what this very specification would be resolved to on any accelerator that is known."""
     yield resolve(spec, profile)
     for card in accelerators():
-        yield resolve(spec, profile, card)
+        for memory in (card.memory_bytes, *_PARTITIONS):
+            yield resolve(spec, profile, card.with_memory(memory))
 
 
 def fit_of(observed: Observation, engine: EngineConfig) -> Finding | None:
     """Say whether the deployment fits. None while the cluster has not been looked at."""
-    hardware = observed.application.hardware
+    hardware = observed.hardware
     if hardware is None:
         return None
     model = observed.deployment.spec.model.name
@@ -67,22 +71,27 @@ def fit_of(observed: Observation, engine: EngineConfig) -> Finding | None:
         return _unknown(
             Reason.MODEL_UNKNOWN, f"The sizes of spec.model.name {model} are not known, so its fit is not either."
         )
+    request = observed.deployment.spec.accelerator
+    if request is not None and request.vendor == "cpu":
+        return _unknown(
+            Reason.HARDWARE_UNKNOWN, "spec.accelerator.vendor is cpu: what an engine takes on a CPU is not estimated."
+        )
     tensor = observed.deployment.spec.parallelism.tensor
     if not hardware.kinds:
         return _unknown(
             Reason.HARDWARE_UNKNOWN,
             f"No node of {hardware.where} tells of an accelerator that is known here"
             + (f" (it has {', '.join(hardware.strangers)})" if hardware.strangers else "")
-            + f"; {_HOW_TO_TELL}.",
+            + f"; {hardware.how_to_tell}.",
         )
-    roomy = [kind for kind in hardware.kinds if kind.count >= tensor]
+    roomy = [kind for kind in hardware.kinds if kind.count is None or kind.count >= tensor]
     if not roomy:
-        most = max(kind.count for kind in hardware.kinds)
+        most = max(kind.count or 0 for kind in hardware.kinds)
         return _on_no_node(
             hardware,
             f"spec.parallelism.tensor is {tensor} and no node of {hardware.where} has so many accelerators (the most "
-            f"is {most}); set it to {max(size for size in architecture.tensor_sizes if size <= most)} or less, or use "
-            "another cluster.",
+            f"is {most}); set it to {max(size for size in architecture.tensor_sizes if size <= most)} or less, or have "
+            "it run elsewhere.",
         )
     cards = list(dict.fromkeys(card for kind in roomy for card in kind.candidates))
     return _together(hardware, [(card, _assessed(observed, architecture, engine, card)) for card in cards])
@@ -112,8 +121,8 @@ def _together(hardware: Hardware, fits: list[tuple[Accelerator, Fit]]) -> Findin
     told = "; ".join(f"{card.name}: {fit.verdict}" for card, fit in fits)
     return _unknown(
         Reason.DEPENDS_ON_NODE,
-        f"{hardware.where} has, or may have, accelerators of different kinds, and Ray chooses among them ({told}); use "
-        f"a cluster of one kind, or {_HOW_TO_TELL}.",
+        f"In {hardware.where} are, or may be, accelerators of different kinds, and any may be taken ({told}); have it "
+        f"run where there is one kind, or {hardware.how_to_tell}.",
     )
 
 
@@ -121,8 +130,9 @@ def _on_no_node(hardware: Hardware, message: str) -> Finding:
     if hardware.strangers:
         return _unknown(
             Reason.DEPENDS_ON_NODE,
-            f"{message} {hardware.where} also has {', '.join(hardware.strangers)}, which is not known here.",
+            f"{message} In {hardware.where} is also {', '.join(hardware.strangers)}, which is not known here.",
         )
+    message = f"{message} {hardware.unseen}".rstrip()
     return Finding(status="False", reason=Reason.DOES_NOT_FIT, message=message, blocks=True)
 
 

@@ -78,7 +78,7 @@ def decide(observed: Observation, memory: Memory | None, site: Site) -> Verdict:
         wanted = wanted_application(observed, site)
     except ValueError as error:
         return _fail(verdict, Stall(reason=Reason.INVALID_SPEC, detail=Reason.INVALID_SPEC, message=str(error)))
-    fit = fit_of(observed, engine_for(observed.deployment.spec, profile, observed.application.hardware))
+    fit = fit_of(observed, engine_for(observed.deployment.spec, profile, observed.hardware))
     verdict = replace(verdict, wanted=wanted, fit=fit)
     if annotations.get(PAUSED_ANNOTATION) == "true":
         return replace(verdict, paused=True, last_retry=status.last_retry, last_wake=status.last_wake)

@@ -77,11 +77,16 @@ class NodeKind:
 
     Attributes:
         candidates: what each of their accelerators may be, the smallest memory first.
-        count: accelerators of one node.
+        count: accelerators of one node; None if nobody tells.
     """
 
     candidates: tuple[Accelerator, ...]
-    count: int
+    count: int | None
+
+    @property
+    def order(self) -> tuple[int, str, int]:
+        """By memory, so that a list of kinds has one order."""
+        return self.candidates[0].memory_bytes, self.candidates[0].name, self.count or 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,11 +97,15 @@ class Hardware:
         where: the cluster, for messages.
         kinds: its nodes with accelerators that are known, in a fixed order; none if it tells of none.
         strangers: types that it has and that are not known here.
+        how_to_tell: what somebody can do where this is not enough.
+        unseen: which accelerators count although no node has them yet.
     """
 
     where: str
     kinds: tuple[NodeKind, ...] = ()
     strangers: tuple[str, ...] = ()
+    how_to_tell: str = "an administrator can say what it has in rayClusters[].hardware of the operator's settings"
+    unseen: str = ""
 
 
 class Presence(StrEnum):
@@ -130,7 +139,6 @@ class ApplicationView:
         obstacle: what keeps it from starting now, though it may pass.
         conflict: why it was left out of the cluster's configuration.
         trouble: reason and message of a problem of the whole cluster.
-        hardware: the cluster's accelerators, None if it was not looked at yet.
     """
 
     presence: Presence = Presence.UNKNOWN
@@ -143,7 +151,6 @@ class ApplicationView:
     obstacle: Failure | None = None
     conflict: str | None = None
     trouble: tuple[str, str] | None = None
-    hardware: Hardware | None = None
 
 
 KUBERAY = "ray.io/rayservice"
@@ -204,6 +211,7 @@ class Observation:
         status: its status as last written.
         placement: its Ray cluster.
         application: its application there.
+        hardware: the accelerators that it may run on, None if they were not looked at yet.
         trust: what is known of its weights.
         revocation: why the weights that run, or ran last, are denied now.
         demand: what gateways say.
@@ -219,6 +227,7 @@ class Observation:
     application: ApplicationView
     trust: Trust
     demand: Demand
+    hardware: Hardware | None = None
     revocation: Revocation | None = None
     rivals: tuple[str, ...] = ()
     may_start: bool = True

@@ -30,7 +30,7 @@ def hardware_of(cluster: RayCluster, nodes: Sequence[Mapping[str, Any]]) -> Hard
             kinds[NodeKind(candidates=candidates, count=count)] += 1
         else:
             strangers.add(", ".join(types) or "GPUs of no named type")
-    ordered = sorted(kinds, key=lambda kind: (kind.candidates[0].memory_bytes, kind.candidates[0].name, kind.count))
+    ordered = sorted(kinds, key=lambda kind: kind.order)
     return Hardware(where=where, kinds=tuple(ordered), strangers=tuple(sorted(strangers)))
 
 

@@ -4,9 +4,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+from gptoss_api.deployment import GptOssDeployment
 from gptoss_operator.keys import DeploymentKey, Key
 from gptoss_operator.plan.applications import Wish
-from gptoss_operator.plan.observation import ApplicationView
+from gptoss_operator.plan.observation import ApplicationView, Hardware
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +48,10 @@ class Substrate(Protocol):
 
     def view(self, key: DeploymentKey) -> ApplicationView:
         """Return what was last seen of a deployment's application."""
+        ...
+
+    def hardware(self, deployment: GptOssDeployment) -> Hardware | None:
+        """Return the accelerators that a deployment may run on, None if they were not looked at yet."""
         ...
 
     async def reconcile(self, key: Key, *, complete: Callable[[], bool]) -> Outcome:

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 from gptoss_api.application import ROUTER_DEPLOYMENT, is_ours
 from gptoss_api.clusters import RayCluster
 from gptoss_api.conditions import Reason
+from gptoss_api.deployment import GptOssDeployment
 from gptoss_api.names import application_name, route_prefix
 from gptoss_operator.keys import ClusterKey, DeploymentKey, Key
 from gptoss_operator.leadership import Leadership
@@ -62,6 +63,7 @@ class RayServe:
         self._trouble: tuple[str, str] | None = None
         self._unreachable = 0
         self._hardware: Hardware | None = None
+        self._told_hardware: Hardware | None = None
         self._nodes_due = 0.0
         self._learning: asyncio.Task[None] | None = None
         self._conflicts: Mapping[str, str] = {}
@@ -87,14 +89,12 @@ class RayServe:
     def view(self, key: DeploymentKey) -> ApplicationView:
         """Return what was last seen of a deployment's application."""
         if self._details is None:
-            return ApplicationView(trouble=self._trouble, hardware=self._hardware)
+            return ApplicationView(trouble=self._trouble)
         name = self._name(key)
         application = self._details["applications"].get(name)
         conflict = self._conflict(key, name)
         if application is None or application.get("status") == DELETING or conflict is not None:
-            return ApplicationView(
-                presence=Presence.ABSENT, conflict=conflict, trouble=self._trouble, hardware=self._hardware
-            )
+            return ApplicationView(presence=Presence.ABSENT, conflict=conflict, trouble=self._trouble)
         config = application.get("deployed_app_config")
         if config is None or not is_ours({**config, "name": name}, self._installation):
             return ApplicationView(presence=Presence.ABSENT, trouble=self._trouble)
@@ -108,8 +108,11 @@ class RayServe:
             ready=ready,
             wanted=wanted,
             trouble=self._trouble,
-            hardware=self._hardware,
         )
+
+    def hardware(self, deployment: GptOssDeployment) -> Hardware | None:  # noqa: ARG002 - the same for all
+        """Return the cluster's accelerators, None if they were not looked at yet."""
+        return self._hardware
 
     async def close(self) -> None:
         """End what runs beside reconciles."""
@@ -185,8 +188,9 @@ class RayServe:
 
     def _outcome(self, *, look_again: float, wrote: bool = False) -> Outcome:
         views = {key: self.view(key) for key in self._wishes}
-        changed = frozenset(key for key, view in views.items() if self._views.get(key) != view)
-        self._views = views
+        others = self._told_hardware != self._hardware
+        changed = frozenset(key for key, view in views.items() if others or self._views.get(key) != view)
+        self._views, self._told_hardware = views, self._hardware
         return Outcome(changed=changed, look_again=look_again, wrote=wrote, trouble=self._trouble)
 
     def _expected(self, details: Mapping[str, Any], document: Mapping[str, Any]) -> Mapping[str, Any]:

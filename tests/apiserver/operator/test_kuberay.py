@@ -13,7 +13,7 @@ import pytest
 
 from gptoss_cli.local.control_plane import ControlPlane
 from gptoss_kube.client import Kube
-from gptoss_kube.resources import CONFIG_MAPS, GPT_OSS_DEPLOYMENTS, RAY_SERVICES, SECRETS, SERVICES
+from gptoss_kube.resources import CONFIG_MAPS, GPT_OSS_DEPLOYMENTS, NODES, RAY_SERVICES, SECRETS, SERVICES
 from gptoss_kube.watch import Informer
 from gptoss_operator.adapter import KubernetesAdapter
 from gptoss_operator.cache import Kind
@@ -345,6 +345,37 @@ async def test_a_foreign_rayservice_is_left_alone(home: Home) -> None:
         await home.apply()
         assert "did not make" in await home.until("Ready", "False", "RouteConflict")
         assert (await home.get(RAY_SERVICES))["spec"] == theirs["spec"]
+
+
+@pytest.fixture
+async def t4_node(home: Home) -> AsyncIterator[None]:
+    """A node with an accelerator that has no kernels for the model."""
+    name = f"t4-{home.namespace}"
+    labels = {"nvidia.com/gpu.product": "Tesla-T4", "nvidia.com/gpu.memory": "15360", "pool": home.namespace}
+    node = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": name, "labels": labels}}
+    await home.admin.create(node, resource=NODES, field_manager="test")
+    resources = {"allocatable": {"nvidia.com/gpu": "1"}, "capacity": {"nvidia.com/gpu": "1"}}
+    await home.admin.merge_patch(NODES, name, {"status": resources}, field_manager="kubelet", subresource="status")
+    yield
+    await home.admin.delete(NODES, name)
+
+
+@pytest.mark.usefixtures("rayservices", "t4_node")
+async def test_nothing_is_made_for_what_no_node_can_hold(home: Home) -> None:
+    pool = {"nodeSelector": {"pool": home.namespace}}
+    async with home.operator():
+        await home.apply(pod=pool)
+        assert "compute capability 7.5" in await home.until("Ready", "False", "DoesNotFit")
+        assert (await home.condition("Fit"))[:2] == ("False", "DoesNotFit")
+        assert (await home.admin.list(RAY_SERVICES, namespace=home.namespace)).items == []
+        # Its labels change: that alone, without a change of the deployment, lets it start.
+        larger = {"nvidia.com/gpu.product": "NVIDIA-H100-80GB-HBM3", "nvidia.com/gpu.memory": "81559"}
+        await home.admin.merge_patch(
+            NODES, f"t4-{home.namespace}", {"metadata": {"labels": larger}}, field_manager="labeller"
+        )
+        await home.until("Ready", "True", "Serving")
+        assert (await home.condition("Fit"))[:2] == ("True", "Fits")
+        assert "--max-num-batched-tokens 8192" in (await home.get(GPT_OSS_DEPLOYMENTS))["status"]["engine"]["line"]
 
 
 @pytest.mark.usefixtures("rayservices")

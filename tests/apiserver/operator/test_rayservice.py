@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from gptoss_api.accelerator import Accelerator
+from gptoss_api.accelerator import AcceleratorRequest
 from gptoss_api.pod import Pod
 from gptoss_cli.local.control_plane import ControlPlane
 from gptoss_cli.local.errors import StepError
@@ -28,9 +28,13 @@ WORKLOADS = {
     "one replica": workload(),
     "autoscaled": workload(max_replicas=4),
     "a pipeline that users shaped": workload(
-        pods_per_replica=2, min_replicas=2, max_replicas=2, pod=POD, accelerator=Accelerator(product="NVIDIA-H100")
+        pods_per_replica=2,
+        min_replicas=2,
+        max_replicas=2,
+        pod=POD,
+        accelerator=AcceleratorRequest(product="NVIDIA-H100"),
     ),
-    "on a CPU": workload(tensor=1, accelerator=Accelerator(vendor="cpu"), blue_green=False),
+    "on a CPU": workload(tensor=1, accelerator=AcceleratorRequest(vendor="cpu"), blue_green=False),
 }
 
 

@@ -57,6 +57,23 @@ def test_the_manifest_wins_over_the_profile() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("parallelism", "expected"),
+    [
+        ({}, {"tensor_parallel_size": 1}),
+        ({"tensor": 4, "pipeline": 1, "expert": False}, {"tensor_parallel_size": 4}),
+        ({"tensor": 4, "pipeline": 2}, {"tensor_parallel_size": 4, "pipeline_parallel_size": 2}),
+        ({"tensor": 2, "expert": True}, {"tensor_parallel_size": 2, "enable_expert_parallel": True}),
+    ],
+)
+def test_the_parallelism_becomes_vllms_and_nothing_that_is_so_by_default(parallelism, expected) -> None:
+    subject = deployment(parallelism=parallelism)
+    engine = resolve(subject.spec, profile_for("gpt-oss-20b"))
+    assert {name: value for name, value in engine.arguments.items() if "parallel" in name} == expected
+    wire = serving_arguments(subject, engine, installation="local", manifest_digest=DIGEST).wire()
+    assert wire.get("pipeline") == expected.get("pipeline_parallel_size"), "what was before keeps its bytes"
+
+
 def test_what_the_manifest_repeats_of_the_profile_is_not_customized() -> None:
     repeated = deployment(engine={"maxNumSeqs": 256, "maxModelLen": 131072}).spec
     assert resolve(repeated, profile_for("gpt-oss-20b")).customized == ()

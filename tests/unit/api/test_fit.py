@@ -198,6 +198,34 @@ def test_the_context_that_is_advised_fits() -> None:
     assert fit("120b", "H100-80GB", max_model_len=advised, **arguments).verdict is Verdict.FITS
 
 
+SPREAD = [
+    ("120b", "A100-40GB", {"tensor_parallel_size": 1}, Verdict.DOES_NOT_FIT),
+    ("120b", "A100-40GB", {"tensor_parallel_size": 1, "pipeline_parallel_size": 2}, Verdict.FITS_WITH_REDUCED_CONTEXT),
+    ("120b", "A100-40GB", {"tensor_parallel_size": 1, "pipeline_parallel_size": 4}, Verdict.FITS),
+    ("120b", "L4", {"tensor_parallel_size": 2, "pipeline_parallel_size": 2}, Verdict.FITS_WITH_REDUCED_CONTEXT),
+    ("120b", "A100-40GB", {"tensor_parallel_size": 4, "enable_expert_parallel": True}, Verdict.FITS),
+]
+
+
+@pytest.mark.parametrize(("model", "accelerator", "arguments", "verdict"), SPREAD)
+def test_stages_share_layers_and_accelerators_share_experts(model, accelerator, arguments, verdict) -> None:
+    asked = {"max_num_seqs": 64, "max_num_batched_tokens": 1024, "gpu_memory_utilization": 0.9, **arguments}
+    found = fit(model, accelerator, **asked)
+    assert found.verdict is verdict, found.message
+    stages = arguments.get("pipeline_parallel_size", 1)
+    said = f"{stages * arguments['tensor_parallel_size']} x {accelerator}" + (f" in {stages} stages" * (stages > 1))
+    assert f"on {said}: " in found.message
+
+
+@given(st.sampled_from(list(MODELS)), st.integers(1, 8), st.sampled_from([1, 2, 4, 8]), st.booleans())
+def test_the_stages_of_a_pipeline_hold_the_whole_model(model, pipeline, tensor, expert) -> None:
+    shape, padding = MODELS[model], accelerator_named("H100-80GB").padding
+    whole = shape.loaded_bytes(tensor=tensor, padding=padding, expert=expert)
+    stage = shape.loaded_bytes(tensor=tensor, padding=padding, pipeline=pipeline, expert=expert)
+    assert shape.stage_layers(pipeline) * pipeline >= shape.layers
+    assert whole / pipeline <= stage <= whole
+
+
 def test_a_copy_in_bfloat16_is_counted_by_its_files() -> None:
     card = accelerator_named("H200")
     asked = load_of({"max_num_seqs": 64}, LARGE, card)

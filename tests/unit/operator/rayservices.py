@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from gptoss_api.accelerator import Accelerator
+from gptoss_api.accelerator import AcceleratorRequest
 from gptoss_api.pod import Pod
 from gptoss_operator.kuberay_settings import KubeRaySettings
 from gptoss_operator.plan.rayservice.workload import KubeRaySite, Workload
@@ -28,7 +28,7 @@ def workload(**changes: Any) -> Workload:
         "min_replicas": 1,
         "max_replicas": 1,
         "blue_green": True,
-        "accelerator": Accelerator(),
+        "accelerator": AcceleratorRequest(),
         "pod": Pod(),
         "application": APPLICATION,
         "weights_uri": "s3://models/gpt-oss-120b",

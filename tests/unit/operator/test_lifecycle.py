@@ -72,10 +72,8 @@ class World:
             deployment=deployment(generation=self.generation, annotations=self.annotations, **self.spec),
             status=self.status,
             placement=Placement(cluster="local"),
-            application=replace(
-                self.view if self.reachable else ApplicationView(trouble=("ClusterUnreachable", "no answer")),
-                hardware=self.hardware,
-            ),
+            application=self.view if self.reachable else ApplicationView(trouble=("ClusterUnreachable", "no answer")),
+            hardware=self.hardware,
             trust=self.trust,
             revocation=self.revocation,
             demand=self.demand,

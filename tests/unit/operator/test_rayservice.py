@@ -12,11 +12,13 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from gptoss_api.accelerator import Accelerator
+from gptoss_api.accelerator import AcceleratorRequest
 from gptoss_api.pod import Pod
 from gptoss_operator.kuberay_settings import KubeRaySettings, NamespaceLimits
 from gptoss_operator.plan.rayservice.render import canonical, leading_to, render
+from gptoss_operator.plan.rayservice.resolve import check_kuberay, workload_of
 from gptoss_operator.plan.rayservice.workload import KubeRaySite, Workload
+from tests.builders import DIGEST, deployment
 from tests.unit.operator import rayservices
 from tests.unit.operator.rayservices import APPLICATION, site, workload
 
@@ -47,7 +49,7 @@ workloads = st.builds(
     max_replicas=st.integers(3, 9),
     blue_green=st.booleans(),
     accelerator=st.builds(
-        Accelerator, vendor=st.sampled_from(["nvidia", "amd", "cpu"]), product=st.sampled_from([None, "H100"])
+        AcceleratorRequest, vendor=st.sampled_from(["nvidia", "amd", "cpu"]), product=st.sampled_from([None, "H100"])
     ),
     pod=st.builds(
         lambda selector, tolerations: Pod.model_validate({"nodeSelector": selector, "tolerations": tolerations}),
@@ -145,7 +147,7 @@ def test_worker_pods_are_counted_from_replicas_and_pipeline(
 def test_a_worker_holds_one_tensor_group(
     accelerator: dict[str, str], tensor: int, resource: dict[str, str], params: tuple[str, str]
 ) -> None:
-    group = workers(workload(accelerator=Accelerator.model_validate(accelerator), tensor=tensor))
+    group = workers(workload(accelerator=AcceleratorRequest.model_validate(accelerator), tensor=tensor))
     limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
     assert {name: count for name, count in limits.items() if name != "memory"} == resource
     assert (group["rayStartParams"]["num-cpus"], group["rayStartParams"]["num-gpus"]) == params
@@ -234,7 +236,7 @@ def test_serve_gets_our_application() -> None:
     assert document["applications"] == [APPLICATION]
 
 
-@pytest.mark.parametrize(("replicas", "pods", "kept"), [(1, 1, 0), (2, 1, 1), (3, 2, 4)])
+@pytest.mark.parametrize(("replicas", "pods", "kept"), [(1, 1, 0), (2, 1, 1), (3, 2, 2)])
 def test_a_disruption_takes_one_replica_at_most(replicas: int, pods: int, kept: int) -> None:
     rendered = render(workload(min_replicas=replicas, max_replicas=replicas, pods_per_replica=pods), site())
     (budget,) = [each for each in rendered.others if each["kind"] == "PodDisruptionBudget"]
@@ -300,6 +302,34 @@ def test_limits_name_the_field_the_value_and_the_way_out(
         assert refusal is not None
         with pytest.raises(AssertionError, match=said):
             raise AssertionError(refusal)
+
+
+@pytest.mark.parametrize(
+    ("spec", "at", "said"),
+    [
+        ({"parallelism": {"pipeline": 2}, "accelerator": {"vendor": "cpu"}}, {}, "spec.parallelism.pipeline is 2 with"),
+        ({"parallelism": {"tensor": 2}, "accelerator": {"vendor": "cpu"}}, {}, "spec.parallelism.tensor is 2 with"),
+        (
+            {"parallelism": {"tensor": 2, "pipeline": 3}, "scaling": {"maxReplicas": 2}},
+            {"limits": [{"maxAccelerators": 11}]},
+            "asks for 12 accelerators and this namespace may have 11",
+        ),
+        ({"parallelism": {"tensor": 2, "pipeline": 3}}, {"limits": [{"maxAccelerators": 6}]}, None),
+    ],
+)
+def test_a_pipeline_is_checked_and_counted(spec: dict[str, Any], at: dict[str, Any], said: str | None) -> None:
+    asked = deployment(**spec)
+    where = site(settings=rayservices.settings(**at))
+    if said is not None:
+        with pytest.raises(ValueError, match=said):
+            check_kuberay(asked, where)
+        return
+    check_kuberay(asked, where)
+    group = workers(workload_of(asked, APPLICATION, DIGEST))
+    assert (group["replicas"], group["template"]["spec"]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"]) == (
+        3,
+        "2",
+    )
 
 
 def test_the_first_fitting_entry_limits_a_namespace() -> None:

@@ -68,7 +68,9 @@ def test_a_gpu_engine_gets_the_operators_arguments_unchanged_and_its_group_on_on
     node = Node.from_environment(ENVIRONMENT)
 
     assert engine_arguments(_arguments(tensor=2), node) == _arguments().engine
-    assert placement(node) == {"bundle_per_worker": {"GPU": 1, "CPU": 1}, "strategy": "STRICT_PACK"}
+    assert placement(node, _arguments()) == {"bundle_per_worker": {"GPU": 1, "CPU": 1}, "strategy": "STRICT_PACK"}
+    pipeline = _arguments().model_copy(update={"pipeline": 2})
+    assert placement(node, pipeline) == {"bundle_per_worker": {"GPU": 1, "CPU": 1}, "strategy": "PACK"}
 
 
 def test_a_cpu_engine_gets_what_a_cpu_can_do() -> None:
@@ -77,9 +79,11 @@ def test_a_cpu_engine_gets_what_a_cpu_can_do() -> None:
     arguments = engine_arguments(_arguments(), node)
 
     assert arguments == {"enforce_eager": True, "dtype": "bfloat16", "max_model_len": 2048}
-    assert placement(node) == {"bundles": [{"CPU": 1}]}
+    assert placement(node, _arguments()) == {"bundles": [{"CPU": 1}]}
     with pytest.raises(NodeMisconfiguredError, match=r"spec\.parallelism\.tensor is 2"):
         engine_arguments(_arguments(tensor=2), node)
+    with pytest.raises(NodeMisconfiguredError, match=r"spec\.parallelism\.pipeline is 2"):
+        engine_arguments(_arguments().model_copy(update={"pipeline": 2}), node)
 
 
 def test_every_node_puts_the_same_weights_into_the_same_folder() -> None:

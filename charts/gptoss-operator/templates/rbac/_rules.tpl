@@ -58,6 +58,11 @@
   resources: [customresourcedefinitions]
   resourceNames: [rayservices.ray.io]
   verbs: [get]
+{{- if ne (toString .Values.kubeRay.settings.readNodes) "false" }}
+- apiGroups: [""]
+  resources: [nodes]
+  verbs: [list, watch]
+{{- end }}
 {{- end }}
 
 {{- define "gptoss.rules.operator.system" -}}

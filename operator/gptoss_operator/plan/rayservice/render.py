@@ -166,14 +166,15 @@ def _gateway_tokens(workload: Workload, site: KubeRaySite) -> Raw:
 def _disruption_budget(workload: Workload) -> Raw:
     """Return a budget that keeps all replicas but one, so it hinders nothing while there is only one.
 
-    A number to keep, not to lose: the disruption controller knows no scale of a Ray cluster.
+    A number to keep, not to lose: the disruption controller knows no scale of a Ray cluster. Of a pipeline's
+    pods only the one with Serve's proxy is ever ready, so each replica counts once.
     """
     return {
         "apiVersion": "policy/v1",
         "kind": "PodDisruptionBudget",
         "metadata": workload.metadata(f"{workload.name}-engine"),
         "spec": {
-            "minAvailable": (workload.min_replicas - 1) * workload.pods_per_replica,
+            "minAvailable": workload.min_replicas - 1,
             "selector": {"matchLabels": {**workload.identity, ROLE_LABEL: WORKER}},
         },
     }

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from gptoss_api.accelerator import Accelerator
+from gptoss_api.accelerator import AcceleratorRequest
 from gptoss_api.deployment import GptOssDeployment
 from gptoss_api.pod import Pod
 from gptoss_operator.plan.rayservice.workload import KubeRaySite, Workload
@@ -21,13 +21,16 @@ def check_kuberay(deployment: GptOssDeployment, site: KubeRaySite) -> None:
             f"spec.model.uri {spec.model.uri} names a folder, and pods that KubeRay makes see none of a node's: "
             "put the weights into an object store (s3://)"
         )
-    accelerator = spec.accelerator or Accelerator()
-    if accelerator.vendor == "cpu" and spec.parallelism.tensor > 1:
-        raise ValueError(
-            f"spec.parallelism.tensor is {spec.parallelism.tensor} with spec.accelerator.vendor cpu: set it to 1"
-        )
+    accelerator = spec.accelerator or AcceleratorRequest()
+    for field in ("tensor", "pipeline"):
+        if accelerator.vendor == "cpu" and getattr(spec.parallelism, field) > 1:
+            raise ValueError(
+                f"spec.parallelism.{field} is {getattr(spec.parallelism, field)} with spec.accelerator.vendor cpu: set "
+                "it to 1"
+            )
     limits = site.settings.limits_of(deployment.namespace)
-    count = 0 if accelerator.resource is None else spec.scaling.max_replicas * spec.parallelism.tensor
+    each = spec.parallelism.tensor * spec.parallelism.pipeline
+    count = 0 if accelerator.resource is None else spec.scaling.max_replicas * each
     refusal = limits.refusal(spec.pod or Pod(), count) if limits is not None else None
     if refusal is not None:
         raise ValueError(refusal)
@@ -42,11 +45,11 @@ def workload_of(deployment: GptOssDeployment, application: Mapping[str, Any], ma
         name=deployment.name,
         uid=deployment.uid,
         tensor=spec.parallelism.tensor,
-        pods_per_replica=1,
+        pods_per_replica=spec.parallelism.pipeline,
         min_replicas=least,
         max_replicas=max(least, spec.scaling.max_replicas),
         blue_green=spec.rollout_strategy.type == "BlueGreen",
-        accelerator=spec.accelerator or Accelerator(),
+        accelerator=spec.accelerator or AcceleratorRequest(),
         pod=spec.pod or Pod(),
         application=application,
         weights_uri=spec.model.uri,

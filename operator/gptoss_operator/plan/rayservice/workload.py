@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from gptoss_api.accelerator import Accelerator
+from gptoss_api.accelerator import AcceleratorRequest
 from gptoss_api.names import API_VERSION, FIELD_MANAGER, GROUP
 from gptoss_api.pod import Pod
 from gptoss_operator.kuberay_settings import KubeRaySettings
@@ -54,7 +54,7 @@ class Workload:
     min_replicas: int
     max_replicas: int
     blue_green: bool
-    accelerator: Accelerator
+    accelerator: AcceleratorRequest
     pod: Pod
     application: Mapping[str, Any]
     weights_uri: str

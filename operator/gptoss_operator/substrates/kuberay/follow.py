@@ -1,8 +1,9 @@
-"""Copies of all RayServices and of our pods, kept true by watches, and the few writes to them.
+"""Copies of all RayServices, of our pods and of nodes' labels, kept true by watches, and the few writes to them.
 
 Where KubeRay's CRD is missing, or too old to suspend, this says so, and goes on looking until it comes.
 """
 
+import asyncio
 import contextlib
 import secrets
 import time
@@ -14,22 +15,33 @@ from gptoss_api.conditions import Reason
 from gptoss_api.names import FIELD_MANAGER
 from gptoss_kube.client import Kube, Object
 from gptoss_kube.errors import AlreadyExists, Forbidden, NotFound, UnknownResource
-from gptoss_kube.resources import CUSTOM_RESOURCE_DEFINITIONS, PODS, RAY_SERVICES, SECRETS, resource_of
+from gptoss_kube.resources import CUSTOM_RESOURCE_DEFINITIONS, NODES, PODS, RAY_SERVICES, SECRETS, resource_of
 from gptoss_kube.watch import Informer
 from gptoss_operator.keys import RayServiceKey
 from gptoss_operator.plan.rayservice.workload import DEPLOYMENT_LABEL, MANAGED_BY, Raw
+from gptoss_operator.substrates.kuberay.nodes import lean_node
 from gptoss_operator.substrates.kuberay.seen import lean
 
 _SELECTOR = ",".join(f"{name}={value}" for name, value in MANAGED_BY.items())
 _CRD = "rayservices.ray.io"
 _LOOK_AGAIN_SECONDS = 10.0
+_NODES_SECONDS = 1.0
+"""News of nodes come in crowds, and concern everybody: one look follows for all of them."""
 _NEWS = Callable[[RayServiceKey], object]
 
 
 class KubeRayObjects:
-    """RayServices and pods of the watched namespaces."""
+    """RayServices and pods of the watched namespaces, and the cluster's nodes where those may be read."""
 
-    def __init__(self, kube: Kube, *, namespaces: tuple[str, ...], news: _NEWS, everything: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        kube: Kube,
+        *,
+        namespaces: tuple[str, ...],
+        read_nodes: bool,
+        news: _NEWS,
+        everything: Callable[[], None],
+    ) -> None:
         """``news`` is called for every change, ``everything`` when what is known of all has changed."""
         self._kube = kube
         self._news = news
@@ -50,6 +62,13 @@ class KubeRayObjects:
                     keep=lean_pod,
                 ),
             ]
+        self._nodes: dict[str, Raw] = {}
+        self._node_informer = (
+            Informer(kube, NODES, on_change=self._node_seen, on_delete=self._node_gone, keep=lean_node)
+            if read_nodes
+            else None
+        )
+        self._crowd: asyncio.TimerHandle | None = None
         self._stack = contextlib.AsyncExitStack()
         self._suspends: bool | None = None
         self._looked_at = 0.0
@@ -59,9 +78,13 @@ class KubeRayObjects:
         """Begin to follow."""
         for informer in self._informers:
             await self._stack.enter_async_context(informer)
+        if self._node_informer is not None:
+            await self._stack.enter_async_context(self._node_informer)
 
     async def close(self) -> None:
         """End it."""
+        if self._crowd is not None:
+            self._crowd.cancel()
         await self._stack.aclose()
 
     def rayservice(self, key: RayServiceKey) -> Raw | None:
@@ -71,6 +94,13 @@ class KubeRayObjects:
     def pods(self, key: RayServiceKey) -> list[Raw]:
         """Return the pods of a deployment."""
         return list(self._pods.get(key, {}).values())
+
+    def nodes(self) -> list[Raw] | None:
+        """Return the cluster's nodes, none if they may not be read; None if they were not looked at yet."""
+        informer = self._node_informer
+        if informer is None or informer.synced.is_set() or informer.last_error is not None:
+            return list(self._nodes.values())
+        return None
 
     def trouble(self) -> tuple[str, str] | None:
         """Say why nothing can be known or done now."""
@@ -98,7 +128,8 @@ class KubeRayObjects:
     @property
     def synced(self) -> bool:
         """Whether everything that exists was listed, and RayServices are of a kind that can be used."""
-        return all(informer.synced.is_set() for informer in self._informers) and self._suspends is True
+        everything = all(informer.synced.is_set() for informer in self._informers)
+        return everything and self._suspends is True and self.nodes() is not None
 
     async def look_at_version(self) -> None:
         """Find out whether this KubeRay can suspend, unless that is known; raises KubeError."""
@@ -175,6 +206,25 @@ class KubeRayObjects:
         if known is not None and known["metadata"]["uid"] == raw["metadata"]["uid"]:
             del self._rayservices[key]
             self._news(key)
+
+    def _node_seen(self, raw: Object) -> None:
+        name = raw["metadata"]["name"]
+        before, self._nodes[name] = self._nodes.get(name), raw
+        if before is None or (before["labels"], before["counts"]) != (raw["labels"], raw["counts"]):
+            self._of_nodes(raw)
+
+    def _node_gone(self, raw: Object) -> None:
+        self._nodes.pop(raw["metadata"]["name"], None)
+        self._of_nodes(raw)
+
+    def _of_nodes(self, raw: Object) -> None:
+        """Have everybody look again, soon, if it has accelerators."""
+        if raw["counts"] and self._crowd is None:
+            self._crowd = asyncio.get_running_loop().call_later(_NODES_SECONDS, self._tell_of_nodes)
+
+    def _tell_of_nodes(self) -> None:
+        self._crowd = None
+        self._everything()
 
     def _pod_seen(self, raw: Object) -> None:
         key = _owner(raw)

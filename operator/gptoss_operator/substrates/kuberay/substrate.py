@@ -8,17 +8,19 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 from gptoss_api.conditions import Reason
+from gptoss_api.deployment import GptOssDeployment
 from gptoss_api.kuberay import engine_service
 from gptoss_kube.errors import Invalid
 from gptoss_operator.keys import DeploymentKey, Key, RayServiceKey
 from gptoss_operator.kuberay_settings import KubeRaySettings
 from gptoss_operator.leadership import Leadership
 from gptoss_operator.plan.applications import DEPLOY_FAILED, Present, Wish
-from gptoss_operator.plan.observation import ApplicationView, Failure, Presence
+from gptoss_operator.plan.observation import ApplicationView, Failure, Hardware, Presence
 from gptoss_operator.plan.rayservice.render import CLUSTER_LABEL, NOWHERE, Rendered, leading_to, serve_config
 from gptoss_operator.plan.rayservice.workload import REVISION_LABEL, ROLE_LABEL, UID_LABEL, WORKER, Raw
 from gptoss_operator.substrates.failures import failure_of
 from gptoss_operator.substrates.kuberay.follow import KubeRayObjects
+from gptoss_operator.substrates.kuberay.nodes import hardware_for
 from gptoss_operator.substrates.kuberay.pods import trouble_of
 from gptoss_operator.substrates.kuberay.seen import SeenRayService, seen_rayservice
 from gptoss_operator.substrates.kuberay.steps import Step, leads_to, next_step
@@ -109,6 +111,11 @@ class KubeRay:
             # What it would run when it wakes is told too: it is to be kept if nothing else is wanted.
             return ApplicationView(presence=Presence.ABSENT, deployed=seen.config, trouble=trouble)
         return self._awake_view(key, seen, trouble)
+
+    def hardware(self, deployment: GptOssDeployment) -> Hardware | None:
+        """Return the accelerators that a deployment may run on, None if nodes were not looked at yet."""
+        nodes = self._objects.nodes()
+        return hardware_for(deployment.spec, self._settings, nodes) if nodes is not None else None
 
     async def reconcile(self, key: Key, *, complete: Callable[[], bool]) -> Outcome:  # noqa: ARG002 - all are alone
         """Look at one deployment's RayService, and bring about what is wanted; raises KubeError."""
@@ -258,7 +265,7 @@ class KubeRay:
             failure=failure,
             obstacle=obstacle,
             ready=sum(_is_ready(pod) for pod in workers) if answering else 0,
-            wanted=len(workers),
+            wanted=-(-len(workers) // _pods_per_replica(seen)),
             trouble=trouble,
         )
 
@@ -294,6 +301,12 @@ class KubeRay:
 
 def _application(seen: SeenRayService, cluster: str | None) -> Raw:
     return dict(next(iter(seen.applications.get(cluster or "", {}).values()), {}))
+
+
+def _pods_per_replica(seen: SeenRayService) -> int:
+    """Pods of one pipeline; of those only the first, with Serve's proxy, is ever ready."""
+    arguments = (seen.config or {}).get("args") or {}
+    return int(arguments.get("pipeline") or 1)
 
 
 def _is_for(seen: SeenRayService, wish: Present) -> bool:
