@@ -22,7 +22,7 @@ from gptoss_serving.gate import GatewayTokens
 from gptoss_serving.node import Node
 from gptoss_serving.preflight import check_node, parse_arguments
 from gptoss_serving.routes import restrict
-from gptoss_serving.weights import verified_copy
+from gptoss_serving.weights import prepared_copy, verified_copy
 
 REASONING = "stand-in"
 ANSWER = "The stand-in answers."
@@ -34,7 +34,7 @@ class StandIn:
     def __init__(self, arguments: dict[str, Any]) -> None:
         self.arguments = ServingArguments.model_validate(arguments)
         self.node = Node.from_environment()
-        verified_copy(self.arguments.weights, self.node)
+        (prepared_copy if self.node.weights_prepared else verified_copy)(self.arguments.weights, self.node)
         time.sleep(float(os.environ.get("GPTOSS_STANDIN_START_SECONDS", "0")))
 
     async def __serve_build_asgi_app__(self) -> FastAPI:

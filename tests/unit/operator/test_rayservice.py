@@ -117,6 +117,14 @@ def test_only_the_fetching_container_writes_weights_and_knows_credentials() -> N
     assert "weights" not in {volume["name"] for volume in head(workload())["template"]["spec"]["volumes"]}
 
 
+def test_fetching_weights_makes_no_pod_larger_than_was_chosen() -> None:
+    small = workload(pod=Pod.model_validate({"resources": {"cpu": "500m", "memory": "4Gi"}}))
+    for of in (small, workload()):
+        pod = workers(of)["template"]["spec"]
+        (engine,), (fetch,) = pod["containers"], pod["initContainers"]
+        assert fetch["resources"]["requests"]["cpu"] == engine["resources"]["requests"]["cpu"]
+
+
 @pytest.mark.parametrize(
     ("change", "counts"),
     [

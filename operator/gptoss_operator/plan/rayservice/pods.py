@@ -89,7 +89,7 @@ def worker_group(workload: Workload, site: KubeRaySite, revision: str) -> Raw:
     container["volumeMounts"].append({"name": "weights", "mountPath": _WEIGHTS, "readOnly": True})
     volumes = [*_scratch(site), *_tokens_volume(workload), _empty_dir("weights", settings.weights_size_limit)]
     pod = _pod_spec(workload, site, [container], volumes)
-    pod["initContainers"] = [_weights_container(workload, site)]
+    pod["initContainers"] = [_weights_container(workload, site, cpu=requests["cpu"])]
     selector = {**workload.pod.node_selector, **workload.accelerator.node_selector}
     if selector:
         pod["nodeSelector"] = dict(sorted(selector.items()))
@@ -190,8 +190,11 @@ def _ray_container(
     }
 
 
-def _weights_container(workload: Workload, site: KubeRaySite) -> Raw:
-    """Return the container that fetches and verifies; the engine's pod starts only if it succeeds."""
+def _weights_container(workload: Workload, site: KubeRaySite, *, cpu: str) -> Raw:
+    """Return the container that fetches and verifies; the engine's pod starts only if it succeeds.
+
+    It asks for the engine's ``cpu``, which it has before the engine: more would make the pod larger than was chosen.
+    """
     command = ["gptoss", "weights", "pull", workload.weights_uri, "--to", f"{_WEIGHTS}/{_COPIES}"]
     command += ["--model", workload.subject, "--manifest-digest", workload.manifest_digest]
     command += ["--readable", "--termination-log", "/dev/termination-log"]
@@ -210,7 +213,7 @@ def _weights_container(workload: Workload, site: KubeRaySite) -> Raw:
         "imagePullPolicy": site.settings.image_pull_policy,
         "command": command,
         "env": [*_env({**site.settings.env, **environment}), *credentials],
-        "resources": {"requests": {"cpu": "1", "memory": "1Gi"}, "limits": {"memory": "1Gi"}},
+        "resources": {"requests": {"cpu": cpu, "memory": "1Gi"}, "limits": {"memory": "1Gi"}},
         "securityContext": {**_RESTRICTED, "runAsUser": _WEIGHTS_USER, "runAsGroup": _WEIGHTS_USER},
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "volumeMounts": [{"name": "weights", "mountPath": _WEIGHTS}],
