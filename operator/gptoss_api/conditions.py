@@ -110,6 +110,7 @@ class TrustReason(StrEnum):
     SUBJECT_MISMATCH = "SubjectMismatch"
     DENIED_DIGEST = "DeniedDigest"
     DENIED_KEY = "DeniedKey"
+    DENIED_IDENTITY = "DeniedIdentity"
     UNLISTED_RELEASE = "UnlistedRelease"
     ROLLBACK = "Rollback"
     RELEASE_NOT_RECORDED = "ReleaseNotRecorded"

@@ -64,6 +64,10 @@ class WeightsStatus(ApiModel):
     authority: Annotated[str, Field(max_length=63)] = Field(
         description="Authority of the policy that matched; empty if the signer was waived."
     )
+    identity: Annotated[str, Field(max_length=1024)] | None = Field(
+        default=None,
+        description="Whom the certificate that signed was made out to, as the authority expects it; absent for a key.",
+    )
     policy: Annotated[str, Field(max_length=253)] = Field(description="WeightTrustPolicy that allowed it.")
     signer_waived: _Text | None = Field(
         default=None, description="Why no authority vouches for the signer, where mode Audit waives that."

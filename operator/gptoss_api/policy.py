@@ -59,9 +59,17 @@ class CertificateChain(ApiModel):
     """Signers whose certificate is vouched for by one of these roots, and by no others."""
 
     model_config = ConfigDict(
-        json_schema_extra=cel(
-            "has(self.subject) || has(self.subjectAltName)",
-            "certificate must expect a subject or a subjectAltName: a root alone would trust all whom it certifies",
+        json_schema_extra=rules(
+            cel(
+                "has(self.subject) || has(self.subjectAltName)",
+                "certificate must expect a subject or a subjectAltName: a root alone would trust all whom it certifies",
+            ),
+            cel(
+                "!has(self.requireTransparencyLog) || !self.requireTransparencyLog",
+                "certificate.requireTransparencyLog must not be true: bundles that are signed with such a certificate "
+                "carry no entry of a transparency log; use sigstore, which always requires one",
+                fieldPath=".requireTransparencyLog",
+            ),
         )
     )
 
@@ -84,6 +92,71 @@ class CertificateChain(ApiModel):
             "self.matches('^(URI|email|DNS):.+$')", "subjectAltName must start with URI:, email: or DNS:"
         ),
     )
+    require_transparency_log: bool | None = Field(
+        default=None, description="Can't be true: who wants an entry of a transparency log takes sigstore."
+    )
+
+
+class SigstoreRoot(ApiModel):
+    """What a Sigstore instance is recognised by. One of the two."""
+
+    model_config = ConfigDict(
+        json_schema_extra=cel(
+            "has(self.inline) != has(self.name)", "trustedRoot must hold exactly one of inline and name"
+        )
+    )
+
+    inline: Annotated[str, Field(min_length=2, max_length=65536)] | None = Field(
+        default=None,
+        description="Text of a trusted_root.json: the instance's certificate authorities, logs and time-stamp "
+        "authorities.",
+        json_schema_extra=cel("self.startsWith('{')", "trustedRoot.inline must be the text of a trusted_root.json"),
+    )
+    name: Name | None = Field(
+        default=None,
+        description="A trusted_root.json that the operator's settings name so under sigstoreTrustedRoots.",
+    )
+
+
+class SigstoreIdentity(ApiModel):
+    """A signer whom a Sigstore instance certified for some minutes, with an entry in its transparency log."""
+
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            cel(
+                "has(self.identity) != has(self.identityRegExp)",
+                "sigstore must hold exactly one of identity and identityRegExp",
+            ),
+            cel(
+                "self.requireTransparencyLog",
+                "sigstore.requireTransparencyLog must be true: the certificate lives for minutes, and only the log "
+                "says that it was valid when it signed",
+                fieldPath=".requireTransparencyLog",
+            ),
+        )
+    )
+
+    identity: Annotated[str, Field(min_length=3, max_length=1024)] | None = Field(
+        default=None,
+        description="The signer, whole, as the certificate's one subject alternative name has it: an e-mail address "
+        "or a URI, such as that of a workflow.",
+    )
+    identity_reg_exp: Annotated[str, Field(min_length=3, max_length=1024)] | None = Field(
+        default=None,
+        alias="identityRegExp",
+        description="RE2 expression that the signer matches from beginning to end.",
+        json_schema_extra=cel(
+            "''.matches(self) in [true, false]", "identityRegExp must be a regular expression as RE2 has them"
+        ),
+    )
+    issuer: Annotated[str, Field(min_length=8, max_length=1024)] = Field(
+        description="Who vouched for the identity at that time: the URL of an OpenID Connect provider, whole.",
+        json_schema_extra=cel("self.matches('^https?://.+$')", "issuer must be a URL, such as https://accounts.acme"),
+    )
+    trusted_root: SigstoreRoot = Field(description="The Sigstore instance. Nothing is fetched to verify a signature.")
+    require_transparency_log: bool = Field(
+        default=True, description="A signature counts only with its entry in the log. It can't be switched off."
+    )
 
 
 class Authority(ApiModel):
@@ -97,8 +170,8 @@ class Authority(ApiModel):
                 fieldPath=".notAfter",
             ),
             cel(
-                "has(self.key) != has(self.certificate)",
-                "authorities[] must hold exactly one of key and certificate",
+                "[has(self.key), has(self.certificate), has(self.sigstore)].filter(each, each).size() == 1",
+                "authorities[] must hold exactly one of key, certificate and sigstore",
             ),
         )
     )
@@ -119,6 +192,9 @@ class Authority(ApiModel):
         default=None,
         description="The certificates that sign: valid now, for code signing, and made out to the one expected.",
     )
+    sigstore: SigstoreIdentity | None = Field(
+        default=None, description="The identity that signs, with a short-lived certificate of a Sigstore instance."
+    )
 
 
 class Denied(ApiModel):
@@ -131,6 +207,13 @@ class Denied(ApiModel):
         default=(),
         description="Keys whose signatures count no more, as status.weights.signer shows them: sha256: and the "
         "SHA-256 of the SubjectPublicKeyInfo.",
+    )
+    identities: Annotated[tuple[Annotated[str, Field(min_length=3, max_length=1024)], ...], Field(max_length=256)] = (
+        Field(
+            default=(),
+            description="Signers whose signatures count no more, as status.weights.identity shows them: a Sigstore "
+            "identity, or a certificate's subject or one of its names (URI:…, email:… or DNS:…).",
+        )
     )
 
 

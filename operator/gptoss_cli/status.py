@@ -116,7 +116,8 @@ def _print_one(deployment: Mapping[str, Any]) -> None:
     facts.add_row("Endpoint", f"{endpoint['url']} (model {endpoint.get('model')})" if endpoint else "-")
     facts.add_row("Weights", weights.get("manifestDigest", "-"))
     if weights:
-        signed = f"{weights.get('authority')} ({weights.get('signer')}), policy {weights.get('policy')}"
+        signer = weights.get("identity") or weights.get("signer")
+        signed = f"{weights.get('authority')} ({signer}), policy {weights.get('policy')}"
         facts.add_row("Signed by", signed)
     facts.add_row("Last wake", _seconds(wake))
     if wake.get("stage"):

@@ -51,13 +51,13 @@ class Metrics:
         )
         self._weights = Gauge(
             "gptoss_deployment_weights",
-            "1 for who vouches for the weights of a deployment: policy, authority, and fingerprint of the key; "
-            "mode is Audit where the signer was waived.",
-            ["namespace", "name", "policy", "authority", "signer", "mode"],
+            "1 for who vouches for the weights of a deployment: policy, authority, fingerprint of the key, and the "
+            "certificate's identity, if there was one; mode is Audit where the signer was waived.",
+            ["namespace", "name", "policy", "authority", "signer", "identity", "mode"],
             registry=self.registry,
         )
         self._known: dict[DeploymentKey, set[tuple[str, str]]] = {}
-        self._vouching: dict[DeploymentKey, tuple[str, str, str, str]] = {}
+        self._vouching: dict[DeploymentKey, tuple[str, str, str, str, str]] = {}
 
     def tell_conditions(self, key: DeploymentKey, conditions: Iterable[Condition]) -> None:
         """Show a deployment's conditions."""
@@ -87,6 +87,6 @@ class Metrics:
             self._conditions.remove(key.namespace, key.name, name, status)
 
 
-def _vouching(weights: WeightsStatus) -> tuple[str, str, str, str]:
+def _vouching(weights: WeightsStatus) -> tuple[str, str, str, str, str]:
     mode = "Audit" if weights.signer_waived is not None else "Enforce"
-    return weights.policy, weights.authority, weights.signer, mode
+    return weights.policy, weights.authority, weights.signer, weights.identity or "", mode

@@ -66,7 +66,10 @@ class Engine:
         self.intake = Intake(cache=self.cache, queue=self.queue, clock=self.clock)
         self.leadership = leadership = leadership or AlwaysLeader()
         self.trust = TrustDesk(
-            check=check or SignatureCheck(cache=self.cache, sources=settings.sources()),
+            check=check
+            or SignatureCheck(
+                cache=self.cache, sources=settings.sources(), trusted_roots=settings.sigstore_trusted_roots
+            ),
             cache=self.cache,
             clock=self.clock,
             metrics=self.metrics,

@@ -60,6 +60,11 @@ class Settings(StrictModel):
     )
     gateway_url: str = Field(default="", alias="gatewayURL", description="Base URL that status tells clients.")
     weight_sources: WeightSources = Field(default_factory=WeightSources)
+    sigstore_trusted_roots: dict[Name, Path] = Field(
+        default_factory=dict,
+        description="Files of Sigstore instances (trusted_root.json) by the name that policies give them; read again "
+        "at each check.",
+    )
     serving_import_path: Annotated[str, Field(pattern=r"^[\w.]+:\w+$")] = "gptoss_serving.app:build"
     max_concurrent_starts: Annotated[int, Field(ge=1, le=1000)] = 4
     resync_seconds: Annotated[float, Field(ge=5)] = 300.0

@@ -7,10 +7,11 @@ when that changes. What fails is looked at again after 30 s, then ever less ofte
 import asyncio
 import hashlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import datetime
+from pathlib import Path
 from typing import Protocol
 
 from pydantic import ValidationError
@@ -28,6 +29,7 @@ from gptoss_operator.metrics import Metrics
 from gptoss_operator.plan.observation import Distrusted, Revocation, Trust, Trusted
 from gptoss_operator.releases import ReleaseLedger
 from gptoss_weights.errors import SourceError, WeightsError
+from gptoss_weights.identities import MAX_ROOT_BYTES
 from gptoss_weights.policy import Narrowing, check_source, evaluate, revocation, select_policy
 from gptoss_weights.sources import SourceSettings, open_source
 from gptoss_weights.trust import read_bundle
@@ -37,6 +39,7 @@ FIRST_LOOK_SECONDS = 30.0
 LAST_LOOK_SECONDS = 600.0
 _CHECK_SECONDS = 120.0
 _CHECKS_AT_ONCE = 8
+_NO_FILES: Mapping[str, Path] = {}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,7 +139,12 @@ class TrustDesk:
             policy = _policy_of(deployment, self._policies(), self._cache)
         except (WeightsError, ValidationError):
             return None  # Nothing new starts without a readable policy; what runs goes on.
-        found = revocation(policy.spec, manifest_digest=running.manifest_digest, signer=running.signer)
+        found = revocation(
+            policy.spec,
+            manifest_digest=running.manifest_digest,
+            signer=running.signer,
+            identity=running.identity,
+        )
         if found is None:
             return None
         return Revocation(reason=found.reason, message=found.message, drain=policy.spec.on_revoked == "Drain")
@@ -264,11 +272,15 @@ def _source(answer: Trust) -> str | None:
 
 
 class SignatureCheck:
-    """The check itself: choose the policy, ask it about the source, read the bundle, judge it."""
+    """The check itself: choose the policy, ask it about the source, read the bundle, judge it.
 
-    def __init__(self, *, cache: Cache, sources: SourceSettings) -> None:
+    ``trusted_roots`` are the files of Sigstore instances by the name that policies give them.
+    """
+
+    def __init__(self, *, cache: Cache, sources: SourceSettings, trusted_roots: Mapping[str, Path] = _NO_FILES) -> None:
         self._cache = cache
         self._sources = sources
+        self._trusted_roots = trusted_roots
 
     def __call__(self, deployment: GptOssDeployment, policies: Sequence[WeightTrustPolicy], wall: str) -> Trusted:
         """Return why the weights are trusted.
@@ -294,6 +306,7 @@ class SignatureCheck:
                 ),
                 now=datetime.fromisoformat(wall),
                 accepted=policy.status,
+                trusted_roots=self._named_roots(policy.spec),
             )
             versions = hashlib.sha256(decision.manifest_digest.encode())
             weight_bytes: int | None = 0
@@ -310,6 +323,7 @@ class SignatureCheck:
             manifest_digest=decision.manifest_digest,
             signer=decision.signer_fingerprint,
             authority=decision.authority_name,
+            identity=decision.identity,
             policy=policy.name,
             source=versions.hexdigest(),
             checked_at=wall,
@@ -318,6 +332,19 @@ class SignatureCheck:
             weight_bytes=weight_bytes,
             raises_release=decision.raises_release,
         )
+
+    def _named_roots(self, policy: WeightTrustPolicySpec) -> dict[str, str]:
+        """Return the texts of the trusted roots that a policy names; one that can't be read is left out."""
+        found: dict[str, str] = {}
+        for each in policy.authorities:
+            name = each.sigstore.trusted_root.name if each.sigstore is not None else None
+            if name is not None and name in self._trusted_roots:
+                try:
+                    with self._trusted_roots[name].open("rb") as stream:
+                        found[name] = stream.read(MAX_ROOT_BYTES + 1).decode()
+                except (OSError, UnicodeDecodeError) as error:
+                    _LOG.error("the trusted root %s can't be read: %s", name, type(error).__name__)
+        return found
 
 
 def _policy_of(deployment: GptOssDeployment, policies: Sequence[WeightTrustPolicy], cache: Cache) -> WeightTrustPolicy:

@@ -79,8 +79,8 @@ def check_chain(
     expected: CertificateChain,
     authority: str,
     now: datetime,
-) -> datetime:
-    """Check that a root vouches for the chain's first certificate; return when that ends.
+) -> tuple[x509.Certificate, ...]:
+    """Check that a root vouches for the chain's first certificate; return the path to that root, signer first.
 
     Raises:
         UntrustedSignerError: it does not; the message says what was missed.
@@ -100,13 +100,17 @@ def check_chain(
         .build_client_verifier()
     )
     try:
-        verified = verifier.verify(leaf, list(chain[1:])).chain
+        return tuple(verifier.verify(leaf, list(chain[1:])).chain)
     except (VerificationError, ValueError):
         raise UntrustedSignerError(
             f"no root of authority {authority} vouches for the signer's certificate: the chain must be complete, "
             "valid now, made of certificate authorities, and end in a certificate for code signing"
         ) from None
-    return min(each.not_valid_after_utc for each in verified)
+
+
+def names_of(leaf: x509.Certificate) -> tuple[str, ...]:
+    """Return what a certificate calls its holder: the subject, and the names as policies write them."""
+    return (leaf.subject.rfc4514_string(), *_alternative_names(leaf))
 
 
 def _check_identity(leaf: x509.Certificate, expected: CertificateChain, authority: str) -> None:

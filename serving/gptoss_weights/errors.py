@@ -18,6 +18,7 @@
     │   ├── SubjectMismatchError     SubjectMismatch
     │   ├── DeniedDigestError        DeniedDigest
     │   ├── DeniedKeyError           DeniedKey
+    │   ├── DeniedIdentityError      DeniedIdentity
     │   ├── UnlistedReleaseError     UnlistedRelease
     │   ├── RollbackError            Rollback
     │   ├── ManifestChangedError     ManifestChanged     (not the manifest that was pinned)
@@ -51,6 +52,7 @@ __all__ = [
     "BrokenSignatureError",
     "BusyError",
     "DeniedDigestError",
+    "DeniedIdentityError",
     "DeniedKeyError",
     "DigestMismatchError",
     "ForbiddenContentError",
@@ -139,7 +141,7 @@ class UnsignedError(TrustError):
 
 
 class MalformedSignatureError(TrustError):
-    """``model.sig`` is not a strict, key-signed bundle."""
+    """``model.sig`` is not a strict bundle."""
 
     reason = TrustReason.MALFORMED_SIGNATURE
 
@@ -182,6 +184,12 @@ class DeniedKeyError(TrustError):
     """The key that signed is on the policy's deny-list."""
 
     reason = TrustReason.DENIED_KEY
+
+
+class DeniedIdentityError(TrustError):
+    """The identity that signed is on the policy's deny-list."""
+
+    reason = TrustReason.DENIED_IDENTITY
 
 
 class UnlistedReleaseError(TrustError):

@@ -1,8 +1,9 @@
 """Trust: does a policy accept this bundle, from this place, as this model? Pure; no I/O.
 
 Evaluation fails closed and in a fixed order: source, signature present and well-formed, denied digest,
-signer, denied key, authority, content, subject, pinned digest, release. A deployment can only narrow what its
-policy allows, and a deny-list beats every authority. Mode Audit waives the signer and nothing else.
+signer, denied key or identity, authority, content, subject, pinned digest, release. A deployment can only
+narrow what its policy allows, and a deny-list beats every authority. Mode Audit waives the signer and
+nothing else.
 """
 
 from collections.abc import Iterable, Mapping
@@ -24,6 +25,7 @@ from gptoss_weights.errors import (
     AuditNotAllowedError,
     BrokenSignatureError,
     DeniedDigestError,
+    DeniedIdentityError,
     DeniedKeyError,
     InvalidPolicyError,
     ManifestChangedError,
@@ -42,6 +44,7 @@ from gptoss_weights.signature import Bundle, parse_bundle
 
 _NAMESPACE_LABEL: Final = "kubernetes.io/metadata.name"
 _NOTHING_ACCEPTED: Final = WeightTrustPolicyStatus()
+_NO_ROOTS: Final[Mapping[str, str]] = {}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,6 +68,7 @@ class Narrowing:
 class TrustDecision:
     """Why a bundle is trusted: its digest, who signed it, and which authority vouches for that key.
 
+    ``identity`` is whom the signer's certificate is made out to, None for a key.
     ``valid_until`` is when the authority or its certificates stop to count, None if they never do.
     ``waived`` says why no authority vouches, where mode Audit waives that; ``authority_name`` is empty then,
     and so is ``signer_fingerprint`` where nobody can tell whose signature it is. ``raises_release``: of the
@@ -75,6 +79,7 @@ class TrustDecision:
     signer_fingerprint: str
     authority_name: str
     manifest: Manifest
+    identity: str | None = None
     valid_until: datetime | None = None
     waived: str | None = None
     raises_release: bool = False
@@ -157,10 +162,12 @@ def evaluate(
     narrowing: Narrowing,
     now: datetime,
     accepted: WeightTrustPolicyStatus = _NOTHING_ACCEPTED,
+    trusted_roots: Mapping[str, str] = _NO_ROOTS,
 ) -> TrustDecision:
     """Decide whether a bundle is trusted. ``bundle`` is the text of ``model.sig``, None where there is none.
 
-    ``accepted`` is the policy's status: the releases that were accepted before.
+    ``accepted`` is the policy's status: the releases that were accepted before. ``trusted_roots`` are the texts
+    of the Sigstore roots that the operator's settings name.
 
     Raises:
         TrustError: one of its kinds, whose message says what to change.
@@ -178,7 +185,7 @@ def evaluate(
     parsed = parse_bundle(bundle)
     if parsed.manifest_digest in policy.denied.manifest_digests:
         raise _denied_digest(parsed.manifest_digest)
-    signer, voucher, waived = _vouched(parsed, policy, narrowing, now)
+    signer, voucher, waived = _vouched(parsed, policy, narrowing, now, trusted_roots)
     manifest = parse_manifest(parsed.payload)
     if manifest.subject != narrowing.subject:
         raise SubjectMismatchError(
@@ -195,6 +202,7 @@ def evaluate(
         manifest_digest=parsed.manifest_digest,
         signer_fingerprint=signer.fingerprint if signer is not None else "",
         authority_name=voucher.authority.name if voucher is not None else "",
+        identity=voucher.identity if voucher is not None else None,
         manifest=manifest,
         valid_until=_end(voucher) if voucher is not None else None,
         waived=waived,
@@ -202,33 +210,46 @@ def evaluate(
     )
 
 
-def revocation(policy: WeightTrustPolicySpec, *, manifest_digest: str, signer: str) -> TrustError | None:
+def revocation(
+    policy: WeightTrustPolicySpec, *, manifest_digest: str, signer: str, identity: str | None = None
+) -> TrustError | None:
     """Return why what was accepted before is denied now, None if it is not.
 
-    ``signer`` is the fingerprint of the key that signed it, empty if nobody knows. Reads nothing, so that
-    a source that can't be reached hides no revocation.
+    ``signer`` is the fingerprint of the key that signed it, empty if nobody knows, ``identity`` whom its
+    certificate is made out to, if there was one. Reads nothing, so that a source that can't be reached
+    hides no revocation.
     """
     if manifest_digest in policy.denied.manifest_digests:
         return _denied_digest(manifest_digest)
     if signer in policy.denied.key_fingerprints:
         return _denied_key(signer)
+    if identity in policy.denied.identities:
+        return _denied_identity()
     return None
 
 
 def _vouched(
-    bundle: Bundle, policy: WeightTrustPolicySpec, narrowing: Narrowing, now: datetime
+    bundle: Bundle,
+    policy: WeightTrustPolicySpec,
+    narrowing: Narrowing,
+    now: datetime,
+    trusted_roots: Mapping[str, str],
 ) -> tuple[Signer | None, Voucher | None, str | None]:
     """Return the signer, who vouches for it, and why nobody does where that is waived.
 
     Raises:
-        UntrustedSignerError, DeniedKeyError, InvalidPolicyError, MalformedSignatureError: as `evaluate`.
+        UntrustedSignerError, DeniedKeyError, DeniedIdentityError, InvalidPolicyError, MalformedSignatureError:
+            as `evaluate`.
     """
-    authorities = Authorities(policy.authorities)
+    authorities = Authorities(policy.authorities, trusted_roots=trusted_roots)
     signer = None
     try:
         signer = authorities.signer(bundle)
-        _refuse_denied(signer, policy)
-        vouching = authorities.vouching(signer, now=now)
+        _refuse_denied(signer.fingerprints, signer.names, policy)
+        vouching = authorities.vouching(signer, bundle, now=now)
+        for each in vouching:
+            # A signer leaves out of the bundle what it would rather not show, such as a denied intermediate.
+            _refuse_denied(each.fingerprints, frozenset(), policy)
         voucher = _responsible(vouching, subject=narrowing.subject, only=narrowing.authority, now=now)
     except BrokenSignatureError:
         raise
@@ -239,10 +260,12 @@ def _vouched(
     return signer, voucher, None
 
 
-def _refuse_denied(signer: Signer, policy: WeightTrustPolicySpec) -> None:
-    denied = signer.fingerprints.intersection(policy.denied.key_fingerprints)
+def _refuse_denied(fingerprints: frozenset[str], names: frozenset[str], policy: WeightTrustPolicySpec) -> None:
+    denied = fingerprints.intersection(policy.denied.key_fingerprints)
     if denied:
         raise _denied_key(min(denied))
+    if names.intersection(policy.denied.identities):
+        raise _denied_identity()
 
 
 def _denied_digest(digest: str) -> DeniedDigestError:
@@ -254,6 +277,12 @@ def _denied_digest(digest: str) -> DeniedDigestError:
 def _denied_key(fingerprint: str) -> DeniedKeyError:
     return DeniedKeyError(
         f"key {fingerprint} is on the WeightTrustPolicy's denied.keyFingerprints; sign with another key"
+    )
+
+
+def _denied_identity() -> DeniedIdentityError:
+    return DeniedIdentityError(
+        "the identity that signed is on the WeightTrustPolicy's denied.identities; sign as another identity"
     )
 
 

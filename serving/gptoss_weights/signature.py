@@ -1,4 +1,4 @@
-"""Signatures: strict reading of Sigstore bundles signed with a key or a certificate, and their verification.
+"""Signatures: strict reading of bundles, and verification of those that are signed with a key.
 
 A bundle is JSON of media type ``application/vnd.dev.sigstore.bundle.v0.3+json`` that holds a DSSE
 envelope (https://github.com/secure-systems-lab/dsse) over a manifest. Exactly one signature, exactly
@@ -6,12 +6,10 @@ the current encoding: signatures of signers before version 1.0 are refused, and 
 two readers could understand differently. Nothing of the payload is read before its signature holds.
 """
 
-import base64
-import binascii
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final, NoReturn
+from typing import Any, Final
 
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
@@ -26,7 +24,9 @@ from gptoss_weights.errors import (
     MalformedSignatureError,
     UntrustedSignerError,
 )
+from gptoss_weights.logentry import LogEntry, read_log_entry
 from gptoss_weights.manifest import MAX_PAYLOAD_BYTES, Manifest, manifest_digest, parse_manifest
+from gptoss_weights.members import base64_bytes, exact_keys, malformed
 
 BUNDLE_MEDIA_TYPE: Final = "application/vnd.dev.sigstore.bundle.v0.3+json"
 PAYLOAD_TYPE: Final = "application/vnd.in-toto+json"
@@ -47,15 +47,18 @@ class Bundle:
     """A bundle as read. Nothing in it is trusted yet.
 
     ``key_hint`` is the SHA-256 of the signing key's PEM text, which says which key to try and proves
-    nothing; None in a bundle that carries ``certificates`` instead, DER, the signer's first.
-    ``manifest_digest`` is that of the payload.
+    nothing; None in a bundle that carries ``certificates`` instead, DER, the signer's first. ``log`` is there
+    if Sigstore certified the signer: then there is one certificate. ``manifest_digest`` is that of the
+    payload, ``raw`` the whole text.
     """
 
     payload: bytes
     signature: bytes
     key_hint: str | None
     certificates: tuple[bytes, ...] = ()
+    log: LogEntry | None = None
     manifest_digest: str
+    raw: bytes
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -100,26 +103,28 @@ def parse_bundle(raw: bytes) -> Bundle:
     """Read the text of a ``model.sig``.
 
     Raises:
-        MalformedSignatureError: it is not a strict bundle, signed with a key or a certificate.
+        MalformedSignatureError: it is not a strict bundle of one signature.
     """
     try:
         document = strictjson.parse(raw, max_bytes=MAX_BUNDLE_BYTES, max_depth=_MAX_DEPTH)
     except strictjson.StrictJSONError as error:
         raise MalformedSignatureError(f"model.sig {error}; sign the folder again") from error
-    _exact_keys(document, "the bundle", {"mediaType", "verificationMaterial", "dsseEnvelope"})
+    exact_keys(document, "the bundle", {"mediaType", "verificationMaterial", "dsseEnvelope"})
     if document["mediaType"] != BUNDLE_MEDIA_TYPE:
-        _malformed("mediaType is not Sigstore's bundle v0.3")
-    hint, certificates = _material(document["verificationMaterial"])
+        malformed("mediaType is not Sigstore's bundle v0.3")
+    hint, certificates, log = _material(document["verificationMaterial"])
     envelope = document["dsseEnvelope"]
-    _exact_keys(envelope, "dsseEnvelope", {"payload", "payloadType", "signatures"})
+    exact_keys(envelope, "dsseEnvelope", {"payload", "payloadType", "signatures"})
     if envelope["payloadType"] != PAYLOAD_TYPE:
-        _malformed("payloadType is not in-toto's")
-    payload = _base64(envelope["payload"], "payload", MAX_PAYLOAD_BYTES)
+        malformed("payloadType is not in-toto's")
+    payload = base64_bytes(envelope["payload"], "payload", MAX_PAYLOAD_BYTES)
     return Bundle(
         payload=payload,
         signature=_signature(envelope["signatures"]),
         key_hint=hint,
         certificates=certificates,
+        log=log,
+        raw=raw,
         manifest_digest=manifest_digest(payload),
     )
 
@@ -189,64 +194,48 @@ def key_hint(key: ec.EllipticCurvePublicKey) -> str:
     return hashlib.sha256(key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)).hexdigest()
 
 
-def _material(material: Any) -> tuple[str | None, tuple[bytes, ...]]:
-    """Return the key's hint, or the certificates."""
-    kinds = ("publicKey", "x509CertificateChain")
-    if not isinstance(material, dict) or not material.keys() <= {*kinds, "tlogEntries"}:
-        _malformed("verificationMaterial must name a public key or certificates; sign with one, not with Sigstore")
+def _material(material: Any) -> tuple[str | None, tuple[bytes, ...], LogEntry | None]:
+    """Return the key's hint, or the certificates, or the certificate and what a log says about it."""
+    kinds = ("publicKey", "x509CertificateChain", "certificate")
+    if not isinstance(material, dict) or not material.keys() <= {*kinds, "tlogEntries", "timestampVerificationData"}:
+        malformed("verificationMaterial must name a public key or certificates, and nothing unknown beside")
     if sum(kind in material for kind in kinds) != 1:
-        _malformed("verificationMaterial must hold exactly one of publicKey and x509CertificateChain")
-    if material.get("tlogEntries", []) != []:
-        _malformed("tlogEntries must be empty in a bundle that is signed with a key or a certificate")
+        malformed("verificationMaterial must hold exactly one of publicKey, x509CertificateChain and certificate")
+    if "certificate" in material:
+        return None, (_certificate(material["certificate"]),), read_log_entry(material)
+    if material.get("tlogEntries", []) != [] or "timestampVerificationData" in material:
+        malformed("tlogEntries must be empty in a bundle that is signed with a key or a certificate chain")
     if "publicKey" in material:
-        return _key_hint(material["publicKey"]), ()
-    return None, _certificates(material["x509CertificateChain"])
+        return _key_hint(material["publicKey"]), (), None
+    return None, _certificates(material["x509CertificateChain"]), None
 
 
 def _key_hint(public_key: Any) -> str:
-    _exact_keys(public_key, "publicKey", {"hint"})
+    exact_keys(public_key, "publicKey", {"hint"})
     hint = public_key["hint"]
     if not isinstance(hint, str) or len(hint) != hashlib.sha256().digest_size * 2:
-        _malformed("publicKey.hint must be the SHA-256 of the key; sign again with a current signer")
+        malformed("publicKey.hint must be the SHA-256 of the key; sign again with a current signer")
     return hint
 
 
 def _certificates(chain: Any) -> tuple[bytes, ...]:
-    _exact_keys(chain, "x509CertificateChain", {"certificates"})
+    exact_keys(chain, "x509CertificateChain", {"certificates"})
     certificates = chain["certificates"]
     if not isinstance(certificates, list) or not 1 <= len(certificates) <= _MAX_CERTIFICATES:
-        _malformed(f"x509CertificateChain must hold 1 to {_MAX_CERTIFICATES} certificates")
-    for each in certificates:
-        _exact_keys(each, "a certificate", {"rawBytes"})
-    return tuple(_base64(each["rawBytes"], "a certificate", _MAX_CERTIFICATE_BYTES) for each in certificates)
+        malformed(f"x509CertificateChain must hold 1 to {_MAX_CERTIFICATES} certificates")
+    return tuple(_certificate(each) for each in certificates)
+
+
+def _certificate(certificate: Any) -> bytes:
+    exact_keys(certificate, "a certificate", {"rawBytes"})
+    return base64_bytes(certificate["rawBytes"], "a certificate", _MAX_CERTIFICATE_BYTES)
 
 
 def _signature(signatures: Any) -> bytes:
     if not isinstance(signatures, list) or len(signatures) != 1:
-        _malformed("there must be exactly one signature")
+        malformed("there must be exactly one signature")
     if not isinstance(signatures[0], dict) or not {"sig"} <= signatures[0].keys() <= {"sig", "keyid"}:
-        _malformed("a signature must hold sig and at most keyid")
+        malformed("a signature must hold sig and at most keyid")
     if not isinstance(signatures[0].get("keyid", ""), str):
-        _malformed("keyid must be text")
-    return _base64(signatures[0]["sig"], "sig", _MAX_SIGNATURE_BYTES)
-
-
-def _base64(value: Any, what: str, max_bytes: int) -> bytes:
-    if not isinstance(value, str) or len(value) > 4 * (max_bytes // 3 + 1):
-        _malformed(f"{what} must be Base64 of at most {max_bytes} bytes")
-    try:
-        decoded = base64.b64decode(value.encode("ascii", errors="strict"), validate=True)
-    except (binascii.Error, UnicodeEncodeError):
-        _malformed(f"{what} must be standard Base64")
-    if base64.b64encode(decoded).decode() != value:
-        _malformed(f"{what} must be canonical Base64")
-    return decoded
-
-
-def _exact_keys(value: Any, what: str, keys: set[str]) -> None:
-    if not isinstance(value, dict) or value.keys() != keys:
-        _malformed(f"{what} must hold exactly {', '.join(sorted(keys))}")
-
-
-def _malformed(problem: str) -> NoReturn:
-    raise MalformedSignatureError(f"model.sig is not acceptable: {problem}")
+        malformed("keyid must be text")
+    return base64_bytes(signatures[0]["sig"], "sig", _MAX_SIGNATURE_BYTES)

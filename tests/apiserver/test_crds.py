@@ -274,6 +274,18 @@ async def test_defaults_are_stored_in_full(kube: Kube, namespace: str):
     assert stored["spec"]["suspend"] is False
 
 
+IDENTITY: dict[str, Any] = {
+    "identity": "release@acme.example",
+    "issuer": "https://accounts.acme",
+    "trustedRoot": {"inline": "{}"},
+}
+
+
+def identities(**changes: Any) -> dict[str, Any]:
+    expected = {key: value for key, value in (IDENTITY | changes).items() if value is not None}
+    return {"authorities": [{"name": "a", "models": ["*"], "sigstore": expected}]}
+
+
 POLICIES_REJECTED: dict[str, tuple[dict[str, Any], str]] = {
     "http": ({"sources": [{"prefix": "http://models"}]}, "sources[].prefix must start with s3:// or file://"),
     "credentials": ({"sources": [{"prefix": "s3://a:b@models"}]}, "hold no credentials"),
@@ -297,11 +309,11 @@ POLICIES_REJECTED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "an authority without a key": (
         {"authorities": [{"name": "a", "models": ["*"]}]},
-        "exactly one of key and certificate",
+        "exactly one of key, certificate and sigstore",
     ),
     "an authority with key and roots": (
         {"authorities": [{**POLICY["authorities"][0], "certificate": {"rootsPEM": ROOTS, "subject": "CN=a"}}]},
-        "exactly one of key and certificate",
+        "exactly one of key, certificate and sigstore",
     ),
     "roots that vouch for everybody": (
         {"authorities": [{"name": "a", "models": ["*"], "certificate": {"rootsPEM": ROOTS}}]},
@@ -314,6 +326,39 @@ POLICIES_REJECTED: dict[str, tuple[dict[str, Any], str]] = {
     "a name of no kind": (
         {"authorities": [{"name": "a", "models": ["*"], "certificate": {"rootsPEM": ROOTS, "subjectAltName": "acme"}}]},
         "subjectAltName must start with URI:, email: or DNS:",
+    ),
+    "a certificate that wants a log": (
+        {
+            "authorities": [
+                {
+                    "name": "a",
+                    "models": ["*"],
+                    "certificate": {"rootsPEM": ROOTS, "subject": "CN=a", "requireTransparencyLog": True},
+                }
+            ]
+        },
+        "certificate.requireTransparencyLog must not be true",
+    ),
+    "an identity without a log": (
+        identities(requireTransparencyLog=False),
+        "sigstore.requireTransparencyLog must be true",
+    ),
+    "two identities": (identities(identityRegExp=".+@acme"), "exactly one of identity and identityRegExp"),
+    "no identity": (identities(identity=None), "exactly one of identity and identityRegExp"),
+    "an expression that is none": (identities(identity=None, identityRegExp="(acme"), "regexp"),
+    "an issuer that is no url": (identities(issuer="accounts.acme"), "issuer must be a URL"),
+    "a trusted root twice": (
+        identities(trustedRoot={"inline": "{}", "name": "acme"}),
+        "exactly one of inline and name",
+    ),
+    "no trusted root": (identities(trustedRoot={}), "exactly one of inline and name"),
+    "a trusted root that is a file's name": (
+        identities(trustedRoot={"inline": "trusted_root.json"}),
+        "trustedRoot.inline must be the text of a trusted_root.json",
+    ),
+    "an identity beside a key": (
+        {"authorities": [{**POLICY["authorities"][0], "sigstore": IDENTITY}]},
+        "exactly one of key, certificate and sigstore",
     ),
     "releases of nothing": ({"releases": [{"model": "gpt-oss-20b", "manifestDigests": []}]}, "manifestDigests"),
     "one model's releases twice": (
@@ -348,11 +393,22 @@ async def test_a_whole_policy_survives_the_round_trip(kube: Kube):
                 "models": ["gpt-oss-*"],
                 "certificate": {"rootsPEM": ROOTS, "subject": "CN=release", "subjectAltName": "URI:spiffe://a/b"},
             },
+            {"name": "identity", "models": ["*"], "sigstore": IDENTITY | {"requireTransparencyLog": True}},
+            {
+                "name": "identities",
+                "models": ["*"],
+                "sigstore": {
+                    "identityRegExp": "https://git\\.example/acme/.+",
+                    "issuer": "https://accounts.acme",
+                    "trustedRoot": {"name": "acme"},
+                    "requireTransparencyLog": True,
+                },
+            },
         ],
         "releases": [{"model": "gpt-oss-20b", "manifestDigests": [DIGEST]}],
         "onRevoked": "KeepRunning",
         "allowAudit": True,
-        "denied": {"manifestDigests": [DIGEST], "keyFingerprints": [DIGEST]},
+        "denied": {"manifestDigests": [DIGEST], "keyFingerprints": [DIGEST], "identities": ["release@acme.example"]},
     }
     obj = policy(whole)
     stored = await store(kube, obj, WEIGHT_TRUST_POLICIES)

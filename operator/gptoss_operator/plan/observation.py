@@ -35,6 +35,7 @@ class Trusted:
         manifest_digest: ``sha256:…`` that replicas are pinned to.
         signer: fingerprint of the key that signed.
         authority: entry of the policy that matched.
+        identity: whom the certificate that signed was made out to, None for a key.
         policy: name of the policy.
         source: fingerprint of the bundle and of the listed files' versions; changes when one does.
         checked_at: time of day of the first check with this result.
@@ -51,6 +52,7 @@ class Trusted:
     policy: str
     source: str
     checked_at: str
+    identity: str | None = None
     valid_until: datetime | None = None
     waived: str | None = None
     raises_release: bool = False

@@ -330,6 +330,7 @@ def _weights(observed: Observation, verdict: Verdict) -> WeightsStatus | None:
         manifest_digest=trust.manifest_digest,
         signer=trust.signer,
         authority=trust.authority,
+        identity=trust.identity,
         policy=trust.policy,
         signer_waived=trust.waived,
         verified_at=trust.checked_at,

@@ -102,6 +102,7 @@ class TrustSays:
     source: str = "source-1"
     authority: str = "release"
     signer: str = "sha256:" + "ab" * 32
+    identity: str | None = None
     waived: str | None = None
     raises_release: bool = False
     valid_until: datetime | None = None
@@ -124,6 +125,7 @@ class TrustSays:
             policy="default",
             source=self.source,
             checked_at=wall,
+            identity=self.identity,
             valid_until=self.valid_until,
             waived=self.waived,
             raises_release=self.raises_release,

@@ -14,6 +14,7 @@ from gptoss_operator.keys import DeploymentKey
 from gptoss_operator.plan.observation import Trusted
 from gptoss_weights.errors import (
     DeniedDigestError,
+    DeniedIdentityError,
     NoPolicyError,
     SourceUnavailableError,
     UntrustedSignerError,
@@ -49,6 +50,26 @@ async def test_status_and_metric_say_which_authority_matched(home: House) -> Non
     assert 'authority="next-release"' in series
     home.delete()
     await home.until(lambda: vouching(home) == [])
+
+
+async def test_status_and_metric_say_which_identity_signed(home: House) -> None:
+    home.trust.identity = "release@acme.example"
+    home.apply()
+    await home.ready()
+    assert home.status()["weights"]["identity"] == "release@acme.example"
+    (series,) = vouching(home)
+    assert 'identity="release@acme.example"' in series
+
+
+async def test_an_identity_that_is_denied_later_drains_what_it_signed(home: House) -> None:
+    home.trust.identity = "release@acme.example"
+    home.policy()
+    home.apply()
+    await home.ready()
+    home.trust.error = DeniedIdentityError("the identity that signed is on the WeightTrustPolicy's denied.identities")
+    home.policy(denied={"identities": ["release@acme.example"]})
+    await home.until(lambda: APP not in home.ray.applications)
+    await home.until(lambda: home.condition("Revoked") == ("True", "DeniedIdentity"))
 
 
 async def test_nothing_starts_by_the_word_of_an_authority_whose_time_is_over(home: House) -> None:
