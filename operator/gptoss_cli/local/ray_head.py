@@ -31,7 +31,7 @@ from typing import Any
 
 from gptoss_api.names import MAX_REQUEST_SECONDS
 from gptoss_cli.local.errors import ProgramError
-from gptoss_cli.local.folders import private_folder, write_private
+from gptoss_cli.local.folders import cache_folder, private_folder, write_private
 from gptoss_cli.local.ports import LOOPBACK, free_ports
 
 GATEWAY_TOKENS_FILE = "gateway-tokens"
@@ -40,6 +40,8 @@ _STOP_SECONDS = 4.0
 _RESTART_SECONDS = (0.5, 15.0)
 _OBJECT_STORE_BYTES = 100 * 1024 * 1024
 _LONGEST_PARENT = 16
+_PROXY_FOLDER, _SCRATCH_FOLDER = "h", "t"
+_SHARED_MEMORY = "/dev/shm/"  # noqa: S108 - where the kernel keeps it
 _PR_SET_CHILD_SUBREAPER = 36  # prctl(2)
 _PORT_NAMES = ("gcs", "dashboard", "serve", "fallback", "stats", "metrics", "fallback_grpc", "agent", "export")
 
@@ -140,7 +142,7 @@ class RayHead:
 
     def node_environment(self) -> dict[str, str]:
         """Return the environment in which Ray starts: what ``gptoss_serving`` asks of a node."""
-        proxy = self.temporary / "h"
+        proxy, scratch = self.temporary / _PROXY_FOLDER, self.temporary / _SCRATCH_FOLDER
         path = os.pathsep.join([*map(str, self.python_path), *filter(None, [os.environ.get("PYTHONPATH")])])
         return {
             "GPTOSS_DEVICE": "cpu",
@@ -156,6 +158,7 @@ class RayHead:
             "RAY_SERVE_HAPROXY_CLOSE_SPREAD_TIME_S": "5",
             "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(proxy / "haproxy.cfg"),
             "RAY_SERVE_HAPROXY_SOCKET_PATH": str(proxy / "s"),
+            "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(proxy / "m"),
             "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(proxy),
             "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(proxy / "server-state"),
             "RAY_SERVE_HAPROXY_STATS_PORT": str(self.ports["stats"]),
@@ -168,6 +171,11 @@ class RayHead:
             "VLLM_NO_USAGE_STATS": "1",
             "VLLM_CPU_KVCACHE_SPACE": "1",
             "HF_HUB_OFFLINE": "1",
+            # Sockets and stores that the engine names by chance: nobody else removes those of one that was killed.
+            "TMPDIR": str(scratch),
+            "VLLM_RPC_BASE_PATH": str(scratch),
+            # What the engine finds out once about models and kernels; it outlives the stack.
+            "XDG_CACHE_HOME": str(cache_folder() / "engine"),
             "PYTHONPATH": path,
         }
 
@@ -248,10 +256,12 @@ def serve_forever(head: RayHead) -> None:
 
 
 def clean(head: RayHead) -> None:
-    """End every process of this head, a killed predecessor's too, and remove Ray's files but the logs' folder."""
+    """End every process of this head, a killed predecessor's too, and remove what they leave on disk and in memory."""
     deadline = time.monotonic() + _STOP_SECONDS
     number = signal.SIGTERM
+    shared: set[Path] = set()
     while processes := set(_processes_of(head)):
+        shared.update(file for pid in processes for file in _shared_memory_of(pid))
         if time.monotonic() > deadline:
             number = signal.SIGKILL
         if time.monotonic() > deadline + _STOP_SECONDS:
@@ -261,13 +271,15 @@ def clean(head: RayHead) -> None:
                 os.kill(pid, number)
         _reap()
         time.sleep(0.2)
+    for file in shared:
+        file.unlink(missing_ok=True)
     shutil.rmtree(head.temporary, ignore_errors=True)
 
 
 def _start_ray(head: RayHead) -> "subprocess.Popen[bytes]":
     private_folder(head.temporary)
-    private_folder(head.temporary / "h")
-    private_folder(head.temporary / "plasma")
+    for folder in (_PROXY_FOLDER, _SCRATCH_FOLDER):
+        private_folder(head.temporary / folder)
     ports = head.ports
     command = [
         *(str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", "--disable-usage-stats"),
@@ -333,6 +345,15 @@ def _processes_of(head: RayHead) -> Iterator[int]:
             line = parents[line]
         if pid != os.getpid() and (line == os.getpid() or line in marked):
             yield pid
+
+
+def _shared_memory_of(pid: int) -> Iterator[Path]:
+    """Yield the named shared memory that a process has open: an engine that is killed can't remove its own."""
+    with contextlib.suppress(OSError):
+        for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
+            _, mapped, name = line.partition(_SHARED_MEMORY)
+            if mapped and not name.endswith(" (deleted)"):
+                yield Path(_SHARED_MEMORY + name)
 
 
 def _adopt_orphans() -> None:

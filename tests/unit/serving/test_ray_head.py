@@ -5,19 +5,24 @@ import stat
 import subprocess
 import sys
 import time
+import uuid
 from pathlib import Path
 
 from gptoss_cli.local.ray_head import RayHead, clean
 
 _NODE_ID = 56  # characters of a Ray node's id
+_LONGEST_UNIX_SOCKET = 107  # unix(7): 108 bytes with the one that ends it
 _LONGEST_SOCKET = 97  # HAProxy 2.8: "socket path too long (max 97)"
 
 
 def test_haproxys_socket_path_fits_however_deep_the_base_is(tmp_path: Path) -> None:
     head = RayHead.prepare(tmp_path / ("a" * 40) / "b", gateway_tokens=("token",))
-    socket = Path(head.node_environment()["RAY_SERVE_HAPROXY_SOCKET_PATH"])
+    environment = head.node_environment()
 
-    assert len(str(socket.parent / ("n" * _NODE_ID) / socket.name)) <= _LONGEST_SOCKET
+    for name in ("RAY_SERVE_HAPROXY_SOCKET_PATH", "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH"):
+        socket = Path(environment[name])
+        assert socket.is_relative_to(head.temporary)
+        assert len(str(socket.parent / ("n" * _NODE_ID) / socket.name)) <= _LONGEST_SOCKET
 
 
 def test_secrets_are_in_private_files_and_never_on_the_command_line(tmp_path: Path) -> None:
@@ -53,18 +58,44 @@ def test_cleaning_ends_an_orphan_that_names_the_heads_own_folder_and_nobody_else
         clean(other)
 
 
-def _sleeper(head: RayHead) -> int:
+def test_the_engines_sockets_are_in_the_heads_own_folder_and_their_paths_short_enough(tmp_path: Path) -> None:
+    head = RayHead.prepare(tmp_path / "ray", gateway_tokens=("token",))
+    environment = head.node_environment()
+
+    for name in ("TMPDIR", "VLLM_RPC_BASE_PATH"):
+        assert Path(environment[name]).parent == head.temporary
+        assert len(environment[name]) + len("/") + len(str(uuid.uuid4())) <= _LONGEST_UNIX_SOCKET
+
+
+def test_cleaning_removes_the_shared_memory_of_what_it_ends_and_of_nobody_else(tmp_path: Path) -> None:
+    head = RayHead.prepare(tmp_path / "ray", gateway_tokens=("token",))
+    names = [Path(f"/dev/shm/gptoss-test-{uuid.uuid4()}") for _ in range(2)]
+    for name in names:
+        name.write_bytes(b"x" * 4096)
+    try:
+        _sleeper(head, before=f"import mmap, os; kept = mmap.mmap(os.open('{names[0]}', os.O_RDWR), 0)", maps=names[0])
+
+        clean(head)
+
+        assert [name.exists() for name in names] == [False, True]
+    finally:
+        for name in names:
+            name.unlink(missing_ok=True)
+
+
+def _sleeper(head: RayHead, *, before: str = "", maps: Path | None = None) -> int:
     """Start a process that is nobody's child, with the head's folder on its command line, as HAProxy has."""
-    sleep = f"import time; time.sleep(60)  # {head.temporary}/h/haproxy.cfg"
+    sleep = f"{before}\nimport time; time.sleep(60)  # {head.temporary}/h/haproxy.cfg"
     start = (
         "import subprocess, sys; quiet = {'stdout': subprocess.DEVNULL, 'stderr': subprocess.DEVNULL}; "
         "print(subprocess.Popen([sys.executable, '-c', sys.argv[1]], **quiet).pid)"
     )
     found = subprocess.run([sys.executable, "-c", start, sleep], check=True, capture_output=True, text=True)
     pid = int(found.stdout)
-    deadline = time.monotonic() + 5
-    while not _runs(pid):
+    deadline = time.monotonic() + 30
+    while not _runs(pid) or (maps is not None and str(maps) not in Path(f"/proc/{pid}/maps").read_text()):
         assert time.monotonic() < deadline
+        time.sleep(0.01)
     return pid
 
 
