@@ -44,20 +44,17 @@ class Cache:
         """Iterate over a snapshot of all objects of a kind, by identity."""
         return iter([raw for _, raw in sorted(self._objects[kind].items())])
 
-    def identities(self, kind: Kind) -> set[Identity]:
-        """Return who is known of a kind."""
-        return set(self._objects[kind])
+    def snapshot(self, kind: Kind) -> Mapping[Identity, Raw]:
+        """Return what is known of a kind now."""
+        return dict(self._objects[kind])
 
-    def put(self, kind: Kind, raw: Mapping[str, Any]) -> bool:
-        """Take an object in. False if it is known already, or older than what is known."""
+    def put(self, kind: Kind, raw: Mapping[str, Any], *, unless_older: bool = True) -> bool:
+        """Take an object in. False if it is known already, or older than what is known under its name."""
         lean = _lean(kind, raw)
-        identity = _identity(lean)
+        identity = identity_of(lean)
         known = self._objects[kind].get(identity)
-        if known is not None:
-            if known["metadata"].get("uid") == lean["metadata"].get("uid") and _version(lean) < _version(known):
-                return False
-            if known == lean:
-                return False
+        if known is not None and (known == lean or (unless_older and _version(lean) < _version(known))):
+            return False
         self._objects[kind][identity] = lean
         self._reindex(kind, identity, known, lean)
         return True
@@ -100,15 +97,16 @@ def served_name(raw: Mapping[str, Any]) -> str:
     return str(model.get("servedName") or raw["metadata"]["name"])
 
 
+def identity_of(raw: Mapping[str, Any]) -> Identity:
+    """Return under which namespace and name a raw object is known."""
+    metadata = raw["metadata"]
+    return metadata.get("namespace") or "", metadata["name"]
+
+
 def _decisive(policy: Raw | None) -> Any:
     """What of a policy decisions depend on: its specification, and the releases that were accepted."""
     known = policy or {}
     return known.get("spec"), (known.get("status") or {}).get("releases")
-
-
-def _identity(raw: Mapping[str, Any]) -> Identity:
-    metadata = raw["metadata"]
-    return metadata.get("namespace") or "", metadata["name"]
 
 
 def _version(raw: Mapping[str, Any]) -> int:

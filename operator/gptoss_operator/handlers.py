@@ -115,7 +115,7 @@ class Watches:
             raw: Any = event["object"]
             metadata = raw["metadata"]
             namespace = metadata.get("namespace") or ""
-            if kind is Kind.REPORT and namespace != self._system_namespace:
+            if not self._concerns(kind, namespace):
                 return
             if event["type"] == "DELETED":
                 self._intake.gone(kind, namespace, metadata["name"], metadata.get("uid"))
@@ -123,6 +123,12 @@ class Watches:
                 self._intake.seen(kind, raw)
 
         return handle
+
+    def _concerns(self, kind: Kind, namespace: str) -> bool:
+        """kopf watches every kind in every namespace that it watches at all."""
+        if kind is Kind.REPORT:
+            return namespace == self._system_namespace
+        return kind is not Kind.DEPLOYMENT or not self._namespaces or namespace in self._namespaces
 
 
 class _NoDifferences(kopf.DiffBaseStorage):

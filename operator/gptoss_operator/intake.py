@@ -29,13 +29,13 @@ class Intake:
         self.first_look = True
         """True until the first complete LIST of everything is in: what is old then is no news."""
 
-    def seen(self, kind: Kind, raw: Mapping[str, Any]) -> None:
-        """An object was listed, added or changed."""
+    def seen(self, kind: Kind, raw: Mapping[str, Any], *, unless_older: bool = True) -> None:
+        """An object was listed, added or changed. What is older than what is known is passed over."""
         metadata = raw["metadata"]
         identity = (metadata.get("namespace") or "", metadata["name"])
         before = self._cache.get(kind, *identity)
         version = self._cache.policies_version
-        if not self._cache.put(kind, raw):
+        if not self._cache.put(kind, raw, unless_older=unless_older):
             return
         match kind:
             case Kind.DEPLOYMENT:
@@ -66,7 +66,7 @@ class Intake:
 
     def everything(self, priority: Priority) -> None:
         """Ask for a look at every deployment."""
-        for namespace, name in sorted(self._cache.identities(Kind.DEPLOYMENT)):
+        for namespace, name in sorted(self._cache.snapshot(Kind.DEPLOYMENT)):
             self._queue.add(DeploymentKey(namespace, name), priority)
 
     def demand(self, uid: str) -> Demand:

@@ -104,6 +104,8 @@ class Reconciler:
     async def _readable(self, key: DeploymentKey, raw: Raw, deployment: GptOssDeployment) -> float | None:
         status = _status_of(raw)
         placement = self._placement(deployment)
+        if not placement.cluster:
+            self._keep(key, raw)
         substrate = self.substrates.get(placement.cluster)
         trust, look_in = self.trust.answer(key, deployment, eager=status.failed_source is not None)
         observed = Observation(
@@ -129,8 +131,7 @@ class Reconciler:
         asked = substrate.asked(key) if substrate is not None else None
         planned = plan(observed, self._memory.get(deployment.uid), site, asked=asked)
         # Before the first await, so that no other look sees the same permit.
-        for other in self.starts.settle(key, starting=planned.starting, queued=planned.queued):
-            self.queue.add(other)
+        self._settle(key, starting=planned.starting, queued=planned.queued)
         try:
             await self._execute(key, raw, planned)
         except NotFound:
@@ -186,15 +187,24 @@ class Reconciler:
         status = before.model_copy(
             update={"conditions": tuple(conditions.values()), "state": Reason.INVALID_SPEC.value}
         )
-        cluster = _cluster_name(raw, self.settings)
-        if cluster is not None and cluster in self.substrates:
-            self.substrates[cluster].ask(key, Keep())
+        self._keep(key, raw)
+        self._settle(key, starting=False, queued=False)
         if status != before and self.leadership.may_write():
             try:
                 self.intake.seen(Kind.DEPLOYMENT, await self.kubernetes.write_status(raw, _wire(status)))
             except NotFound:
                 self._vanished(key, raw)
         return None
+
+    def _keep(self, key: DeploymentKey, raw: Raw) -> None:
+        """What can't be planned keeps what it has, and keeps nobody else's cluster from being tidied up."""
+        cluster = _cluster_name(raw, self.settings)
+        if cluster is not None and cluster in self.substrates:
+            self.substrates[cluster].ask(key, Keep())
+
+    def _settle(self, key: DeploymentKey, *, starting: bool, queued: bool) -> None:
+        for other in self.starts.settle(key, starting=starting, queued=queued):
+            self.queue.add(other)
 
     def _placement(self, deployment: GptOssDeployment) -> Placement:
         substrate = deployment.spec.substrate
@@ -252,8 +262,7 @@ class Reconciler:
         self.trust.forget(key)
         self.metrics.forget(key)
         self.queue.forget(key)
-        for other in self.starts.settle(key, starting=False, queued=False):
-            self.queue.add(other)
+        self._settle(key, starting=False, queued=False)
         for substrate in self.substrates.values():
             if substrate.forget(key):
                 self.queue.add(substrate.key(key))

@@ -9,7 +9,7 @@ import logging
 
 from gptoss_kube.errors import KubeError
 from gptoss_operator.boundary import Kubernetes
-from gptoss_operator.cache import Cache, Kind
+from gptoss_operator.cache import Cache, Kind, identity_of
 from gptoss_operator.intake import Intake
 from gptoss_operator.keys import ClusterKey, Key
 from gptoss_operator.leadership import Leadership
@@ -69,17 +69,30 @@ class Resync:
             KubeError: a LIST failed; what it would have told is unknown, and nothing was subtracted for it.
         """
         for kind in Kind:
-            before = self._cache.identities(kind)
-            listed = await self._kubernetes.list(kind)
-            for raw in listed:
-                self._intake.seen(kind, raw)
-            there = {(raw["metadata"].get("namespace") or "", raw["metadata"]["name"]) for raw in listed}
-            for namespace, name in sorted(before - there):
-                self._intake.gone(kind, namespace, name)
-        if self._leadership.may_write():
-            for name in self._intake.dead_gateways():
-                # A gateway that restarts under another name would leave its report for ever.
-                await self._kubernetes.delete_report(name)
+            await self._take_in(kind)
         self._intake.everything(Priority.RESYNC)
         for cluster in self._clusters:
             self._queue.add(ClusterKey(cluster), Priority.RESYNC)
+        await self._remove_dead_reports()
+
+    async def _take_in(self, kind: Kind) -> None:
+        before = self._cache.snapshot(kind)
+        listed = {identity_of(raw): raw for raw in await self._kubernetes.list(kind)}
+        for identity, raw in listed.items():
+            # What was known before the LIST began can't be newer than it, but from a history that a restored backup
+            # has undone. What was learnt meanwhile may be.
+            untouched = self._cache.get(kind, *identity) is before.get(identity)
+            self._intake.seen(kind, raw, unless_older=not untouched)
+        for identity in sorted(before.keys() - listed.keys()):
+            # Only that very one: another may have got its name meanwhile.
+            self._intake.gone(kind, *identity, before[identity]["metadata"].get("uid"))
+
+    async def _remove_dead_reports(self) -> None:
+        """A gateway that restarts under another name would leave its report for ever."""
+        if not self._leadership.may_write():
+            return
+        for name in self._intake.dead_gateways():
+            try:
+                await self._kubernetes.delete_report(name)
+            except KubeError as error:
+                _LOG.warning("the report of gateway %s, which is gone, was not deleted: %s", name, error)

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from pydantic import ValidationError
+
 from gptoss_api.application import EngineArgument
 from gptoss_api.engine import EngineConfig, serving_arguments
 from gptoss_api.profiles import profile_for
@@ -114,13 +116,13 @@ def _kept(
     observed: Observation, engine: EngineConfig, deployed: Mapping[str, Any], digest: str, site: Site
 ) -> EngineConfig | None:
     """Return the engine behind what is deployed, if the specification asks for no other."""
-    same = _arguments(observed, engine, digest, site)
+    same = _as_deployed(observed, engine, digest, site)
     if same == deployed:
         return engine
     spec = observed.deployment.spec
     for other in engines_for_other_hardware(spec, profile_for(spec.model.name)):
         # Nodes came or went since: no reason to start it anew.
-        if _arguments(observed, other, digest, site) == deployed:
+        if _as_deployed(observed, other, digest, site) == deployed:
             return other
     status = observed.status.engine
     if status is None or not _still_as_proved(observed, same, deployed):
@@ -159,11 +161,21 @@ def _line(arguments: Mapping[str, EngineArgument]) -> str:
 
 def _arguments(observed: Observation, engine: EngineConfig, digest: str, site: Site) -> dict[str, Any]:
     try:
-        return serving_arguments(
+        arguments = serving_arguments(
             observed.deployment, engine, installation=site.installation, manifest_digest=digest
-        ).wire()
+        )
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ValueError(f"spec gives an engine no valid {where}: {first['msg']}; correct the field") from error
+    return arguments.wire()
+
+
+def _as_deployed(observed: Observation, engine: EngineConfig, digest: str, site: Site) -> dict[str, Any]:
+    """Return the arguments with what is deployed for weights; none if that can't be of our making."""
+    try:
+        return _arguments(observed, engine, digest, site)
     except ValueError:
-        # What is deployed carries no digest of ours: it is not what is wanted, whatever it is.
         return {}
 
 

@@ -81,6 +81,8 @@ def _ready(observed: Observation, verdict: Verdict) -> _Claim:
         case Phase.SERVING if _proved(observed, verdict):
             if observed.application.answering is False:
                 return "False", Reason.NOT_ANSWERING, "The engine does not answer its API."
+            if observed.application.presence is Presence.UNKNOWN:
+                return "True", Reason.SERVING, "The engine answered when it was last seen."
             return "True", Reason.SERVING, "The engine answers."
         case Phase.NEW if observed.trust is None:
             return "Unknown", Reason.PROGRESSING, "The signature of the weights is being checked."

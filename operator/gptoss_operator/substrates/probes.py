@@ -1,8 +1,10 @@
 """Asks engines whether they answer, beside the reconcile: one that hangs must not delay another's wake."""
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable, Mapping, Set
 
+_LOG = logging.getLogger(__name__)
 _AT_ONCE = 16
 _STEADY_SECONDS = 15.0
 _UNANSWERED_IS_MUTE = 2
@@ -65,8 +67,12 @@ class Probes:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _question(self, name: str, prefix: str) -> None:
-        async with self._limit:
-            answered = await self._ask(prefix)
+        try:
+            async with self._limit:
+                answered = await self._ask(prefix)
+        except Exception:  # noqa: BLE001 - or it would count as under way, and as what it last was, for ever
+            _LOG.exception("the question whether %s answers failed", name)
+            answered = False
         before = self.answering(name)
         del self._tasks[name]
         if answered:

@@ -19,6 +19,7 @@ from gptoss_operator.leadership import Leadership
 from gptoss_operator.plan.applications import (
     DELETING,
     DEPLOY_FAILED,
+    Keep,
     Present,
     Wish,
     covers,
@@ -126,10 +127,9 @@ class RayServe:
         try:
             details = await self._dashboard.applications()
         except ClusterError as error:
-            self._unreachable += 1
             self._details, self._conflicts = None, {}
             self._trouble = (Reason.CLUSTER_UNREACHABLE, f"{error}; what was known of it is kept.")
-            return self._outcome(look_again=min(SETTLED_SECONDS, MOVING_SECONDS * self._unreachable))
+            return self._failed()
         self._unreachable = 0
         await self._look_at_nodes()
         self._details = details
@@ -145,18 +145,18 @@ class RayServe:
             http_options=self._http_options(),
         )
         self._conflicts, self._trouble = planned.conflicts, planned.trouble
-        wrote = False
-        if planned.document is not None and self._leadership.may_write():
+        wrote = planned.document is not None and self._leadership.may_write()
+        if planned.document is not None and wrote:
+            # From here on what it takes away must not be taken for something that serves.
+            self._details = self._expected(details, planned.document)
             try:
                 await self._dashboard.put_applications(planned.document, within=self._leadership.write_seconds())
-                wrote = True
-                self._details = self._expected(details, planned.document)
             except ClusterError as error:
+                self._details = details
                 refused = isinstance(error, ClusterRefusedError)
                 reason = Reason.CONFIGURATION_REFUSED if refused else Reason.CLUSTER_UNREACHABLE
                 self._trouble = (reason, f"{error}; it is tried again.")
-                self._unreachable += 1
-                return self._outcome(look_again=min(SETTLED_SECONDS, MOVING_SECONDS * self._unreachable))
+                return self._failed()
         self._probes.look(self._prefixes(self._details), steady=_running(self._details))
         silent = any(
             isinstance(wish, Present) and self._probes.answering(self._name(key)) is not True
@@ -185,6 +185,10 @@ class RayServe:
             self._hardware = hardware_of(self._cluster, nodes or ())
         if before not in (None, self._hardware):
             self._news()
+
+    def _failed(self) -> Outcome:
+        self._unreachable += 1
+        return self._outcome(look_again=min(SETTLED_SECONDS, MOVING_SECONDS * self._unreachable))
 
     def _outcome(self, *, look_again: float, wrote: bool = False) -> Outcome:
         views = {key: self.view(key) for key in self._wishes}
@@ -220,9 +224,12 @@ class RayServe:
         return application_name(self._installation, key.namespace, key.name)
 
     def _claims(self, details: Mapping[str, Any]) -> dict[str, DeploymentKey]:
-        """Who holds which application name. Of two with one name, the one whose application runs keeps it."""
+        """Who holds which application name.
+
+        Of two with one name, the one whose application runs keeps it; one that asks for nothing claims nothing.
+        """
         claims: dict[str, DeploymentKey] = {}
-        for key in sorted(self._wishes):
+        for key in sorted(self._wishes, key=lambda key: (isinstance(self._wishes[key], Keep), key)):
             name = self._name(key)
             if name not in claims or _runs_for(details, name, key):
                 claims[name] = key

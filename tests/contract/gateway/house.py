@@ -144,7 +144,7 @@ class House:
         del self.engines.applications[route_prefix(namespace, name)]
 
 
-async def eventually(holds: Callable[[], bool], *, within: float = 3.0) -> None:
+async def eventually(holds: Callable[[], bool], *, within: float = 30.0) -> None:
     """Wait until something that tells nobody when it changes is so."""
     async with asyncio.timeout(within):
         while not holds():  # noqa: ASYNC110

@@ -38,6 +38,9 @@ class FakeRay:
         self.status_for_put: int | None = None
         self.hang = asyncio.Event()
         self.hang.set()
+        self.put_answers = asyncio.Event()
+        """Cleared, a PUT is done and its answer is late."""
+        self.put_answers.set()
         self.mute: set[str] = set()
         self.starts: dict[str, int] = {}
         self.changed = asyncio.Condition()
@@ -153,6 +156,7 @@ class FakeRay:
             task.add_done_callback(self._tasks.discard)
         async with self.changed:
             self.changed.notify_all()
+        await self.put_answers.wait()
         return web.Response()
 
     async def _deploy(self, name: str, application: dict[str, Any]) -> None:

@@ -206,7 +206,7 @@ class House:
     def look(self) -> None:
         self.engine.intake.everything(Priority.CHANGE)
 
-    async def until(self, what: Callable[[], object], seconds: float = 15.0) -> None:
+    async def until(self, what: Callable[[], object], seconds: float = 60.0) -> None:
         """Wait until a predicate holds."""
 
         async def wait() -> None:
@@ -262,7 +262,9 @@ class House:
 
 
 @asynccontextmanager
-async def house(folder: Path, *, start: bool = True, **settings: Any) -> AsyncIterator[House]:
+async def house(
+    folder: Path, *, start: bool = True, allowed_namespaces: tuple[str, ...] = ("*",), **settings: Any
+) -> AsyncIterator[House]:
     # What matters is what follows a look, not how long one is waited for.
     rayserve.MOVING_SECONDS = 0.1
     rayserve.SETTLED_SECONDS = 1.0
@@ -283,6 +285,7 @@ async def house(folder: Path, *, start: bool = True, **settings: Any) -> AsyncIt
                 serve_url=ray.url,
                 token_file=folder / "ray-token",
                 gateway_token_file=folder / "gateway-token",
+                allowed_namespaces=allowed_namespaces,
             ),
         ),
         **settings,

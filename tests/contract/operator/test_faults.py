@@ -352,3 +352,49 @@ async def test_the_report_of_a_gateway_that_is_long_gone_is_deleted(home: House)
     home.report("alive")
     await home.engine.resync.once()
     assert [name for _, name in home.kubernetes.objects[Kind.REPORT]] == ["alive"]
+
+
+async def test_a_deployment_that_may_not_run_here_keeps_nobody_elses_engine_alive(tmp_path: Path) -> None:
+    async with house(tmp_path, allowed_namespaces=("ml",)) as home:
+        home.apply("stranger", "other")
+        home.apply()
+        await home.ready()
+        await home.until(lambda: home.condition("Ready", "stranger", "other")[1] == "NamespaceNotAllowed")
+        home.delete()
+        await home.until(lambda: APP not in home.ray.applications)
+
+
+async def test_a_namespace_that_is_not_allowed_any_more_loses_nothing_that_runs(tmp_path: Path) -> None:
+    async with house(tmp_path) as home:
+        home.apply()
+        home.apply("second", "other")
+        await home.ready()
+        await home.until(lambda: home.condition("Ready", "second", "other")[0] == "True")
+        cluster = home.settings.ray_clusters[0].model_copy(update={"allowed_namespaces": ("ml",)})
+        home.settings = home.settings.model_copy(update={"ray_clusters": (cluster,)})
+        await home.restart()
+        await home.until(lambda: home.condition("Ready", "second", "other")[1] == "NamespaceNotAllowed")
+        home.delete()
+        await home.until(lambda: APP not in home.ray.applications)
+        await home.settled()
+        assert "gptoss-test-other-second" in home.ray.applications
+
+
+async def test_one_that_may_not_run_here_takes_no_application_name_from_one_that_may(tmp_path: Path) -> None:
+    async with house(tmp_path, allowed_namespaces=("a-b",)) as home:
+        home.apply("b-c", "a")
+        await home.until(lambda: home.condition("Ready", "b-c", "a")[1] == "NamespaceNotAllowed")
+        home.apply("c", "a-b")
+        await home.until(lambda: home.condition("Ready", "c", "a-b") == ("True", "Serving"))
+
+
+async def test_one_that_cannot_be_read_any_more_holds_no_start(tmp_path: Path) -> None:
+    async with house(tmp_path, max_concurrent_starts=1) as home:
+        home.ray.mute.add("gptoss-test-ml-first")
+        home.apply("first")
+        await home.until(lambda: "gptoss-test-ml-first" in home.ray.applications)
+        home.apply("second")
+        await home.until(lambda: home.condition("Reconciling", "second")[1] == "WaitingForStart")
+        home.apply("first", engine={"maxNumSeqs": "many"})
+        await home.until(lambda: home.condition("Ready", "first") == ("False", "InvalidSpec"))
+        await home.ready("second")

@@ -81,6 +81,26 @@ async def test_goes_to_sleep_and_wakes_on_the_first_request(home: House) -> None
     assert {"put", "total"} <= stages
 
 
+async def test_an_engine_that_is_being_removed_serves_nobody_however_long_ray_takes(home: House) -> None:
+    home.report(assistant={})
+    home.apply(scaling=SLEEPY)
+    await home.ready()
+    home.report(assistant={})
+    home.pass_time(61)
+    home.report(assistant={})
+    await home.until(lambda: home.condition("ScaledToZero")[1] == "Draining")
+    home.ray.put_answers.clear()
+    home.report(assistant={"drainEpochSeen": home.status()["drainEpoch"]})
+    await home.until(lambda: APP not in home.ray.applications)
+    home.report(assistant={"waiting": 1, "lastRequest": "2026-01-01T00:00:01.000000Z"})
+    await home.until(lambda: home.condition("ScaledToZero")[1] != "Idle")
+    assert home.condition("ScaledToZero")[1] == "Waking"
+    assert home.condition("EngineReady")[0] == "False"
+    home.ray.put_answers.set()
+    await home.ready()
+    assert {"Waking", "Woke"} <= {reason for _, reason, _ in home.kubernetes.events}
+
+
 async def test_stays_awake_while_a_gateway_has_not_acknowledged(home: House) -> None:
     home.report(assistant={})
     home.report("gateway-1")

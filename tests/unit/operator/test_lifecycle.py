@@ -587,3 +587,14 @@ def test_why_it_is_awake_is_said() -> None:
     happen(world, "floor")
     world.settle()
     assert message(world, "ScaledToZero") == "spec.scaling.minReplicas keeps 1 up."
+
+
+def test_what_no_engine_can_be_given_is_told_and_nothing_is_asked() -> None:
+    world = World(parallelism={"tensor": 3})  # the API server refuses it; an older one of its kind may not
+    world.settle()
+    assert world.condition("Stalled") == ("True", "InvalidSpec")
+    message = next(each.message for each in world.status.conditions if each.type == "Stalled")
+
+    assert "tensor" in message
+    assert "\n" not in message
+    assert not any(isinstance(wish, Present) for wish in world.wishes)

@@ -83,3 +83,22 @@ async def test_what_is_gone_is_forgotten_and_its_late_answer_too() -> None:
     engines.hanging.set()
     await probes.close()
     assert probes.answering("a") is None
+
+
+async def test_a_question_that_fails_is_no_answer_and_is_asked_again() -> None:
+    asked: asyncio.Queue[str] = asyncio.Queue()
+
+    async def ask(prefix: str) -> bool:
+        asked.put_nowait(prefix)
+        raise RecursionError("an answer of a million brackets")
+
+    probes = Probes(ask=ask, news=lambda: None)
+    async with asyncio.timeout(5):
+        for _ in range(2):
+            while asked.empty():
+                probes.look({"a": "/a"})
+                await asyncio.sleep(0)
+            asked.get_nowait()
+        while probes.answering("a") is not False:  # noqa: ASYNC110 - one turn of the loop away
+            await asyncio.sleep(0)
+    await probes.close()
