@@ -19,9 +19,10 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from gptoss_cli.exit_codes import HELP, ExitCode
+from gptoss_cli.weights_trust import TrustOptions, claims, decide, trust_options
 from gptoss_weights.errors import StorageError, TrustError, UnsignedError, WeightsError
 from gptoss_weights.manifest import FileRole, Manifest, parse_manifest
-from gptoss_weights.signature import TrustedKey, parse_bundle, verify_bundle
+from gptoss_weights.signature import MAX_BUNDLE_BYTES, TrustedKey, parse_bundle, verify_bundle
 
 _LINE_SECONDS = 10.0
 _MIB = 1024**2
@@ -71,13 +72,18 @@ def keygen(path: Path, curve: str, *, as_json: bool) -> None:
 @click.option(
     "--key", required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Private key (PEM)."
 )
+@click.option(
+    "--certificate",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="The key's certificate (PEM), then those that lead to its root.",
+)
 @_json_option
-def sign(folder: Path, model: str, key: Path, *, as_json: bool) -> None:
+def sign(folder: Path, model: str, key: Path, certificate: Path | None, *, as_json: bool) -> None:
     """Sign FOLDER as a model and write FOLDER/model.sig. Upload it beside the weights."""
     from gptoss_weights.sign import sign_folder
 
     with _reported(as_json=as_json), _counting("signing", folder, quiet=as_json) as advance:
-        signed = sign_folder(folder, model=model, key=key, advance=advance)
+        signed = sign_folder(folder, model=model, key=key, certificate=certificate, advance=advance)
     _print(
         {
             "signature": str(signed.signature),
@@ -90,44 +96,50 @@ def sign(folder: Path, model: str, key: Path, *, as_json: bool) -> None:
 
 @weights.command()
 @click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@_key_option
+@trust_options
 @click.option("--model", help="Name that must be the signed one.")
 @_json_option
-def verify(folder: Path, keys: tuple[Path, ...], model: str | None, *, as_json: bool) -> None:
-    """Verify signature, bytes and contents of a local FOLDER as a node would."""
-    from gptoss_weights.folder import verify_folder
+def verify(folder: Path, trust: TrustOptions, model: str | None, *, as_json: bool) -> None:
+    """Verify signature, bytes and contents of a local FOLDER as operator and nodes would.
 
-    if not keys:
-        raise click.UsageError("name at least one public key with --key")
+    Name whom to trust: a key (--key), certificates (--certificate-roots with --identity), a Sigstore
+    identity (--identity, --issuer, --trusted-root), or a policy (--policy with --model and --uri).
+    """
+    from gptoss_weights.folder import read_local_bundle, verify_files
+
+    if not trust.given:
+        raise click.UsageError("name whom to trust: --key, --certificate-roots, --identity or --policy")
     with _reported(as_json=as_json), _counting("hashing", folder, quiet=as_json) as advance:
-        found = verify_folder(folder, keys=_trusted(keys), model=model, advance=advance)
-    _print(
-        {**_described(found.manifest), "signer": found.signer_fingerprint, "unsignedFiles": list(found.unsigned)},
-        as_json=as_json,
-    )
+        found = decide(read_local_bundle(folder), trust, model=model)
+        unsigned = verify_files(folder, found.manifest, advance=advance)
+    _print({**_described(found.manifest), **found.facts, "unsignedFiles": list(unsigned)}, as_json=as_json)
 
 
 @weights.command()
 @click.argument("place")
-@_key_option
+@trust_options
+@click.option("--model", help="Name that must be the signed one.")
 @_json_option
-def inspect(place: str, keys: tuple[Path, ...], *, as_json: bool) -> None:
-    """Show what PLACE (a URI, a folder or a model.sig) is signed as.
+def inspect(place: str, trust: TrustOptions, model: str | None, *, as_json: bool) -> None:
+    """Show what PLACE (a URI, a folder or a model.sig) is signed as, and by whom.
 
-    Without --key nothing is verified, and the output says so.
+    Without an option that says whom to trust nothing is verified, and the output says so. The signature is
+    all that is looked at: `verify` and `pull` compare the bytes.
     """
     with _reported(as_json=as_json):
-        bundle = parse_bundle(_bundle_at(place))
-        if keys:
-            verified = verify_bundle(bundle, _trusted(keys))
-            manifest, signer = verified.manifest, verified.key.fingerprint
+        raw = _bundle_at(place)
+        bundle = parse_bundle(raw)
+        if trust.given:
+            found = decide(raw, trust, model=model, place=place if "://" in place else None)
+            manifest, facts = found.manifest, dict(found.facts)
         else:
-            manifest, signer = parse_manifest(bundle.payload), None
+            manifest, facts = parse_manifest(bundle.payload), {"signer": None}
         _print(
             {
                 **_described(manifest),
-                "signer": signer,
-                "verified": signer is not None,
+                **facts,
+                "verified": trust.given,
+                **claims(bundle),
                 "fileList": [{"name": f.name, "sha256": f.sha256, "role": f.role.value} for f in manifest.files],
             },
             as_json=as_json,
@@ -221,7 +233,10 @@ def _bundle_at(place: str) -> bytes:
 
     if "://" not in place:
         path = Path(place)
-        return path.read_bytes() if path.is_file() else read_local_bundle(path)
+        if not path.is_file():
+            return read_local_bundle(path)
+        with path.open("rb") as stream:
+            return stream.read(MAX_BUNDLE_BYTES + 1)
     with open_source(place, settings=_settings()) as source:
         bundle = read_bundle(source)
     if bundle is None:
@@ -308,7 +323,7 @@ def _reported(*, as_json: bool, termination_log: Path | None = None) -> Iterator
         if as_json:
             click.echo(json.dumps({"error": described}))
         else:
-            click.echo(str(error), err=True)
+            click.echo(_shown(str(error)), err=True)
         sys.exit(ExitCode.NEGATIVE if isinstance(error, TrustError) else ExitCode.FAILED)
 
 
@@ -321,6 +336,11 @@ def _print(found: dict[str, Any], *, as_json: bool) -> None:
             for file in value:
                 click.echo(f"  {file['sha256']}  {file['role']:<8}  {file['name']}")
         elif isinstance(value, list):
-            click.echo(f"{key}: {', '.join(value) or '-'}")
+            click.echo(f"{key}: {', '.join(_shown(each) for each in value) or '-'}")
         else:
-            click.echo(f"{key}: {'-' if value is None else value}")
+            click.echo(f"{key}: {'-' if value is None else _shown(str(value))}")
+
+
+def _shown(text: str) -> str:
+    """Return text as a terminal may get it: names of planted files could hold commands for it."""
+    return text if text.isprintable() else ascii(text)

@@ -113,6 +113,16 @@ def names_of(leaf: x509.Certificate) -> tuple[str, ...]:
     return (leaf.subject.rfc4514_string(), *_alternative_names(leaf))
 
 
+def signs_code(leaf: x509.Certificate) -> bool:
+    """Tell whether a certificate is made for signing code, as authorities ask of signers."""
+    try:
+        usage = leaf.extensions.get_extension_for_class(x509.KeyUsage).value
+        purposes = leaf.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
+    except x509.ExtensionNotFound:
+        return False
+    return usage.digital_signature and bool(_SIGNING & set(purposes))
+
+
 def _check_identity(leaf: x509.Certificate, expected: CertificateChain, authority: str) -> None:
     if expected.subject is not None and leaf.subject.rfc4514_string() != expected.subject:
         raise UntrustedSignerError(

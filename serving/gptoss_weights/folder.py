@@ -1,50 +1,29 @@
-"""Verify a folder of one's own against its signature, without copying it."""
+"""Verify a folder of one's own against a manifest that is trusted, without copying it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
-from gptoss_weights.errors import DigestMismatchError, MissingFileError, SubjectMismatchError, UnsignedError
+from gptoss_weights.errors import DigestMismatchError, MissingFileError, UnsignedError
 from gptoss_weights.hashing import hash_file
 from gptoss_weights.manifest import SIGNATURE_FILE, FileRole, Manifest
 from gptoss_weights.sign import check_folder
-from gptoss_weights.signature import MAX_BUNDLE_BYTES, TrustedKey, parse_bundle, verify_bundle
+from gptoss_weights.signature import MAX_BUNDLE_BYTES
 from gptoss_weights.storage import listing
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class VerifiedFolder:
-    """A folder whose signature and served files are good.
+def verify_files(
+    folder: Path, manifest: Manifest, *, advance: Callable[[int], None] = lambda _: None, threads: int = 4
+) -> tuple[str, ...]:
+    """Verify bytes and contents of a local folder; return the files in it that the manifest does not list.
 
-    ``unsigned`` are files that the manifest does not list: no pull ever fetches them.
-    """
-
-    manifest: Manifest
-    signer_fingerprint: str
-    unsigned: tuple[str, ...]
-
-
-def verify_folder(
-    folder: Path,
-    *,
-    keys: Sequence[TrustedKey],
-    model: str | None = None,
-    advance: Callable[[int], None] = lambda _: None,
-    threads: int = 4,
-) -> VerifiedFolder:
-    """Verify signature, subject, bytes and contents of a local folder.
-
-    Files that are never served (documents, other copies) may be missing, but not different.
+    Those are never fetched by any pull. Files that are never served (documents, other copies) may be missing, but
+    not different.
 
     Raises:
         TrustError: one of them is not good.
         MissingFileError: a served file is not there.
     """
-    verified = verify_bundle(parse_bundle(read_local_bundle(folder)), keys)
-    manifest = verified.manifest
-    if model is not None and manifest.subject != model:
-        raise SubjectMismatchError(f"the folder is signed as another model than {model}")
     here = listing(folder)
     present = [file for file in manifest.files if file.name in here]
     for file in manifest.served:
@@ -57,11 +36,7 @@ def verify_folder(
             raise DigestMismatchError(f"{file.name} is not the file that was signed", file=file.name)
     check_folder(folder, [file.name for file in manifest.files if file.role is FileRole.SERVED])
     listed = {file.name for file in manifest.files} | {SIGNATURE_FILE}
-    return VerifiedFolder(
-        manifest=manifest,
-        signer_fingerprint=verified.key.fingerprint,
-        unsigned=tuple(sorted(here.keys() - listed)),
-    )
+    return tuple(sorted(here.keys() - listed))
 
 
 def read_local_bundle(folder: Path) -> bytes:

@@ -177,7 +177,7 @@ class _Pull:
                 return done
 
     def _verified_size(self) -> int | None:
-        """Hash a ready copy; None when there is none, or it is not exactly the manifest's files."""
+        """Hash and check a ready copy; None when there is none, or it is not exactly the manifest's files."""
         self.damaged = ()
         if not self.copy.ready.is_dir():
             return None
@@ -194,14 +194,25 @@ class _Pull:
         total = sum(entry.st_size for entry in found.values())
         tally = Tally()
 
+        # Signed bytes may still be such that no engine may load them, and who put them here may have asked nobody:
+        # an earlier release with fewer rules, or somebody else than a pull.
+        contents = Contents(listed)
+
         def verify(file: ManifestFile) -> bool:
-            return hash_file(self.copy.ready / file.name, advance=tally.hashed) == file.sha256
+            path = self.copy.ready / file.name
+            if hash_file(path, advance=tally.hashed) != file.sha256:
+                return False
+            contents.check(path, name=file.name)
+            return True
 
         largest_first = sorted(regular, key=lambda file: found[file.name].st_size, reverse=True)
         good = self._in_parallel(largest_first, verify, tally=tally, total=total)
         kept = {file.name for file, fits in zip(largest_first, good, strict=True) if fits}
         self.damaged = tuple(sorted((listed | found.keys()) - (kept & listed)))
-        return None if self.damaged else total
+        if self.damaged:
+            return None
+        contents.check_together()
+        return total
 
     def _pull(self) -> tuple[int, int]:
         begun = datetime.now(UTC)

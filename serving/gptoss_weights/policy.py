@@ -223,7 +223,7 @@ def revocation(
         return _denied_digest(manifest_digest)
     if signer in policy.denied.key_fingerprints:
         return _denied_key(signer)
-    if identity in policy.denied.identities:
+    if identity is not None and _denies(policy, {identity}):
         return _denied_identity()
     return None
 
@@ -264,8 +264,14 @@ def _refuse_denied(fingerprints: frozenset[str], names: frozenset[str], policy: 
     denied = fingerprints.intersection(policy.denied.key_fingerprints)
     if denied:
         raise _denied_key(min(denied))
-    if names.intersection(policy.denied.identities):
+    if _denies(policy, names):
         raise _denied_identity()
+
+
+def _denies(policy: WeightTrustPolicySpec, names: Iterable[str]) -> bool:
+    # Providers let people write their own address in other letters: that must be no way around the list.
+    denied = {each.casefold() for each in policy.denied.identities}
+    return any(name.casefold() in denied for name in names)
 
 
 def _denied_digest(digest: str) -> DeniedDigestError:

@@ -1,18 +1,21 @@
 """Signing: make a key, and sign a local folder of weights as a model.
 
-Bundles are those of OpenSSF Model Signing v1.0 with an elliptic-curve key: ``model_signing verify key``
-accepts them, and ours accepts its own. A folder that could not be pulled is not signed.
+Bundles are those of OpenSSF Model Signing v1.0 with an elliptic-curve key or its certificate: ``model_signing
+verify key`` and ``verify certificate`` accept them, and ours accepts its own. A folder that could not be pulled
+is not signed.
 """
 
 import base64
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from typing import Final
 
+from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import (
@@ -23,8 +26,9 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
+from gptoss_weights.certificates import read_chain, signs_code
 from gptoss_weights.content import Contents
-from gptoss_weights.errors import SigningError
+from gptoss_weights.errors import MalformedSignatureError, SigningError
 from gptoss_weights.hashing import hash_file
 from gptoss_weights.manifest import (
     PREDICATE_TYPE,
@@ -87,17 +91,25 @@ def generate_key(path: Path, *, curve: str = "P-256") -> KeyPair:
 
 
 def sign_folder(
-    folder: Path, *, model: str, key: Path, advance: Callable[[int], None] = lambda _: None, threads: int = 4
+    folder: Path,
+    *,
+    model: str,
+    key: Path,
+    certificate: Path | None = None,
+    advance: Callable[[int], None] = lambda _: None,
+    threads: int = 4,
 ) -> Signed:
     """Sign everything in a folder as ``model`` and write ``model.sig`` into it.
 
-    ``advance`` is told of every chunk that was hashed, from several threads.
+    ``certificate`` holds the certificate of the key (PEM), then those that lead to a root, which itself is left
+    out. ``advance`` is told of every chunk that was hashed, from several threads.
 
     Raises:
-        SigningError: the key can't be used, or the folder holds links.
+        SigningError: the key or the certificate can't be used, or the folder holds links.
         TrustError: nodes would refuse the folder; the message says why.
     """
     private_key = _load_key(key)
+    chain = _load_chain(certificate, private_key) if certificate is not None else ()
     names = _names(folder)
     check_names(names)
     for name in names:
@@ -108,7 +120,7 @@ def sign_folder(
     payload = _statement(model, names, digests)
     manifest = parse_manifest(payload)
     signature = folder / SIGNATURE_FILE
-    write_atomically(signature, _bundle(payload, private_key))
+    write_atomically(signature, _bundle(payload, private_key, chain))
     return Signed(signature=signature, manifest=manifest, signer_fingerprint=key_fingerprint(private_key.public_key()))
 
 
@@ -170,11 +182,17 @@ def _statement(model: str, names: list[str], digests: list[str]) -> bytes:
     ).encode()
 
 
-def _bundle(payload: bytes, key: ec.EllipticCurvePrivateKey) -> bytes:
+def _bundle(payload: bytes, key: ec.EllipticCurvePrivateKey, chain: Sequence[x509.Certificate]) -> bytes:
+    certificates = [{"rawBytes": base64.b64encode(each.public_bytes(Encoding.DER)).decode()} for each in chain]
+    signer = (
+        {"x509CertificateChain": {"certificates": certificates}}
+        if certificates
+        else {"publicKey": {"hint": key_hint(key.public_key())}}
+    )
     signature = key.sign(pre_authentication_encoding(payload), signature_algorithm(key.public_key()))
     bundle = {
         "mediaType": BUNDLE_MEDIA_TYPE,
-        "verificationMaterial": {"publicKey": {"hint": key_hint(key.public_key())}, "tlogEntries": []},
+        "verificationMaterial": {**signer, "tlogEntries": []},
         "dsseEnvelope": {
             "payload": base64.b64encode(payload).decode(),
             "payloadType": PAYLOAD_TYPE,
@@ -194,6 +212,26 @@ def _load_key(path: Path) -> ec.EllipticCurvePrivateKey:
     if not isinstance(key, ec.EllipticCurvePrivateKey) or not isinstance(key.curve, tuple(CURVES.values())):
         raise SigningError(f"{path.name} must be an elliptic-curve key on P-256, P-384 or P-521")
     return key
+
+
+def _load_chain(path: Path, key: ec.EllipticCurvePrivateKey) -> tuple[x509.Certificate, ...]:
+    try:
+        found = x509.load_pem_x509_certificates(path.read_bytes())
+        chain = read_chain([each.public_bytes(Encoding.DER) for each in found])
+    except OSError as error:
+        raise SigningError(f"the certificate {path.name} can't be read; check the path and its mode") from error
+    except (ValueError, MalformedSignatureError) as error:
+        raise SigningError(f"{path.name} must hold PEM certificates, the signer's first") from error
+    if chain[0].public_key() != key.public_key():
+        raise SigningError(f"the first certificate in {path.name} is not that of the key; put the signer's first")
+    if not signs_code(chain[0]):
+        raise SigningError(
+            f"the first certificate in {path.name} is not for signing code (KeyUsage digitalSignature and "
+            "ExtendedKeyUsage codeSigning), so no policy would accept it; have one issued that is"
+        )
+    if not chain[0].not_valid_before_utc <= datetime.now(UTC) < chain[0].not_valid_after_utc:
+        raise SigningError(f"the first certificate in {path.name} is not valid now; have a new one issued")
+    return tuple(each for each in chain if each.subject != each.issuer)
 
 
 def _create(path: Path, content: bytes, *, mode: int) -> None:

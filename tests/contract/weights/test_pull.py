@@ -349,6 +349,21 @@ def test_a_killed_pull_is_resumed(weights, pulled, tmp_path, limit):
     assert found.fetched_bytes <= found.bytes - limit + 1024 * 1024
 
 
+def test_a_copy_that_nobody_checked_is_checked_though_its_bytes_are_the_signed_ones(weights, pulled, monkeypatch):
+    """Somebody signed a model that loads code, and put a copy where a pull would have refused it."""
+    config = weights.folder / "config.json"
+    config.write_text('{"architectures": ["GptOssForCausalLM"], "auto_map": {"AutoModel": "x.py"}}')
+    with monkeypatch.context() as unchecked:
+        unchecked.setattr("gptoss_weights.sign.check_folder", lambda *_: None)
+        weights.digest = weights.sign().manifest.digest
+    with monkeypatch.context() as unchecked:
+        unchecked.setattr("gptoss_weights.content.Contents.check", lambda *_, **__: None)
+        unchecked.setattr("gptoss_weights.content.Contents.check_together", lambda *_: None)
+        assert (pulled().path / "config.json").read_bytes() == config.read_bytes()
+    with pytest.raises(ForbiddenContentError, match="auto_map"):
+        pulled()
+
+
 def test_a_partial_that_a_crash_damaged_costs_one_more_fetch(weights, pulled, tmp_path):
     kill_a_pull(weights, tmp_path / "private", 4_000_000)
     (staging,) = (tmp_path / "private" / "staging").iterdir()

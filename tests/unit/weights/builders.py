@@ -14,6 +14,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
 from gptoss_api.policy import WeightTrustPolicySpec
+from gptoss_cli.weights_trust import TrustOptions, decide
+from gptoss_weights.folder import read_local_bundle, verify_files
+from gptoss_weights.manifest import Manifest
 from gptoss_weights.sign import Signed, sign_folder
 
 MODEL = "gpt-oss-tiny"
@@ -97,6 +100,26 @@ def safetensors(tensors: Mapping[str, int] | None = None, *, header: Any = None,
         tail = bytes(range(256)) * (end // 256) + bytes(end % 256) + tail
     raw = header if isinstance(header, bytes) else json.dumps(header).encode()
     return struct.pack("<Q", len(raw)) + raw + tail
+
+
+@dataclass(frozen=True)
+class Verified:
+    """What `gptoss weights verify --key` finds."""
+
+    manifest: Manifest
+    signer_fingerprint: str
+    unsigned: tuple[str, ...]
+
+
+def verify_folder(folder: Path, *, pem: str, model: str | None = None) -> Verified:
+    """Do what `gptoss weights verify --key` does."""
+    key = folder.parent / "trusted.pub"
+    key.write_text(pem)
+    nobody: dict[str, Any] = dict.fromkeys(TrustOptions.__dataclass_fields__)
+    found = decide(
+        read_local_bundle(folder), TrustOptions(**{**nobody, "keys": (key,), "trusted_root": ()}), model=model
+    )
+    return Verified(found.manifest, found.facts["signer"], verify_files(folder, found.manifest))
 
 
 @dataclass

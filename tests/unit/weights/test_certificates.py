@@ -10,6 +10,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 from gptoss_weights.errors import (
+    DeniedIdentityError,
     DeniedKeyError,
     InvalidPolicyError,
     MalformedSignatureError,
@@ -199,6 +200,22 @@ def test_a_denied_key_anywhere_in_the_chain_denies(who):
     key = (leaf if who == "the signer" else intermediate()).key
     with pytest.raises(DeniedKeyError):
         judge(leaf, intermediate(), denied={"keyFingerprints": [key_fingerprint(key.public_key())]})
+
+
+@pytest.mark.parametrize("who", ["the intermediate", "the root"])
+def test_a_denied_key_denies_though_the_bundle_does_not_show_it(who):
+    roots = [intermediate()] if who == "the intermediate" else [root()]
+    chain = [signer("release", by=intermediate()), *([] if who == "the intermediate" else [intermediate()])]
+    assert judge(*chain, authorities=[certificate_authority(*roots)])
+    denied = {"keyFingerprints": [key_fingerprint(roots[0].key.public_key())]}
+    with pytest.raises(DeniedKeyError):
+        judge(*chain, authorities=[certificate_authority(*roots)], denied=denied)
+
+
+@pytest.mark.parametrize("name", [IDENTITY, IDENTITY.upper(), "CN=release,O=Acme"])
+def test_a_denied_name_denies(name):
+    with pytest.raises(DeniedIdentityError):
+        judge(signer("release", by=root()), denied={"identities": [name]})
 
 
 def test_two_authorities_with_certificates_and_one_with_a_key_stand_side_by_side():

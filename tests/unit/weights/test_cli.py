@@ -65,6 +65,17 @@ def test_text_for_people(signed):
     assert "unsignedFiles: -" in run("verify", signed.folder, "--key", signed.key).stdout
 
 
+def test_names_of_planted_files_are_no_commands_to_a_terminal(signed):
+    (signed.folder / "\x1b[2Jall-good.json").write_text("{}")
+    found = run("verify", signed.folder, "--key", signed.key).stdout
+    assert "\x1b" not in found
+    assert "\\x1b[2Jall-good.json" in found
+    (signed.folder / "\x1b[2Jlink").symlink_to("config.json")
+    assert (
+        "\x1b" not in run("sign", signed.folder, "--model", MODEL, "--key", signed.key.with_name("key"), code=1).output
+    )
+
+
 def test_exit_codes_and_reasons(signed, tmp_path):
     verify = ["verify", signed.folder, "--key", signed.key]
     pull = ["pull", "--to", tmp_path / "to", "--model", MODEL, "--key", signed.key]
@@ -107,8 +118,8 @@ def test_file_uris_keep_to_roots_where_there_are_some(signed, tmp_path, monkeypa
 def test_loads_neither_kopf_nor_kubernetes_nor_aiohttp():
     code = (
         "import sys, gptoss_cli.weights, gptoss_weights.materialise, gptoss_weights.sign, gptoss_weights.folder;"
-        "print([m for m in ('kopf', 'kubernetes', 'aiohttp', 'ray', 'torch', 'boto3', 'model_signing')"
-        " if m in sys.modules])"
+        "print([m for m in ('kopf', 'kubernetes', 'aiohttp', 'ray', 'torch', 'boto3', 'model_signing', 'sigstore',"
+        " 're2') if m in sys.modules])"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"

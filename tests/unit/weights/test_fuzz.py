@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gptoss_weights import strictjson
+from gptoss_weights.certificates import read_chain
 from gptoss_weights.content import INDEX_SUFFIX, Contents
 from gptoss_weights.errors import (
     ForbiddenContentError,
@@ -21,10 +22,12 @@ from gptoss_weights.errors import (
     SourceNotAllowedError,
     UntrustedSignerError,
 )
+from gptoss_weights.identities import certified
 from gptoss_weights.location import Location
 from gptoss_weights.manifest import parse_manifest
 from gptoss_weights.signature import TrustedKey, parse_bundle, verify_bundle
 from tests.unit.weights.builders import bundle, private_key, public_pem, safetensors, statement, text
+from tests.unit.weights.instance import Instance
 
 bounded = settings(
     max_examples=int(os.environ.get("FUZZ_EXAMPLES", "100")),
@@ -107,6 +110,18 @@ def test_bundles(raw):
     trusted = [TrustedKey.from_pem("release-team", public_pem(private_key()))]
     with only(MalformedSignatureError, UntrustedSignerError):
         assert verify_bundle(parse_bundle(raw), trusted).manifest.subject
+
+
+LOGGED = Instance().sign()
+
+
+@bounded
+@given(edited(text(LOGGED)) | replaced(LOGGED))
+def test_logged_bundles(raw):
+    with only(MalformedSignatureError):
+        found = parse_bundle(raw)
+        if found.log is not None:
+            assert certified(read_chain(found.certificates)[0]).identity
 
 
 @bounded

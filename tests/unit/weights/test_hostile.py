@@ -2,18 +2,33 @@
 
 import hashlib
 import json
+from functools import cache
 
 import pytest
 
+from gptoss_api.policy import WeightTrustPolicySpec
 from gptoss_weights.content import Contents
 from gptoss_weights.errors import WeightsError
 from gptoss_weights.location import Location
 from gptoss_weights.manifest import parse_manifest
+from gptoss_weights.policy import Narrowing, evaluate
 from gptoss_weights.signature import TrustedKey, parse_bundle, verify_bundle
-from tests.unit.weights.builders import FILES, bundle, private_key, public_pem, safetensors, statement, text
+from tests.unit.weights.builders import (
+    FILES,
+    MODEL,
+    bundle,
+    policy,
+    private_key,
+    public_pem,
+    safetensors,
+    statement,
+    text,
+)
 from tests.unit.weights.hostile.corpus import Case, cases, changed, long
+from tests.unit.weights.instance import Instance
+from tests.unit.weights.pki import NOW
 
-KINDS = ("names", "manifests", "bundles", "tensors", "indexes", "configs", "places")
+KINDS = ("names", "manifests", "bundles", "logged", "tensors", "indexes", "configs", "places")
 
 pytestmark = pytest.mark.timeout(10)
 
@@ -33,7 +48,7 @@ def refused(case: Case, act) -> None:
 
 def test_the_corpus_is_large_and_its_names_are_unique():
     found = [str(case) for kind in KINDS for case in cases(kind)]
-    assert len(found) == len(set(found)) > 250
+    assert len(found) == len(set(found)) > 310
 
 
 @each("names")
@@ -58,6 +73,22 @@ def test_bundles(case):
     raw = long(case.fields["raw"]).encode() if "raw" in case.fields else text(changed(bundle(), case))
     trusted = [TrustedKey.from_pem("release-team", public_pem(private_key()))]
     refused(case, lambda: verify_bundle(parse_bundle(raw), trusted))
+
+
+@cache
+def logged() -> tuple[dict, WeightTrustPolicySpec]:
+    """A good bundle of an identity, and the policy that trusts it."""
+    instance = Instance()
+    return instance.sign(), policy(authorities=[instance.authority()])
+
+
+@each("logged")
+def test_logged_bundles(case):
+    good, trusting = logged()
+    place, asked = f"s3://models/{MODEL}", Narrowing(subject=MODEL)
+    raw = text(changed(good, case))
+    assert evaluate(text(good), trusting, uri=place, narrowing=asked, now=NOW).identity
+    refused(case, lambda: evaluate(raw, trusting, uri=place, narrowing=asked, now=NOW))
 
 
 @each("tensors")

@@ -380,8 +380,9 @@ def test_a_denied_key_denies_whom_it_certified(who):
 
 
 def test_a_denied_identity_beats_every_authority():
-    with pytest.raises(DeniedIdentityError):
-        judge(spec={"denied": {"identities": [WORKFLOW]}})
+    for denied in (WORKFLOW, WORKFLOW.upper()):
+        with pytest.raises(DeniedIdentityError):
+            judge(spec={"denied": {"identities": [denied]}})
     assert judge(spec={"denied": {"identities": [f"{WORKFLOW}s", WORKFLOW[:-1]]}})
     denied = WeightTrustPolicySpec.model_validate(policy().model_dump() | {"denied": {"identities": [WORKFLOW]}})
     found = revocation(denied, manifest_digest="sha256:" + "0" * 64, signer="", identity=WORKFLOW)

@@ -25,12 +25,21 @@ from gptoss_weights.errors import (
     TrustError,
     UntrustedSignerError,
 )
-from gptoss_weights.folder import verify_folder
 from gptoss_weights.hashing import hash_file
 from gptoss_weights.policy import Narrowing, evaluate
-from gptoss_weights.signature import TrustedKey
-from tests.unit.weights.builders import MODEL, Model, bundle, model, policy, private_key, public_pem, write_key
+from tests.unit.weights.builders import (
+    MODEL,
+    Model,
+    bundle,
+    model,
+    policy,
+    private_key,
+    public_pem,
+    verify_folder,
+    write_key,
+)
 from tests.unit.weights.builders import statement as signed_statement
+from tests.unit.weights.instance import ISSUER, SIGNED, START, WORKFLOW, Instance, span
 from tests.unit.weights.pki import CODE_SIGNING, SERVER, Holder, certificate_authority, issue, signed_bundle, signer
 
 NOW = datetime.now(UTC)
@@ -73,8 +82,7 @@ class Place:
             outside.rename(self.signature)
 
     def ours(self, subject: str = MODEL) -> None:
-        keys = [TrustedKey.from_pem("team", public_pem(private_key()))]
-        verify_folder(self.folder, keys=keys, model=subject)
+        verify_folder(self.folder, pem=public_pem(private_key()), model=subject)
 
     def decide(self, *, subject: str = MODEL, now: datetime = NOW, **changes: Any) -> None:
         evaluate(
@@ -183,8 +191,7 @@ def test_the_library_lets_the_manifest_say_which_files_are_not_looked_at(place: 
     (place.folder / "hooks").mkdir()
     (place.folder / "hooks" / "load.py").write_text("import os")
     place.library()
-    keys = [TrustedKey.from_pem("team", public_pem(private_key()))]
-    found = verify_folder(place.folder, keys=keys, model=MODEL)
+    found = verify_folder(place.folder, pem=public_pem(private_key()), model=MODEL)
     assert found.unsigned == ("hooks/load.py",)
     assert "hooks/load.py" not in {file.name for file in found.manifest.files}
 
@@ -238,6 +245,64 @@ def test_without_roots_the_library_falls_back_to_those_of_the_web(
         place.decide()
     with pytest.raises(UntrustedSignerError, match="no root"):
         place.decide(authorities=[certificate_authority(issue("root", authority=True, **times))])
+
+
+def logged(place: Place, instance: Instance, **certified: Any) -> None:
+    place.put(instance.sign(signed_statement(files=place.files()), **certified))
+
+
+def with_sigstore(place: Place, tmp_path: Path, root: dict[str, Any]) -> None:
+    """What `model_signing verify sigstore` does; raises if it refuses."""
+    config = tmp_path / "trust.json"
+    signing = {"mediaType": "application/vnd.dev.sigstore.signingconfig.v0.2+json"}
+    config.write_text(
+        json.dumps(
+            {
+                "mediaType": "application/vnd.dev.sigstore.clienttrustconfig.v0.1+json",
+                "trustedRoot": root,
+                "signingConfig": signing,
+            }
+        )
+    )
+    place.library_with(
+        model_signing.verifying.Config().use_sigstore_verifier(
+            identity=WORKFLOW, oidc_issuer=ISSUER, trust_config=config
+        )
+    )
+
+
+def test_both_accept_the_expected_identity(place: Place, tmp_path: Path) -> None:
+    instance = Instance()
+    logged(place, instance)
+    with_sigstore(place, tmp_path, instance.trusted_root())
+    place.decide(authorities=[instance.authority()])
+
+
+@pytest.mark.parametrize("which", ["authorities", "ctlogs", "tlogs"])
+def test_the_library_takes_authorities_and_logs_whose_time_was_over(place: Place, tmp_path: Path, which: str) -> None:
+    instance = Instance()
+    logged(place, instance)
+    root = instance.trusted_root(**{which: span(START, SIGNED - timedelta(days=30))})
+    with_sigstore(place, tmp_path, root)
+    with pytest.raises(UntrustedSignerError, match="counted when"):
+        place.decide(authorities=[instance.authority(root=root)])
+
+
+def test_the_library_takes_one_identity_of_several(place: Place, tmp_path: Path) -> None:
+    instance = Instance()
+    names = [x509.RFC822Name("mallory@acme.example"), x509.UniformResourceIdentifier(WORKFLOW)]
+    logged(place, instance, names=names)
+    with_sigstore(place, tmp_path, instance.trusted_root())
+    with pytest.raises(MalformedSignatureError, match="exactly one identity"):
+        place.decide(authorities=[instance.authority()])
+
+
+def test_the_library_does_not_mind_two_issuers(place: Place, tmp_path: Path) -> None:
+    instance = Instance()
+    logged(place, instance, issuer="https://accounts.example", raw_issuer=ISSUER)
+    with_sigstore(place, tmp_path, instance.trusted_root())
+    with pytest.raises(MalformedSignatureError, match="one issuer"):
+        place.decide(authorities=[instance.authority()])
 
 
 def signed_by(document: dict[str, Any], text: bytes) -> dict[str, Any]:

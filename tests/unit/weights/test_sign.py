@@ -3,6 +3,7 @@
 import json
 import stat
 import subprocess
+from datetime import UTC, datetime, timedelta
 
 import model_signing
 import pytest
@@ -19,10 +20,12 @@ from gptoss_weights.errors import (
     UnsignedError,
     UntrustedSignerError,
 )
-from gptoss_weights.folder import verify_folder
+from gptoss_weights.policy import Narrowing, evaluate
 from gptoss_weights.sign import generate_key, sign_folder
-from gptoss_weights.signature import TrustedKey
-from tests.unit.weights.builders import MODEL, model, private_key, public_pem, write_key
+from tests.unit.weights.builders import MODEL, model, policy, private_key, public_pem, verify_folder, write_key
+from tests.unit.weights.pki import IDENTITY, SERVER, certificate_authority, issue, signer
+
+DAY = timedelta(days=1)
 
 
 @pytest.fixture
@@ -31,8 +34,7 @@ def folder(tmp_path):
 
 
 def verified(folder, key=None, **changes):
-    trusted = TrustedKey.from_pem("team", public_pem(key or private_key()))
-    return verify_folder(folder.folder, keys=[trusted], **changes)
+    return verify_folder(folder.folder, pem=public_pem(key or private_key()), **changes)
 
 
 @pytest.mark.parametrize("curve", [ec.SECP256R1, ec.SECP384R1, ec.SECP521R1])
@@ -67,8 +69,7 @@ def test_a_generated_key_signs_and_is_private(folder, tmp_path):
     assert stat.S_IMODE(pair.private_key.stat().st_mode) == 0o600
     signed = sign_folder(folder.folder, model=MODEL, key=pair.private_key)
     assert signed.signer_fingerprint == pair.fingerprint
-    keys = [TrustedKey.from_pem("x", pair.public_key.read_text())]
-    assert verify_folder(folder.folder, keys=keys).signer_fingerprint == pair.fingerprint
+    assert verify_folder(folder.folder, pem=pair.public_key.read_text()).signer_fingerprint == pair.fingerprint
     openssl = subprocess.run(
         ["openssl", "pkey", "-pubin", "-in", pair.public_key, "-outform", "DER"], capture_output=True, check=True
     )
@@ -177,3 +178,56 @@ def test_a_link_put_in_place_of_a_signed_file_is_refused(folder):
 def test_the_signature_is_text_that_model_signing_reads(folder):
     document = json.loads(folder.sign().signature.read_bytes())
     assert document["mediaType"] == "application/vnd.dev.sigstore.bundle.v0.3+json"
+
+
+def holder(**changes):
+    now = datetime.now(UTC)
+    root = issue("root", authority=True, not_before=now - DAY, not_after=now + DAY)
+    middle = issue("middle", by=root, authority=True, not_before=now - DAY, not_after=now + DAY)
+    times = {"not_before": now - DAY, "not_after": now + DAY}
+    return root, middle, signer("release", by=middle, **{**times, **changes})
+
+
+def test_model_signing_verifies_what_we_sign_with_a_certificate(folder, tmp_path):
+    root, middle, leaf = holder()
+    chain = tmp_path / "chain.pem"
+    chain.write_text(leaf.pem + middle.pem + root.pem)
+    sign_folder(folder.folder, model=MODEL, key=write_key(tmp_path / "key", leaf.key), certificate=chain)
+    material = json.loads((folder.folder / "model.sig").read_text())["verificationMaterial"]
+    assert len(material["x509CertificateChain"]["certificates"]) == 2
+    config = model_signing.verifying.Config().use_certificate_verifier(
+        certificate_chain=[root.write(tmp_path / "root.pem")]
+    )
+    config.verify(folder.folder, folder.folder / "model.sig")
+    decision = evaluate(
+        (folder.folder / "model.sig").read_bytes(),
+        policy(authorities=[certificate_authority(root)]),
+        uri=f"s3://models/{MODEL}",
+        narrowing=Narrowing(subject=MODEL),
+        now=datetime.now(UTC),
+    )
+    assert decision.identity == IDENTITY
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"purposes": SERVER}, "not for signing code"),
+        ({"digital_signature": False}, "not for signing code"),
+        ({"not_after": datetime.now(UTC) - DAY / 2}, "not valid now"),
+        ({"key": private_key("somebody else")}, "not that of the key"),
+    ],
+)
+def test_nothing_is_signed_with_a_certificate_that_no_policy_would_accept(folder, tmp_path, changes, problem):
+    _, _, leaf = holder(**changes)
+    key = write_key(tmp_path / "key", private_key() if "key" in changes else leaf.key)
+    with pytest.raises(SigningError, match=problem):
+        sign_folder(folder.folder, model=MODEL, key=key, certificate=leaf.write(tmp_path / "leaf.pem"))
+    assert not (folder.folder / "model.sig").exists()
+
+
+def test_a_certificate_that_is_none_can_not_sign(folder, tmp_path):
+    broken = tmp_path / "leaf.pem"
+    broken.write_text("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n")
+    with pytest.raises(SigningError, match="PEM certificates"):
+        sign_folder(folder.folder, model=MODEL, key=write_key(tmp_path / "key", private_key()), certificate=broken)
