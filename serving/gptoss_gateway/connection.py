@@ -44,6 +44,10 @@ class Door(web.Server):
         """Return the protocol of a new connection."""
         return _Connection(self, loop=asyncio.get_running_loop())
 
+    def connection(self, came_in: Callable[[], None]) -> RequestHandler:
+        """Return the protocol of a connection that calls ``came_in`` just before it counts itself in."""
+        return _Connection(self, loop=asyncio.get_running_loop(), came_in=came_in)
+
     def enter(self, client: str) -> RequestError | None:
         """Count a connection in; returns why it may not stay."""
         self._clients[client] += 1
@@ -91,9 +95,11 @@ class Door(web.Server):
 
 
 class _Connection(RequestHandler):
-    __slots__ = ("_client", "_door", "_head_bytes", "_head_timer", "_refusing")
+    __slots__ = ("_came_in", "_client", "_door", "_head_bytes", "_head_timer", "_refusing")
 
-    def __init__(self, door: Door, *, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self, door: Door, *, loop: asyncio.AbstractEventLoop, came_in: Callable[[], None] | None = None
+    ) -> None:
         super().__init__(
             door,
             loop=loop,
@@ -105,6 +111,7 @@ class _Connection(RequestHandler):
             max_field_size=door.limits.max_head_bytes,
         )
         self._door = door
+        self._came_in = came_in
         self._client: str | None = None
         self._head_bytes = 0
         self._head_timer: asyncio.TimerHandle | None = None
@@ -114,6 +121,8 @@ class _Connection(RequestHandler):
         super().connection_made(transport)
         peer = self.peername
         self._client = str(peer[0]) if isinstance(peer, tuple) else "local"
+        if self._came_in is not None:
+            self._came_in()
         if (error := self._door.enter(self._client)) is not None:
             self._refuse(error)
             self.force_close()
@@ -132,7 +141,7 @@ class _Connection(RequestHandler):
         if self._messages and isinstance(self._messages[-1][0], _ErrInfo) and self._current_request is not None:
             # The parser tells the next request, which there is none of; the body's reader would wait for ever.
             self._current_request.content.set_exception(RequestPayloadError("the body's encoding is broken"))
-        if self._waiter is None or self._waiter.done():  # a request is there: what came may be its body
+        if self._request_count and (self._waiter is None or self._waiter.done()):  # what came may be a body
             self._forget_head()
             return
         self._head_bytes += len(data)

@@ -8,6 +8,7 @@ from prometheus_client.exposition import generate_latest
 from prometheus_client.registry import Collector
 
 from gptoss_gateway.catalogue import ServedModel
+from gptoss_gateway.certificate import Certificate
 from gptoss_gateway.usage import Usage
 
 _MODEL = ("namespace", "model")
@@ -61,6 +62,19 @@ class Metering:
         self._audit_losses = Counter(
             "gptoss_gateway_audit_losses", "Audit lines that were not written.", registry=self.registry
         )
+        self._failed_handshakes = Counter(
+            "gptoss_gateway_failed_handshakes",
+            "TLS handshakes that clients did not end, or that failed.",
+            registry=self.registry,
+        )
+
+    def handshake_failed(self) -> None:
+        """Count a client that did not get through its TLS handshake."""
+        self._failed_handshakes.inc()
+
+    def watch_certificate(self, certificate: Certificate) -> None:
+        """Show how long the certificate lasts and whether its files can be used, read when somebody looks."""
+        self.registry.register(_Validity(certificate))
 
     def audit_lost(self) -> None:
         """Count an audit line that was not written."""
@@ -120,6 +134,23 @@ class Metering:
     def expose(self) -> bytes:
         """Return the metrics in Prometheus' text format."""
         return generate_latest(self.registry)
+
+
+class _Validity(Collector):
+    def __init__(self, certificate: Certificate) -> None:
+        self._certificate = certificate
+
+    def collect(self) -> Iterable[GaugeMetricFamily]:
+        yield GaugeMetricFamily(
+            "gptoss_gateway_certificate_expiry_timestamp_seconds",
+            "End of the validity of the certificate that clients are shown, since the epoch.",
+            value=self._certificate.expires_at,
+        )
+        yield GaugeMetricFamily(
+            "gptoss_gateway_certificate_stale",
+            "1 while the certificate's files can't be used and the last good one stays in force.",
+            value=self._certificate.is_stale,
+        )
 
 
 class _Places(Collector):

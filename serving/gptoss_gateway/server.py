@@ -7,7 +7,9 @@ import logging
 from aiohttp import web
 
 from gptoss_gateway.app import Gateway
+from gptoss_gateway.certificate import Certificate
 from gptoss_gateway.connection import Door
+from gptoss_gateway.secure_listener import SecureListener
 from gptoss_gateway.settings import Listener
 
 _log = logging.getLogger(__name__)
@@ -17,25 +19,36 @@ _BACKLOG = 1024
 
 
 class Server:
-    """A gateway on its sockets."""
+    """A gateway on its sockets.
+
+    Raises:
+        SettingsError: the certificate can't be used.
+    """
 
     def __init__(self, gateway: Gateway) -> None:
         self.gateway = gateway
         self.url = ""
         self.admin_url = ""
-        door = Door(gateway.handle, limits=gateway.settings.limits, refused=gateway.metering.request_refused)
-        self._clients = web.ServerRunner(door, shutdown_timeout=1.0)
+        settings, metering = gateway.settings, gateway.metering
+        self._door = Door(gateway.handle, limits=settings.limits, refused=metering.request_refused)
+        self._certificate = Certificate(settings.tls) if settings.tls is not None else None
+        if self._certificate is not None:
+            metering.watch_certificate(self._certificate)
+        self._clients = web.ServerRunner(self._door, shutdown_timeout=1.0)
         self._admin = web.AppRunner(_admin_application(gateway), access_log=None, shutdown_timeout=1.0)
-        self._site: web.TCPSite | None = None
+        self._site: web.TCPSite | SecureListener | None = None
         self._refreshing: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Start the gateway's parts and listen; raises OSError where an address can't be bound."""
         settings = self.gateway.settings
         await self.gateway.start()
-        self._refreshing = asyncio.create_task(self._refresh(), name="refresh")
+        self._refreshing = asyncio.create_task(self._keep_fresh(), name="refresh")
         _, self.admin_url = await _listen(self._admin, settings.admin)
-        self._site, self.url = await _listen(self._clients, settings.listen)
+        if self._certificate is None:
+            self._site, self.url = await _listen(self._clients, settings.listen)
+        else:
+            self._site, self.url = await self._listen_securely(self._certificate)
         _log.info("listening", extra={"url": self.url, "admin": self.admin_url})
 
     async def stop(self, *, hurry: asyncio.Event | None = None) -> None:
@@ -55,15 +68,35 @@ class Server:
         if self._refreshing is not None:
             self._refreshing.cancel()
             await asyncio.wait({self._refreshing})
+        if isinstance(self._site, SecureListener):
+            await self._site.close()
         await self._clients.cleanup()
         await self.gateway.stop()
         await self._admin.cleanup()
         _log.info("stopped")
 
-    async def _refresh(self) -> None:
+    async def _listen_securely(self, certificate: Certificate) -> tuple[SecureListener, str]:
+        settings, metering = self.gateway.settings, self.gateway.metering
+        await self._clients.setup()
+        listener = SecureListener(
+            self._door, certificate, seconds=settings.limits.head_seconds, failed=metering.handshake_failed
+        )
+        await listener.start(settings.listen, backlog=_BACKLOG)
+        return listener, _url("https", *listener.address)
+
+    def refresh(self) -> None:
+        """Take over changed files; called once a second."""
+        self.gateway.refresh()
+        if self._certificate is not None:
+            self._certificate.refresh()
+
+    async def _keep_fresh(self) -> None:
         while True:
             await asyncio.sleep(_REFRESH_SECONDS)
-            self.gateway.refresh()
+            try:
+                self.refresh()
+            except Exception:  # noqa: BLE001 - the next change must not go unseen for it
+                _log.exception("changed files were not all taken over")
 
 
 def _admin_application(gateway: Gateway) -> web.Application:
@@ -91,4 +124,8 @@ async def _listen(runner: web.BaseRunner, listener: Listener) -> tuple[web.TCPSi
     site = web.TCPSite(runner, listener.host, listener.port, backlog=_BACKLOG)
     await site.start()
     host, port = runner.addresses[0][:2]
-    return site, f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    return site, _url("http", host, port)
+
+
+def _url(scheme: str, host: str, port: int) -> str:
+    return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"

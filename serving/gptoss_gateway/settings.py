@@ -2,7 +2,7 @@
 
 import ipaddress
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 import yaml
 from pydantic import Field, ValidationError, model_validator
@@ -30,6 +30,21 @@ class Listener(StrictModel):
             return False
 
 
+class TLS(StrictModel):
+    """The certificate of the listener for clients."""
+
+    cert_file: Path = Field(description="PEM file: the certificate, then the authorities' between it and a root.")
+    key_file: Path = Field(description="PEM file: the certificate's private key, not encrypted.")
+    minimum_version: Literal["TLSv1.2", "TLSv1.3"] = Field(
+        default="TLSv1.2", description="Oldest protocol that is spoken."
+    )
+    client_ca_file: Path | None = Field(
+        default=None,
+        alias="clientCAFile",
+        description="PEM file with authorities: only clients with a certificate of theirs get as far as a key.",
+    )
+
+
 class Limits(StrictModel):
     """Bounds of one gateway process."""
 
@@ -50,7 +65,9 @@ class Limits(StrictModel):
         default=32 * 1024, description="Largest request line and headers, in bytes."
     )
     head_seconds: Annotated[float, Field(gt=0)] = Field(
-        default=10.0, description="Time a client has to send a request's headers, from their first byte, in seconds."
+        default=10.0,
+        description="Time a client has for its TLS handshake, and to send a request's headers from their first byte, "
+        "in seconds.",
     )
     max_body_bytes: Annotated[int, Field(ge=1024)] = Field(
         default=8 * 1024 * 1024, description="Largest request body, in bytes."
@@ -88,6 +105,9 @@ class GatewaySettings(StrictModel):
     system_namespace: Name = Field(description="Namespace of the GatewayReports.")
     listen: Listener = Field(description="Where clients come in.")
     admin: Listener = Field(description="Metrics and health; not for clients.")
+    tls: TLS | None = Field(
+        default=None, description="Certificate of `listen`; read again when its files change. None: plain HTTP."
+    )
     keys_file: Path | None = Field(default=None, description="Tenants and the hashes of their keys.")
     audit_file: Path | None = Field(
         default=None, description="Where a JSON line per request is written, without content; none by default."

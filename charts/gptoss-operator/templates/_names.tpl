@@ -25,7 +25,11 @@
 {{- define "gptoss.installation" -}}{{ default .Release.Name .Values.installation }}{{- end }}
 
 {{- define "gptoss.gatewayURL" -}}
-{{- default (printf "http://%s.%s.svc:%v/v1" (include "gptoss.gatewayName" .) .Release.Namespace .Values.gateway.service.port) .Values.gatewayURL }}
+{{- default (printf "%s://%s.%s.svc:%s/v1" (ternary "https" "http" (not (empty .Values.gateway.tls.secretName))) (include "gptoss.gatewayName" .) .Release.Namespace (include "gptoss.gatewayPort" .)) .Values.gatewayURL }}
+{{- end }}
+
+{{- define "gptoss.gatewayPort" -}}
+{{- default (ternary 443 80 (not (empty .Values.gateway.tls.secretName))) .Values.gateway.service.port }}
 {{- end }}
 
 {{- define "gptoss.selector" -}}

@@ -44,6 +44,15 @@
 {{- with .Values.kubeRay.settings.serviceURL }}{{ $_ := set $access "serviceURL" . }}{{ end }}
 {{- $_ := set $settings "kubeRay" $access }}
 {{- end }}
+{{- with .Values.gateway.tls }}
+{{- if .secretName }}
+{{- $tls := dict "certFile" "/etc/gptoss/tls/tls.crt" "keyFile" "/etc/gptoss/tls/tls.key" "minimumVersion" .minimumVersion }}
+{{- if .clientCA.secretName }}{{ $_ := set $tls "clientCAFile" (printf "/etc/gptoss/client-ca/%s" .clientCA.key) }}{{ end }}
+{{- $_ := set $settings "tls" $tls }}
+{{- else if .clientCA.secretName }}
+{{- fail "gateway.tls.clientCA.secretName is set and gateway.tls.secretName is not: clients show certificates over TLS only" }}
+{{- end }}
+{{- end }}
 {{- toYaml (mergeOverwrite $settings .Values.gateway.settings) }}
 {{- end }}
 

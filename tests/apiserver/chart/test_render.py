@@ -11,11 +11,13 @@ from prometheus_client import CollectorRegistry
 
 from gptoss_cli.local.control_plane import ControlPlane
 from gptoss_cli.local.errors import StepError
+from gptoss_gateway.certificate import Certificate
 from gptoss_gateway.metering import Metering
-from gptoss_gateway.settings import GatewaySettings
+from gptoss_gateway.settings import TLS, GatewaySettings
 from gptoss_operator.metrics import Metrics
 from gptoss_operator.settings import load_settings
 from tests.apiserver.chart.helm import CHART, VALUES_FILES, Helm, HelmError, Raw, of_kind
+from tests.contract.gateway.certificates import Authority, Mounted
 from tests.controlplane import CRDS
 
 EVERYTHING = {
@@ -29,6 +31,7 @@ EVERYTHING = {
         "autoscaling": {"enabled": True},
         "ingress": {"enabled": True, "hosts": ["gptoss.example.com"]},
         "affinity": {"nodeAffinity": {}},
+        "tls": {"secretName": "gptoss-gateway-tls", "clientCA": {"secretName": "clients"}},
     },
     "monitoring": {
         "serviceMonitor": {"enabled": True},
@@ -159,6 +162,50 @@ def test_kuberays_settings_reach_both(helm: Helm, tmp_path: Path):
         assert str(operator.gateway_token_file.parent) in {mount["mountPath"] for mount in mounts}
 
 
+def test_a_certificate_is_mounted_where_the_settings_look_and_the_address_is_https(helm: Helm, tmp_path: Path):
+    tls = {"secretName": "certificate", "minimumVersion": "TLSv1.3", "clientCA": {"secretName": "clients"}}
+    objects = helm.render("gpt", values={"gateway": {"tls": tls}})
+    for name, text in (item for each in of_kind(objects, "ConfigMap") for item in each["data"].items()):
+        (tmp_path / name).write_text(text)
+    read = GatewaySettings.load(tmp_path / "gateway.yaml").tls
+    assert read is not None
+    assert read.minimum_version == "TLSv1.3"
+    pod = next(
+        each["spec"]["template"]["spec"]
+        for each in of_kind(objects, "Deployment")
+        if each["metadata"]["name"].endswith("-gateway")
+    )
+    folders = {mount["name"]: mount["mountPath"] for mount in pod["containers"][0]["volumeMounts"]}
+    mounted = {
+        f"{folders[volume['name']]}/{item['path']}": volume["secret"]["secretName"]
+        for volume in pod["volumes"]
+        for item in volume.get("secret", {}).get("items", [])
+    }
+    assert mounted == {
+        str(read.cert_file): "certificate",
+        str(read.key_file): "certificate",
+        str(read.client_ca_file): "clients",
+    }
+    ports = [port for each in of_kind(objects, "Service") for port in each["spec"]["ports"] if port["name"] == "http"]
+    assert [(port["port"], port["appProtocol"]) for port in ports] == [(443, "https")]
+    url = load_settings(tmp_path / "operator.yaml").gateway_url
+    assert str(url) == "https://gptoss-gptoss-operator-gateway.gpt.svc:443/v1"
+
+
+@pytest.mark.parametrize(
+    ("gateway", "seconds"),
+    [
+        ({}, 5 + 600 + 15),
+        ({"shutdown": {"delaySeconds": 10, "graceSeconds": 3600}}, 10 + 3600 + 15),
+        ({"settings": {"shutdown": {"delaySeconds": 2.5, "graceSeconds": 1200}}}, 3 + 1200 + 15),
+    ],
+)
+def test_a_gateway_is_killed_only_after_its_own_grace(helm: Helm, gateway: Raw, seconds: int):
+    objects = helm.render("gpt", values={"gateway": gateway})
+    pods = {each["metadata"]["name"]: each["spec"]["template"]["spec"] for each in of_kind(objects, "Deployment")}
+    assert pods["gptoss-gptoss-operator-gateway"]["terminationGracePeriodSeconds"] == seconds
+
+
 def test_tokens_are_mounted_where_the_settings_look_and_the_gateway_gets_no_dashboard_token(helm: Helm):
     for deployment in of_kind(helm.render("gpt", values={"rayClusters": [RAY]}), "Deployment"):
         volumes = deployment["spec"]["template"]["spec"]["volumes"]
@@ -198,6 +245,8 @@ def test_images_come_from_where_the_values_say(helm: Helm, values: Raw, image: s
         ({"image": {"digest": "sha256:short"}}, "/image/digest"),
         ({"rayClusters": [{"name": "a"}]}, "/rayClusters/0"),
         ({"watchNamespaces": ["Bad_Name"]}, "/watchNamespaces/0"),
+        ({"gateway": {"tls": {"secretName": "a", "minimumVersion": "1.3"}}}, "/gateway/tls/minimumVersion"),
+        ({"gateway": {"tls": {"clientCA": {"secretName": "a"}}}}, "gateway.tls.secretName is not"),
         ({"gateway": {"shutdown": {"graceSeconds": 7200}}}, "/gateway/shutdown/graceSeconds"),
     ],
 )
@@ -225,9 +274,9 @@ def test_what_needs_other_operators_is_off_by_default(helm: Helm):
     assert "admissionregistration.k8s.io" not in kinds
 
 
-def test_alerts_and_dashboard_name_metrics_that_exist(helm: Helm):
+def test_alerts_and_dashboard_name_metrics_that_exist(helm: Helm, tmp_path: Path):
     exposed = set()
-    for registry in (Metrics().registry, _gateway_registry()):
+    for registry in (Metrics().registry, _gateway_registry(tmp_path)):
         for metric in registry.collect():
             exposed |= {metric.name, f"{metric.name}_total", f"{metric.name}_bucket", f"{metric.name}_count"}
     objects = helm.render("gpt", values=EVERYTHING)
@@ -243,9 +292,14 @@ def test_alerts_and_dashboard_name_metrics_that_exist(helm: Helm):
     assert named - exposed == set()
 
 
-def _gateway_registry() -> CollectorRegistry:
+def _gateway_registry(folder: Path) -> CollectorRegistry:
     metering = Metering()
     metering.watch_places(lambda: ())
+    authority = Authority()
+    secret = Mounted(folder / "tls")
+    secret.pair(authority.issue())
+    settings = TLS(cert_file=secret.folder / "tls.crt", key_file=secret.folder / "tls.key")
+    metering.watch_certificate(Certificate(settings))
     return metering.registry
 
 
