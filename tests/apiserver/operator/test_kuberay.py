@@ -13,7 +13,17 @@ import pytest
 
 from gptoss_cli.local.control_plane import ControlPlane
 from gptoss_kube.client import Kube
-from gptoss_kube.resources import CONFIG_MAPS, GPT_OSS_DEPLOYMENTS, NODES, RAY_SERVICES, SECRETS, SERVICES
+from gptoss_kube.errors import Forbidden, Invalid
+from gptoss_kube.resources import (
+    CONFIG_MAPS,
+    GPT_OSS_DEPLOYMENTS,
+    NETWORK_POLICIES,
+    NODES,
+    POD_DISRUPTION_BUDGETS,
+    RAY_SERVICES,
+    SECRETS,
+    SERVICES,
+)
 from gptoss_kube.watch import Informer
 from gptoss_operator.adapter import KubernetesAdapter
 from gptoss_operator.cache import Kind
@@ -176,6 +186,8 @@ async def home(
     monkeypatch.setattr(substrate, "MOVING_SECONDS", 0.1)
     monkeypatch.setattr(substrate, "SETTLED_SECONDS", 1.0)
     monkeypatch.setattr(substrate, "MISSING_SECONDS", 0.2)
+    monkeypatch.setattr(substrate, "MENDING_SECONDS", 0.1)
+    monkeypatch.setattr(substrate, "REFUSED_SECONDS", 0.2)
     (tmp_path / "gateway-token").write_text(GATEWAY_TOKEN)
     control_plane.kubectl("apply", "-f", str(REPOSITORY / "examples" / "local" / "rbac.yaml"))
     async with Kube(kubeconfig=control_plane.kubeconfig) as admin, standing_in(admin, namespace) as kuberay:
@@ -399,3 +411,124 @@ def _async(what: Callable[[], Any]) -> Callable[[], Any]:
         return what()
 
     return answer
+
+
+async def children(home: Home) -> dict[tuple[str, str], dict[str, Any]]:
+    """What stands around the RayService, as far as it is ours."""
+    found = {}
+    for resource in (NETWORK_POLICIES, POD_DISRUPTION_BUDGETS, SERVICES):
+        listed = await home.admin.list(resource, namespace=home.namespace)
+        for raw in listed.items:
+            if raw["metadata"]["name"].startswith("assistant-") and "ownerReferences" in raw["metadata"]:
+                found[resource.kind, raw["metadata"]["name"]] = raw
+    return found
+
+
+CHILDREN = {
+    ("NetworkPolicy", "assistant-head"): {"spec": {"ingress": [{}]}},
+    ("NetworkPolicy", "assistant-worker"): {"spec": {"egress": None, "policyTypes": ["Ingress"]}},
+    ("PodDisruptionBudget", "assistant-engine"): {"spec": {"minAvailable": 7}},
+    ("Service", "assistant-gptoss"): {"spec": {"selector": {"ray.io/cluster": "theirs"}}},
+}
+
+
+@pytest.mark.usefixtures("rayservices")
+async def test_what_others_delete_or_change_comes_back_and_what_they_add_stays(home: Home) -> None:
+    resources = {each.kind: each for each in (NETWORK_POLICIES, POD_DISRUPTION_BUDGETS, SERVICES)}
+    async with home.operator():
+        await home.apply(scaling={"minReplicas": 1})
+        await home.until("Ready", "True", "Serving")
+        made = await children(home)
+        assert made.keys() == CHILDREN.keys()
+
+        for kind, name in CHILDREN:
+            await home.admin.delete(resources[kind], name, namespace=home.namespace)
+        await home.true(lambda: _all(home, lambda now, name: now["metadata"]["uid"] != made[name]["metadata"]["uid"]))
+        assert {name: raw["spec"].get("selector") for name, raw in (await children(home)).items()} == {
+            name: raw["spec"].get("selector") for name, raw in made.items()
+        }
+
+        made = await children(home)
+        for (kind, name), change in CHILDREN.items():
+            addition = {"metadata": {"annotations": {"theirs": "kept"}}}
+            await home.admin.merge_patch(
+                resources[kind], name, {**change, **addition}, namespace=home.namespace, field_manager="somebody"
+            )
+        await home.true(lambda: _all(home, lambda now, name: _same(now["spec"], made[name]["spec"])))
+        mended = await children(home)
+        assert all(raw["metadata"]["annotations"]["theirs"] == "kept" for raw in mended.values())
+        assert await home.condition("Ready") == ("True", "Serving", "The engine answers.")
+
+
+async def _all(home: Home, holds: Callable[[dict[str, Any], tuple[str, str]], bool]) -> bool:
+    found = await children(home)
+    return found.keys() == CHILDREN.keys() and all(holds(raw, name) for name, raw in found.items())
+
+
+def _same(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
+    """The specification, but for addresses that a Service gets anew."""
+    return {**found, "clusterIP": "", "clusterIPs": []} == {**wanted, "clusterIP": "", "clusterIPs": []}
+
+
+@pytest.mark.usefixtures("rayservices")
+async def test_what_the_api_server_does_not_take_is_told_and_tried_again(home: Home) -> None:
+    rules = {
+        "apiVersion": "admissionregistration.k8s.io/v1",
+        "kind": "ValidatingAdmissionPolicy",
+        "metadata": {"name": f"no-policies-{home.namespace}"},
+        "spec": {
+            "failurePolicy": "Fail",
+            "matchConstraints": {
+                "resourceRules": [
+                    {
+                        "apiGroups": ["networking.k8s.io"],
+                        "apiVersions": ["v1"],
+                        "operations": ["CREATE", "UPDATE"],
+                        "resources": ["networkpolicies"],
+                    }
+                ]
+            },
+            "validations": [{"expression": "false", "message": "the network team makes policies here"}],
+        },
+    }
+    binding = {
+        "apiVersion": rules["apiVersion"],
+        "kind": "ValidatingAdmissionPolicyBinding",
+        "metadata": {"name": rules["metadata"]["name"]},
+        "spec": {
+            "policyName": rules["metadata"]["name"],
+            "validationActions": ["Deny"],
+            "matchResources": {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": home.namespace}}},
+        },
+    }
+    both = {"apiVersion": "v1", "kind": "List", "items": [rules, binding]}
+    probe = {
+        "apiVersion": "networking.k8s.io/v1",
+        "kind": "NetworkPolicy",
+        "metadata": {"name": "probe", "namespace": home.namespace},
+        "spec": {"podSelector": {}},
+    }
+    home.plane.kubectl("apply", "-f", "-", stdin=json.dumps(both))
+    try:
+        await home.true(lambda: _refused(home, probe))
+        async with home.operator():
+            await home.apply()
+            message = await home.until("Degraded", "True", "ConfigurationRefused")
+            assert "the network team makes policies here" in message
+            assert (await home.condition("Ready"))[:2] == ("Unknown", "ConfigurationRefused")
+            assert home.kuberay.made == [], "no pod without its policies"
+            home.plane.kubectl("delete", "-f", "-", stdin=json.dumps(both))
+            await home.until("Ready", "True", "Serving")
+            assert (await home.condition("Degraded"))[0] == "False"
+    finally:
+        home.plane.kubectl("delete", "--ignore-not-found", "-f", "-", stdin=json.dumps(both))
+
+
+async def _refused(home: Home, document: dict[str, Any]) -> bool:
+    """Whether the API server has taken the policy against it in."""
+    try:
+        await home.admin.apply(document, resource=NETWORK_POLICIES, field_manager="test")
+    except (Invalid, Forbidden):
+        return True
+    await home.admin.delete(NETWORK_POLICIES, document["metadata"]["name"], namespace=home.namespace)
+    return False

@@ -40,17 +40,20 @@
   resources: [pods]
   verbs: [list, watch]
 - apiGroups: [""]
-  resources: [services, configmaps]
+  resources: [services]
+  verbs: [list, watch, create, patch]
+- apiGroups: [""]
+  resources: [configmaps]
   verbs: [create, patch]
 - apiGroups: [""]
   resources: [secrets]
   verbs: [create]
 - apiGroups: [networking.k8s.io]
   resources: [networkpolicies]
-  verbs: [create, patch]
+  verbs: [list, watch, create, patch]
 - apiGroups: [policy]
   resources: [poddisruptionbudgets]
-  verbs: [create, patch]
+  verbs: [list, watch, create, patch]
 {{- end }}
 
 {{- define "gptoss.rules.operator.kuberayVersion" -}}

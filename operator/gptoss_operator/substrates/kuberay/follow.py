@@ -19,6 +19,7 @@ from gptoss_kube.resources import CUSTOM_RESOURCE_DEFINITIONS, NODES, PODS, RAY_
 from gptoss_kube.watch import Informer
 from gptoss_operator.keys import RayServiceKey
 from gptoss_operator.plan.rayservice.workload import DEPLOYMENT_LABEL, MANAGED_BY, Raw
+from gptoss_operator.substrates.kuberay.children import Children
 from gptoss_operator.substrates.kuberay.nodes import lean_node
 from gptoss_operator.substrates.kuberay.seen import lean
 
@@ -69,6 +70,7 @@ class KubeRayObjects:
             else None
         )
         self._crowd: asyncio.TimerHandle | None = None
+        self.children = Children(kube, namespaces=namespaces, news=news)
         self._stack = contextlib.AsyncExitStack()
         self._suspends: bool | None = None
         self._looked_at = 0.0
@@ -80,11 +82,13 @@ class KubeRayObjects:
             await self._stack.enter_async_context(informer)
         if self._node_informer is not None:
             await self._stack.enter_async_context(self._node_informer)
+        await self.children.start()
 
     async def close(self) -> None:
         """End it."""
         if self._crowd is not None:
             self._crowd.cancel()
+        await self.children.close()
         await self._stack.aclose()
 
     def rayservice(self, key: RayServiceKey) -> Raw | None:
@@ -147,13 +151,9 @@ class KubeRayObjects:
         if before != self._suspends:
             self._everything()
 
-    async def apply(self, document: Raw) -> Raw:
-        """Apply an object by server-side apply; raises KubeError."""
-        return await self._kube.apply(document, resource=resource_of(document), field_manager=FIELD_MANAGER)
-
     async def apply_rayservice(self, document: Raw) -> None:
         """Apply a RayService and take the answer in; raises KubeError."""
-        self.put(lean(await self.apply(document)))
+        self.put(lean(await self._kube.apply(document, resource=RAY_SERVICES, field_manager=FIELD_MANAGER)))
 
     async def patch(self, key: RayServiceKey, spec: Mapping[str, Any], *, uid: str) -> None:
         """Change a part of exactly this RayService; raises KubeError."""

@@ -56,6 +56,12 @@ def trouble_of(pods: Sequence[Mapping[str, Any]], *, refused: str | None = None)
 _PROGRESS = frozenset({Reason.FETCHING_WEIGHTS, Reason.WAITING_FOR_HEAD})
 
 
+def advice_on(refusal: str) -> str:
+    """Return what to do about the API server's words when it refuses an object."""
+    known = (advice for pattern, advice in _REFUSALS if re.search(pattern, refusal))
+    return next(known, "see the events of the RayService and its RayCluster")
+
+
 def _of_pod(pod: Mapping[str, Any]) -> Iterator[Trouble]:
     status = pod.get("status") or {}
     name = pod["metadata"]["name"]
@@ -215,19 +221,17 @@ def _pod_failed(pod: str, status: Mapping[str, Any]) -> Failure:
 
 
 def _refused(message: str) -> Failure:
-    advice = next(
-        (advice for pattern, advice in _REFUSALS if re.search(pattern, message)), "see the RayCluster's events"
-    )
-    return Failure(reason=Reason.PODS_REFUSED, message=f"no pod could be made{_because(message)}: {advice}")
+    return Failure(reason=Reason.PODS_REFUSED, message=f"no pod could be made{_because(message)}: {advice_on(message)}")
 
 
 _REFUSALS = (
+    (r"cannot \w+ resource", "an administrator grants the operator its role for KubeRay (docs/rbac.md)"),
     (r"exceeded quota", "lower spec.scaling.maxReplicas, or ask for a larger quota of the namespace"),
     (r"violates PodSecurity", "tell the project: its pods are meant to fit `restricted`"),
     (r"no PriorityClass", "correct spec.pod.priorityClassName"),
     (r"RuntimeClass", "correct spec.pod.runtimeClassName"),
     (r"LimitRange|maximum (cpu|memory)|minimum (cpu|memory)", "fit spec.pod.resources to the namespace's LimitRange"),
-    (r"denied the request", "an admission policy of the cluster is against it: ask its owner"),
+    (r"denied (the )?request", "an admission policy of the cluster is against it: ask its owner"),
 )
 
 

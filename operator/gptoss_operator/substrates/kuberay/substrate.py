@@ -6,11 +6,12 @@ answers becomes the same view that the Ray Serve substrate gives.
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 
 from gptoss_api.conditions import Reason
 from gptoss_api.deployment import GptOssDeployment
 from gptoss_api.kuberay import engine_service
-from gptoss_kube.errors import Invalid
+from gptoss_kube.errors import Forbidden, Invalid, StatusError
 from gptoss_operator.keys import DeploymentKey, Key, RayServiceKey
 from gptoss_operator.kuberay_settings import KubeRaySettings
 from gptoss_operator.leadership import Leadership
@@ -21,7 +22,7 @@ from gptoss_operator.plan.rayservice.workload import REVISION_LABEL, ROLE_LABEL,
 from gptoss_operator.substrates.failures import failure_of
 from gptoss_operator.substrates.kuberay.follow import KubeRayObjects
 from gptoss_operator.substrates.kuberay.nodes import hardware_for
-from gptoss_operator.substrates.kuberay.pods import trouble_of
+from gptoss_operator.substrates.kuberay.pods import advice_on, trouble_of
 from gptoss_operator.substrates.kuberay.seen import SeenRayService, seen_rayservice
 from gptoss_operator.substrates.kuberay.steps import Step, leads_to, next_step
 from gptoss_operator.substrates.probes import Probes
@@ -31,6 +32,18 @@ MOVING_SECONDS = 1.0
 SETTLED_SECONDS = 15.0
 RESTING_SECONDS = 300.0
 MISSING_SECONDS = 5.0
+REFUSED_SECONDS = 30.0
+MENDING_SECONDS = 10.0
+"""Between two repairs around one deployment: whoever changes things again and again is not fought harder."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Refusal:
+    """What the API server does not take; until then (the loop's time) it is not asked again for the same."""
+
+    wish: Wish | None
+    message: str
+    until: float
 
 
 class KubeRay:
@@ -54,7 +67,8 @@ class KubeRay:
         self._generations: dict[RayServiceKey, int] = {}
         self._leads: dict[RayServiceKey, str | None] = {}
         self._given_up: dict[RayServiceKey, frozenset[str]] = {}
-        self._refusals: dict[RayServiceKey, tuple[Wish, str]] = {}
+        self._refusals: dict[RayServiceKey, _Refusal] = {}
+        self._mended_at: dict[RayServiceKey, float] = {}
         self._urls: dict[str, str] = {}
         self._probes = Probes(ask=ask_engine, news=lambda: self._answered(news))
 
@@ -83,10 +97,11 @@ class KubeRay:
         """The deployment is gone; Kubernetes takes away what it owned."""
         rayservice = RayServiceKey(key.namespace, key.name)
         self._views.pop(key, None)
-        for memory in (self._generations, self._leads, self._given_up, self._refusals):
+        for memory in (self._generations, self._leads, self._given_up, self._refusals, self._mended_at):
             memory.pop(rayservice, None)
         self._urls.pop(str(key), None)
         self._probes.forget(str(key))
+        self._objects.children.forget(rayservice)
         return self._wishes.pop(key, None) is not None
 
     def view(self, key: DeploymentKey) -> ApplicationView:
@@ -98,7 +113,7 @@ class KubeRay:
         seen = self._seen(rayservice)
         refusal = self._refusals.get(rayservice)
         if refusal is not None:
-            trouble = (Reason.CONFIGURATION_REFUSED, refusal[1])
+            trouble = (Reason.CONFIGURATION_REFUSED, refusal.message)
         if seen is None:
             return ApplicationView(presence=Presence.ABSENT, trouble=trouble)
         if seen.owner_uid is None:
@@ -128,6 +143,7 @@ class KubeRay:
             return self._outcome(deployment, look_again=MISSING_SECONDS if missing else MOVING_SECONDS)
         wrote = await self._step(key, self._wishes.get(deployment))
         wrote |= await self._lead(key, self._wishes.get(deployment))
+        wrote |= await self._mend(key, self._wishes.get(deployment))
         self._look(deployment, key)
         wish = self._wishes.get(deployment)
         return self._outcome(deployment, look_again=self._look_again(deployment, key, wish), wrote=wrote)
@@ -150,15 +166,14 @@ class KubeRay:
         if step in {Step.NOTHING, Step.WAIT} or not self._leadership.may_write():
             return False
         refusal = self._refusals.get(key)
-        if refusal is not None and refusal[0] == wish:
+        if refusal is not None and refusal.wish == wish and asyncio.get_running_loop().time() < refusal.until:
             return False
-        self._refusals.pop(key, None)
         try:
             await self._write(key, step, wish, seen)
-        except Invalid as error:
-            if wish is not None:
-                self._refusals[key] = (wish, f"the API server refuses what is asked of KubeRay: {error}"[:700])
+        except (Invalid, Forbidden) as error:
+            self._refusals[key] = _refusal(wish, error)
             return False
+        self._refusals.pop(key, None)
         written = self._seen(key)
         if written is not None:
             self._generations[key] = written.generation
@@ -194,10 +209,13 @@ class KubeRay:
         """Bring about everything around a RayService; it is there before the first pod."""
         token = {**rendered.rayservice["metadata"], "name": rendered.token_secret}
         token.pop("annotations", None)
-        async with asyncio.TaskGroup() as group:
-            group.create_task(self._objects.make_token(token))
-            for document in rendered.others:
-                group.create_task(self._objects.apply(document))
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._objects.make_token(token))
+                for document in rendered.others:
+                    group.create_task(self._objects.children.apply(document))
+        except ExceptionGroup as failures:
+            raise failures.exceptions[0] from failures
 
     async def _lead(self, key: RayServiceKey, wish: Wish | None) -> bool:
         """Let the deployment's Service lead to the cluster that serves."""
@@ -210,10 +228,35 @@ class KubeRay:
         to = leads_to(seen, before, frozenset(_cluster(pod) for pod in self._objects.pods(key) if _takes_requests(pod)))
         if key in self._leads and to == before:
             return False
-        await self._objects.apply(leading_to(wish.rendered.service, to))
+        await self._objects.children.apply(leading_to(wish.rendered.service, to))
         self._leads[key] = to
         if to != before:
             self._probes.forget(str(DeploymentKey(key.namespace, key.name)))
+        return True
+
+    async def _mend(self, key: RayServiceKey, wish: Wish | None) -> bool:
+        """Put back what others took away or changed around a RayService that is awake."""
+        if not isinstance(wish, Present) or wish.rendered is None or not self._leadership.may_write():
+            return False
+        seen, now = self._seen(key), asyncio.get_running_loop().time()
+        if seen is None or seen.suspend or seen.deleting or not _is_for(seen, wish):
+            return False
+        if now < self._mended_at.get(key, -MENDING_SECONDS) + MENDING_SECONDS:
+            return False
+        wanted = list(wish.rendered.others)
+        if key in self._leads:
+            wanted.append(leading_to(wish.rendered.service, self._leads[key]))
+        amiss = self._objects.children.amiss(wanted)
+        if not amiss:
+            return False
+        self._mended_at[key] = now
+        try:
+            for document in amiss:
+                await self._objects.children.apply(document)
+        except (Invalid, Forbidden) as error:
+            self._refusals[key] = _refusal(wish, error)
+            return False
+        self._refusals.pop(key, None)
         return True
 
     async def _lead_nowhere(self, key: RayServiceKey) -> None:
@@ -297,6 +340,13 @@ class KubeRay:
         changed = frozenset({deployment}) if self._views.get(deployment) != view else frozenset()
         self._views[deployment] = view
         return Outcome(changed=changed, look_again=look_again, wrote=wrote, trouble=self._objects.trouble())
+
+
+def _refusal(wish: Wish | None, error: StatusError) -> _Refusal:
+    # A right, a quota or an admission policy may change without us, and both errors may be a policy's.
+    until = asyncio.get_running_loop().time() + REFUSED_SECONDS
+    text = f"the API server refuses what is asked of KubeRay: {error}"[:600].rstrip(".")
+    return _Refusal(wish=wish, message=f"{text}; {advice_on(str(error))}", until=until)
 
 
 def _application(seen: SeenRayService, cluster: str | None) -> Raw:
