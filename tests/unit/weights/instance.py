@@ -7,7 +7,7 @@ import base64
 import hashlib
 import json
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from tests.unit.weights.builders import bundle
 from tests.unit.weights.pki import CODE_SIGNING, Holder, issue
+from tests.unit.weights.stamps import Stamps
 
 SIGNED = datetime(2026, 5, 1, 12, tzinfo=UTC)
 """When everything is signed, unless a test says otherwise: a month before decisions are made."""
@@ -68,6 +69,7 @@ class Instance:
     certificate_log: Any = field(default_factory=new_key)
     log: Any = field(default_factory=new_key)
     origin: str = "log.example - 42"
+    stamps: Stamps = field(default_factory=lambda: Stamps(START))
 
     def __post_init__(self) -> None:
         self.intermediate = _authority("intermediate", by=self.root, purposes=CODE_SIGNING)
@@ -127,6 +129,38 @@ class Instance:
             "certificate": {"rawBytes": b64(holder.der)},
             "tlogEntries": [entry],
             "timestampVerificationData": {"rfc3161Timestamps": []},
+        }
+        return document
+
+    def sign_stamped(
+        self,
+        payload: Any = None,
+        *,
+        at: datetime = SIGNED,
+        stamp: Callable[[bytes], bytes] | None = None,
+        **certified: Any,
+    ) -> dict[str, Any]:
+        """A bundle as Rekor 2 logs it: without a time of the log's own, with a time-stamp authority's beside it."""
+        holder = self.certify(**certified)
+        document = bundle(payload, key=holder.key)
+        envelope = document["dsseEnvelope"]
+        signature = base64.b64decode(envelope["signatures"][0]["sig"])
+        raw = base64.b64decode(envelope["payload"])
+        encoded = b"DSSEv1 28 application/vnd.in-toto+json %d %s" % (len(raw), raw)
+        verifier = {"keyDetails": "PKIX_ECDSA_P256_SHA_256", "x509Certificate": {"rawBytes": b64(holder.der)}}
+        recorded = {
+            "data": {"algorithm": "SHA2_256", "digest": b64(hashlib.sha256(encoded).digest())},
+            "signature": {"content": b64(signature), "verifier": verifier},
+        }
+        body = {"apiVersion": "0.0.2", "kind": "hashedrekord", "spec": {"hashedRekordV002": recorded}}
+        entry = self.entry(compact(body))
+        del entry["integratedTime"], entry["inclusionPromise"]
+        entry["kindVersion"] = {"kind": "hashedrekord", "version": "0.0.2"}
+        stamped = stamp(signature) if stamp else self.stamps.stamp(signature, at)
+        document["verificationMaterial"] = {
+            "certificate": {"rawBytes": b64(holder.der)},
+            "tlogEntries": [entry],
+            "timestampVerificationData": {"rfc3161Timestamps": [{"signedTimestamp": b64(stamped)}]},
         }
         return document
 
@@ -193,6 +227,16 @@ class Instance:
                 }
             ],
             "ctlogs": [_log(self.certificate_log, "https://certificates.example", spans.get("ctlogs", open_ended))],
+            "timestampAuthorities": [
+                {
+                    "subject": {"organization": "Acme", "commonName": "stamps"},
+                    "uri": "https://stamps.example",
+                    "certChain": {
+                        "certificates": [{"rawBytes": b64(each.der)} for each in (self.stamps.signer, self.stamps.root)]
+                    },
+                    "validFor": spans.get("stamps", open_ended),
+                }
+            ],
         }
 
     def authority(self, name: str = "workflow", *, root: dict[str, Any] | None = None, **expected: Any) -> Any:

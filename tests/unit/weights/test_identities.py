@@ -283,6 +283,74 @@ def test_refuses(build, error: type[TrustError], says: str):
     assert str(caught.value).isprintable()
 
 
+def test_trusts_entries_of_rekor_2_by_a_signed_timestamp():
+    assert judge(ours().sign_stamped()).identity == WORKFLOW
+
+
+def with_stamp(document, *more):
+    """A bundle with signed timestamps beside what it has."""
+    signature = base64.b64decode(document["dsseEnvelope"]["signatures"][0]["sig"])
+    stamps = [{"signedTimestamp": b64(ours().stamps.stamp(signature, at))} for at in more]
+    document["verificationMaterial"]["timestampVerificationData"] = {"rfc3161Timestamps": stamps}
+    return document
+
+
+def test_entries_of_rekor_1_may_be_timestamped_beside():
+    assert judge(with_stamp(ours().sign(), SIGNED)).identity == WORKFLOW
+    with pytest.raises(UntrustedSignerError, match="was not valid at the time"):
+        judge(with_stamp(ours().sign(), SIGNED, SIGNED + MINUTES))
+
+
+def without_stamp():
+    document = ours().sign_stamped()
+    document["verificationMaterial"]["timestampVerificationData"] = {}
+    return document
+
+
+def stamped_with_a_promise():
+    document = ours().sign_stamped()
+    document["verificationMaterial"]["tlogEntries"][0]["integratedTime"] = str(int(SIGNED.timestamp()))
+    return document
+
+
+STAMPED = {
+    "late": (lambda: ours().sign_stamped(at=SIGNED + MINUTES), UntrustedSignerError, "not valid at the time"),
+    "early": (lambda: ours().sign_stamped(at=SIGNED - MINUTES), UntrustedSignerError, "not valid at the time"),
+    "by another authority": (
+        lambda: ours().sign_stamped(stamp=lambda found: theirs().stamps.stamp(found, SIGNED)),
+        UntrustedSignerError, "does not vouch",
+    ),
+    "by another key": (
+        lambda: ours().sign_stamped(stamp=lambda found: ours().stamps.stamp(found, SIGNED, key=new_key())),
+        UntrustedSignerError, "does not vouch",
+    ),
+    "over another signature": (
+        lambda: ours().sign_stamped(stamp=lambda _: ours().stamps.stamp(b"another", SIGNED)),
+        UntrustedSignerError, "does not vouch",
+    ),
+    "by nobody": (without_stamp, MalformedSignatureError, "needs a signed timestamp"),
+    "by the log": (stamped_with_a_promise, MalformedSignatureError, "no time of its own"),
+    "by nonsense": (
+        lambda: ours().sign_stamped(stamp=lambda found: found), MalformedSignatureError, "can't be read",
+    ),
+    "for another identity": (
+        lambda: ours().sign_stamped(identity="mallory@acme.example"), UntrustedSignerError, "another identity",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("build", "error", "says"), STAMPED.values(), ids=STAMPED.keys())
+def test_refuses_what_is_stamped(build, error: type[TrustError], says: str):
+    with pytest.raises(error, match=says):
+        judge(build())
+
+
+def test_a_time_stamp_authority_counts_within_its_own_time_only():
+    retired = ours().trusted_root(stamps=span(START, SIGNED - SECOND))
+    with pytest.raises(UntrustedSignerError, match="does not vouch"):
+        judge(ours().sign_stamped(), root=retired)
+
+
 @pytest.mark.parametrize(
     ("expression", "identity", "trusted"),
     [
