@@ -29,6 +29,7 @@ from gptoss_gateway.demand import Ledger
 from gptoss_gateway.errors import (
     ClientLeftError,
     Dialect,
+    LimitedError,
     ModelRefusedError,
     NotFoundError,
     NotReadyError,
@@ -118,6 +119,7 @@ class Gateway:
             stall_seconds=settings.limits.stall_seconds,
         )
         self.metering.watch_places(self._places)
+        self.metering.watch_tenants(self.ledger.tenants)
 
     @property
     def is_ready(self) -> bool:
@@ -196,6 +198,7 @@ class Gateway:
                 pass
             except RequestError as error:
                 self.metering.request_refused(error.status)
+                self._note_limit(error)
                 await _fail(exchange, error)
             except Exception:  # noqa: BLE001 - a client is answered whatever broke
                 _log.exception("request failed inside the gateway")
@@ -251,7 +254,7 @@ class Gateway:
         headers: dict[str, str],
         arrived: float,
     ) -> None:
-        claim = self.ledger.open(model)
+        claim = self.ledger.open(model, caller.tenant)
         visit = Visit(
             uid=model.uid,
             claim=claim,
@@ -272,6 +275,7 @@ class Gateway:
                 _log.warning("the engine's answer was cut short", extra={"deployment": model.qualified_name})
         except RequestError as error:
             keep = not isinstance(error, ModelRefusedError | NotFoundError)
+            self._note_limit(error)
             status = error.status
             await _fail(exchange, error)
         except asyncio.CancelledError:
@@ -338,6 +342,10 @@ class Gateway:
                 )
                 await asyncio.sleep(_BACKOFF_SECONDS[min(failures, len(_BACKOFF_SECONDS) - 1)])
                 failures += 1
+
+    def _note_limit(self, error: RequestError) -> None:
+        if isinstance(error, LimitedError):
+            self.metering.request_limited(error)
 
     def _account(
         self,

@@ -6,7 +6,8 @@ gives up waiting leaves its demand behind for a while, so that its retry finds a
 """
 
 import enum
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from gptoss_api.report import DeploymentDemand
@@ -43,9 +44,10 @@ class _Account:
 class Claim:
     """One request's place in the ledger."""
 
-    def __init__(self, ledger: "Ledger", uid: str) -> None:
+    def __init__(self, ledger: "Ledger", uid: str, tenant: str) -> None:
         self._ledger = ledger
         self._uid = uid
+        self._tenant = tenant
         self._place: Place = Place.GONE
 
     def wait(self) -> None:
@@ -63,7 +65,7 @@ class Claim:
     def _move(self, place: Place, *, keep: bool = False) -> None:
         if place is not self._place:
             before, self._place = self._place, place
-            self._ledger.move(self._uid, before, place, keep=keep)
+            self._ledger.move(self._uid, self._tenant, before, place, keep=keep)
 
 
 class Ledger:
@@ -76,21 +78,27 @@ class Ledger:
         self._timestamp = timestamp
         self._changed = changed
         self._accounts: dict[str, _Account] = {}
+        self._tenants: Counter[tuple[str, Place]] = Counter()
         self._listeners: list[Callable[[str], None]] = []
 
     def on_landing(self, listener: Callable[[str], None]) -> None:
         """Have ``listener`` told the deployment of every request that an engine no longer answers."""
         self._listeners.append(listener)
 
-    def open(self, model: ServedModel) -> Claim:
-        """Note a request's arrival. Its place must be told in the same event-loop step."""
+    def open(self, model: ServedModel, tenant: str = "") -> Claim:
+        """Note the arrival of a tenant's request. Its place must be told in the same event-loop step."""
         account = self._account(model)
         account.last_request = self._timestamp()
         account.awake = model.engine_ready
-        return Claim(self, model.uid)
+        return Claim(self, model.uid, tenant)
 
-    def move(self, uid: str, before: Place, after: Place, *, keep: bool) -> None:
+    def move(self, uid: str, tenant: str, before: Place, after: Place, *, keep: bool) -> None:
         """Move one request from place to place; for claims."""
+        self._tenants[tenant, before] -= 1
+        self._tenants[tenant, after] += 1
+        for place in Place:
+            if place is Place.GONE or not self._tenants[tenant, place]:
+                del self._tenants[tenant, place]
         account = self._accounts.get(uid)
         if account is None:  # its deployment is gone
             return
@@ -136,6 +144,10 @@ class Ledger:
         """Return how many requests of a deployment wait and how many are in flight."""
         account = self._accounts.get(uid)
         return (0, 0) if account is None else (account.waiting, account.in_flight)
+
+    def tenants(self) -> Mapping[tuple[str, Place], int]:
+        """Return how many requests of each tenant are at each place, where there are any."""
+        return self._tenants
 
     def demands(self) -> tuple[DeploymentDemand, ...]:
         """Return what the report says now, the busiest first."""

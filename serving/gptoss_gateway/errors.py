@@ -8,8 +8,9 @@ GatewayError
     ├── BadRequestError 400 · UnauthorizedError 401 · NotFoundError 404 · TooSlowError 408 · TooLargeError 413
     ├── UnsupportedMediaError 415 · HeadTooLargeError 431
     ├── ForbiddenError 403       the key's globs exclude the model
-    ├── TooManyHeldError 429
-    ├── RateLimitedError 429     the tenant is at one of its own limits
+    ├── LimitedError 429         the tenant asks for more than there is for it
+    │   ├── TooManyHeldError        as many requests wait as may
+    │   └── RateLimitedError        the tenant is at one of its own limits
     ├── ModelRefusedError 503    suspended, or can't start: no use in waiting
     ├── UnattendedError 503      nobody starts it: the operator does not react
     ├── WakeTimedOutError 503    waited as long as the deployment allows
@@ -188,23 +189,50 @@ class HeadTooLargeError(RequestError):
     code = "headers_too_large"
 
 
-class TooManyHeldError(RequestError):
-    """As many requests are held as may be."""
+class Limit(Enum):
+    """What a refused request ran into, as metrics name it."""
+
+    REQUESTS = "requests_per_minute"
+    TOKENS = "tokens_per_minute"
+    CONCURRENT = "concurrent"
+    HELD_FOR_MODEL = "held_for_model"
+    HELD_IN_ALL = "held_in_all"
+
+
+class LimitedError(RequestError):
+    """A tenant asked for more than there is for it."""
 
     status = 429
     type = "rate_limit_error"
+
+    def __init__(self, message: str, *, limit: Limit, tenant: str, retry_after: float, code: str | None = None) -> None:
+        super().__init__(message, code=code, retry_after=retry_after)
+        self.limit = limit
+        self.tenant = tenant
+
+
+class TooManyHeldError(LimitedError):
+    """As many requests are held as may be."""
+
     code = "too_many_held_requests"
 
 
-class RateLimitedError(RequestError):
+class RateLimitedError(LimitedError):
     """The tenant is at one of its limits; ``headers`` tell where it stands."""
 
-    status = 429
-    type = "rate_limit_error"
     code = "rate_limit_exceeded"
 
-    def __init__(self, message: str, *, code: str, retry_after: float, headers: Mapping[str, str]) -> None:
-        super().__init__(message, code=code, retry_after=retry_after)
+    def __init__(
+        self,
+        message: str,
+        *,
+        limit: Limit,
+        tenant: str,
+        retry_after: float,
+        headers: Mapping[str, str],
+        code: str | None = None,
+    ) -> None:
+        super().__init__(message, limit=limit, tenant=tenant, retry_after=retry_after, code=code)
         self._standing = headers
 
     @property

@@ -3,16 +3,18 @@
 Within a tenant first come is first served. Between tenants turns go round, weighted by priority: of two
 tenants with priorities 3 and 1 that both wait, the first gets three places for each one of the second's.
 Who was called in vain comes back to the very head. When a model's queue is full, the newest request of
-the tenant that takes up most of it, by weight, makes room for one of a tenant that takes up less.
+the tenant that takes up most of it, by weight, makes room for one of a tenant that takes up less; likewise
+when the whole room is full, of places or of bytes.
 """
 
 import asyncio
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 from gptoss_gateway.catalogue import ServedModel
-from gptoss_gateway.errors import RequestError, TooManyHeldError
+from gptoss_gateway.errors import Limit, RequestError, TooManyHeldError
 
 
 @dataclass(eq=False, kw_only=True)
@@ -22,6 +24,7 @@ class Ticket:
     uid: str
     tenant: str
     size: int
+    retry_after: float
     called: asyncio.Future[RequestError | None]
 
 
@@ -33,6 +36,7 @@ class WaitingRoom:
         self._max_bytes = max_bytes
         self._queues: dict[str, _Queue] = {}
         self._called: dict[str, set[Ticket]] = {}
+        self._users: dict[str, _User] = {}
         self._requests = 0
         self._bytes = 0
 
@@ -54,8 +58,10 @@ class WaitingRoom:
         if not returning:
             self._make_room(model, tenant, priority, size=size, retry_after=retry_after)
         called: asyncio.Future[RequestError | None] = asyncio.get_running_loop().create_future()
-        ticket = Ticket(uid=model.uid, tenant=tenant, size=size, called=called)
+        ticket = Ticket(uid=model.uid, tenant=tenant, size=size, retry_after=retry_after, called=called)
         self._queues.setdefault(model.uid, _Queue()).add(ticket, priority, first=returning)
+        if not returning:  # who returns is never displaced
+            self._users.setdefault(tenant, _User()).add(ticket, priority)
         self._requests += 1
         self._bytes += size
         return ticket
@@ -101,31 +107,117 @@ class WaitingRoom:
             return
         if not queue:
             del self._queues[ticket.uid]
+        if (user := self._users.get(ticket.tenant)) is not None and not user.discard(ticket):
+            del self._users[ticket.tenant]
         self._requests -= 1
         self._bytes -= ticket.size
 
     def _make_room(self, model: ServedModel, tenant: str, priority: int, *, size: int, retry_after: float) -> None:
-        crowded = TooManyHeldError(
-            f"{model.max_held_requests} requests wait for {model.qualified_name!r} already, as many as "
-            "its spec.scaling.maxHeldRequests allows: try again later.",
-            retry_after=retry_after,
-        )
-        displaced = None
+        """Let everybody go who must, or nobody and raise."""
+        displaced: dict[Ticket, Callable[[Ticket], RequestError]] = {}
         if self.waiting(model.uid) >= model.max_held_requests:
             queue = self._queues.get(model.uid)
-            displaced = queue.displaced_by(tenant, priority) if queue is not None else None
-            if displaced is None:
-                raise crowded
-        requests = self._requests - (displaced is not None)
-        if (
-            requests >= self._max_requests
-            or self._bytes + size - (displaced.size if displaced else 0) > self._max_bytes
-        ):
-            raise TooManyHeldError(
-                "This gateway holds as many requests as it may: try again later.", retry_after=retry_after
-            )
-        if displaced is not None:
-            self._refuse(displaced, crowded)
+            ticket = queue.displaced_by(tenant, priority) if queue is not None else None
+            crowded = partial(_crowded, model)
+            if ticket is None:
+                raise crowded(tenant, retry_after)
+            displaced[ticket] = lambda ticket: crowded(ticket.tenant, ticket.retry_after)
+        places = _Bound(
+            limit=self._max_requests, used=self._requests, wanted=1, used_by=lambda user: len(user.tickets), of=_one
+        )
+        space = _Bound(limit=self._max_bytes, used=self._bytes, wanted=size, used_by=lambda user: user.bytes, of=_size)
+        for ticket in displaced:
+            places.used -= 1
+            space.used -= ticket.size
+        while (bound := next((each for each in (places, space) if each.is_exceeded), None)) is not None:
+            ticket = self._largest_users_newest(tenant, priority, bound, set(displaced))
+            if ticket is None:
+                raise _full(tenant, retry_after)
+            displaced[ticket] = lambda ticket: _full(ticket.tenant, ticket.retry_after)
+            places.used -= 1
+            space.used -= ticket.size
+        for ticket, error in displaced.items():
+            self._refuse(ticket, error(ticket))
+
+    def _largest_users_newest(self, tenant: str, priority: int, bound: "_Bound", gone: set[Ticket]) -> Ticket | None:
+        """Return who must go from the whole room for one of a tenant that takes up less; None if nobody."""
+        shares = {name: user.share(bound, gone) for name, user in self._users.items()}
+        largest = max(shares, key=lambda name: shares[name], default=None)
+        if largest is None or largest == tenant:
+            return None
+        own = self._users.get(tenant)
+        mine = (own.share(bound, gone) * own.priority if own is not None else 0.0) + bound.wanted
+        if mine / priority >= shares[largest]:
+            return None
+        return next(ticket for ticket in reversed(self._users[largest].tickets) if ticket not in gone)
+
+
+@dataclass(kw_only=True)
+class _Bound:
+    """A bound of the whole room: ``used`` of ``limit``, and ``wanted`` more."""
+
+    limit: int
+    used: int
+    wanted: int
+    used_by: Callable[["_User"], int]
+    of: Callable[[Ticket], int]
+
+    @property
+    def is_exceeded(self) -> bool:
+        return self.used + self.wanted > self.limit
+
+
+class _User:
+    """What a tenant takes up of the whole room, in the order of arrival."""
+
+    def __init__(self) -> None:
+        self.tickets: OrderedDict[Ticket, None] = OrderedDict()
+        self.bytes = 0
+        self.priority = 1
+
+    def add(self, ticket: Ticket, priority: int) -> None:
+        self.tickets[ticket] = None
+        self.bytes += ticket.size
+        self.priority = priority
+
+    def discard(self, ticket: Ticket) -> int:
+        """Take a ticket out; return how many are left."""
+        if ticket in self.tickets:
+            del self.tickets[ticket]
+            self.bytes -= ticket.size
+        return len(self.tickets)
+
+    def share(self, bound: _Bound, gone: set[Ticket]) -> float:
+        """Return what it takes up by weight, without the tickets that are to go."""
+        freed = sum(bound.of(ticket) for ticket in gone if ticket in self.tickets)
+        return (bound.used_by(self) - freed) / self.priority
+
+
+def _one(_: Ticket) -> int:
+    return 1
+
+
+def _size(ticket: Ticket) -> int:
+    return ticket.size
+
+
+def _crowded(model: ServedModel, tenant: str, retry_after: float) -> RequestError:
+    return TooManyHeldError(
+        f"{model.max_held_requests} requests wait for {model.qualified_name!r} already, as many as "
+        "its spec.scaling.maxHeldRequests allows: try again later.",
+        limit=Limit.HELD_FOR_MODEL,
+        tenant=tenant,
+        retry_after=retry_after,
+    )
+
+
+def _full(tenant: str, retry_after: float) -> RequestError:
+    return TooManyHeldError(
+        "This gateway holds as many requests as it may: try again later.",
+        limit=Limit.HELD_IN_ALL,
+        tenant=tenant,
+        retry_after=retry_after,
+    )
 
 
 class _Queue:

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from gptoss_gateway.errors import RateLimitedError
+from gptoss_gateway.errors import Limit, RateLimitedError
 from gptoss_gateway.keys import Caller, TenantLimits
 
 _MINUTE = 60.0
@@ -68,6 +68,8 @@ class Limiter:
             raise RateLimitedError(
                 f"{limits.concurrent} requests of {caller.tenant!r} are open at this gateway, as many as its "
                 "limits.concurrent allows: wait for one to end.",
+                limit=Limit.CONCURRENT,
+                tenant=caller.tenant,
                 code="concurrency_limit_exceeded",
                 retry_after=1,
                 headers=self._headers(account, limits),
@@ -76,7 +78,8 @@ class Limiter:
             raise RateLimitedError(
                 f"{caller.tenant!r} has used up its {account.tokens.limit} tokens a minute at this gateway "
                 "(limits.tokensPerMinute): try again later.",
-                code="rate_limit_exceeded",
+                limit=Limit.TOKENS,
+                tenant=caller.tenant,
                 retry_after=account.tokens.seconds_until(1),
                 headers=self._headers(account, limits),
             )
@@ -85,7 +88,8 @@ class Limiter:
                 raise RateLimitedError(
                     f"{caller.tenant!r} has used up its {account.requests.limit} requests a minute at this gateway "
                     "(limits.requestsPerMinute): try again later.",
-                    code="rate_limit_exceeded",
+                    limit=Limit.REQUESTS,
+                    tenant=caller.tenant,
                     retry_after=account.requests.seconds_until(1),
                     headers=self._headers(account, limits),
                 )

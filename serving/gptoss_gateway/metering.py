@@ -1,6 +1,7 @@
 """What the gateway counts. Series carry a deployment's namespace and name, and go when it goes."""
 
-from collections.abc import Callable, Iterable
+import collections
+from collections.abc import Callable, Iterable, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.core import GaugeMetricFamily
@@ -9,9 +10,14 @@ from prometheus_client.registry import Collector
 
 from gptoss_gateway.catalogue import ServedModel
 from gptoss_gateway.certificate import Certificate
+from gptoss_gateway.demand import Place
+from gptoss_gateway.errors import LimitedError
 from gptoss_gateway.usage import Usage
 
 _MODEL = ("namespace", "model")
+MAX_TENANTS = 500
+"""Tenants with series of their own, the first that were seen; a keys file may have thousands."""
+OTHER_TENANTS = "(others)"
 _SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1200, 3600)
 
 
@@ -33,6 +39,13 @@ class Metering:
             ("code",),
             registry=self.registry,
         )
+        self._limited = Counter(
+            "gptoss_gateway_limited_requests",
+            "Requests answered 429, by tenant and by the limit they ran into.",
+            ("tenant", "limit"),
+            registry=self.registry,
+        )
+        self._tenants: set[str] = set()
         self._hold_seconds = Histogram(
             "gptoss_gateway_hold_seconds",
             "Time that requests were held for an engine.",
@@ -84,6 +97,10 @@ class Metering:
         """Show the gauges of waiting and in-flight requests, read when somebody looks."""
         self.registry.register(_Places(places))
 
+    def watch_tenants(self, places: Callable[[], Mapping[tuple[str, Place], int]]) -> None:
+        """Show how many requests of each tenant wait and are in flight, read when somebody looks."""
+        self.registry.register(_TenantPlaces(places, self._tenant))
+
     def meet(self, model: ServedModel) -> None:
         """Start to count for a deployment."""
         self._known[model.uid] = (model.namespace, model.name)
@@ -107,6 +124,10 @@ class Metering:
         """Count one request that never came as far as a model."""
         self._refused.labels(str(status)).inc()
 
+    def request_limited(self, error: LimitedError) -> None:
+        """Count one request that was refused for a tenant's share being used up."""
+        self._limited.labels(self._tenant(error.tenant), error.limit.value).inc()
+
     def held(self, model: ServedModel, seconds: float) -> None:
         """Count the end of one wait."""
         if model.uid in self._known:
@@ -119,7 +140,7 @@ class Metering:
         for kind in ("input", "cached", "output", "reasoning"):
             if count := getattr(usage, kind):
                 source = "gateway" if usage.estimated else "engine"
-                self._tokens.labels(model.namespace, model.name, tenant, kind, source).inc(count)
+                self._tokens.labels(model.namespace, model.name, self._tenant(tenant), kind, source).inc(count)
 
     def broke(self, model: ServedModel) -> None:
         """Count one answer that was cut short."""
@@ -134,6 +155,12 @@ class Metering:
     def expose(self) -> bytes:
         """Return the metrics in Prometheus' text format."""
         return generate_latest(self.registry)
+
+    def _tenant(self, name: str) -> str:
+        """Return a tenant's label; those beyond a bound share one."""
+        if name not in self._tenants and len(self._tenants) < MAX_TENANTS:
+            self._tenants.add(name)
+        return name if name in self._tenants else OTHER_TENANTS
 
 
 class _Validity(Collector):
@@ -167,3 +194,22 @@ class _Places(Collector):
             flying.add_metric((model.namespace, model.name), in_flight)
         yield held
         yield flying
+
+
+class _TenantPlaces(Collector):
+    def __init__(self, places: Callable[[], Mapping[tuple[str, Place], int]], label: Callable[[str], str]) -> None:
+        self._places = places
+        self._label = label
+
+    def collect(self) -> Iterable[GaugeMetricFamily]:
+        shown = GaugeMetricFamily(
+            "gptoss_gateway_tenant_requests",
+            "Requests of a tenant that are held (waiting) or being answered (in flight) now.",
+            labels=("tenant", "place"),
+        )
+        counts: collections.Counter[tuple[str, str]] = collections.Counter()
+        for (tenant, place), count in self._places().items():
+            counts[self._label(tenant), place.value] += count
+        for labels, count in counts.items():
+            shown.add_metric(labels, count)
+        yield shown

@@ -295,6 +295,7 @@ def test_alerts_and_dashboard_name_metrics_that_exist(helm: Helm, tmp_path: Path
 def _gateway_registry(folder: Path) -> CollectorRegistry:
     metering = Metering()
     metering.watch_places(lambda: ())
+    metering.watch_tenants(dict)
     authority = Authority()
     secret = Mounted(folder / "tls")
     secret.pair(authority.issue())

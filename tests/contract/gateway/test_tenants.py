@@ -8,7 +8,7 @@ import aiohttp
 import openai
 import pytest
 
-from tests.contract.gateway.house import KEY, UID, House, client, eventually, hashed, model_object
+from tests.contract.gateway.house import KEY, OTHER_KEY, UID, House, client, eventually, hashed, model_object
 from tests.contract.gateway.test_passing_through import AUTHORIZED, MESSAGES, metrics
 
 
@@ -64,6 +64,69 @@ async def test_requests_at_once_are_bounded_and_the_place_of_one_that_left_is_fr
         await eventually(lambda: len(application.posts) == 3)
         application.paused.set()
         assert (await third).headers["x-ratelimit-remaining-concurrent"] == "0"
+
+
+async def test_refusals_and_places_are_counted_by_tenant(awake, house):
+    server, application = awake
+    house.write_keys(
+        [
+            tenant(limits={"requestsPerMinute": 2}),
+            {"name": "other", "keys": [hashed(OTHER_KEY)], "namespaces": ["ml"], "limits": {"concurrent": 1}},
+        ]
+    )
+    server.refresh()
+    house.apply(model_object("idle", name="asleep", uid="u-2"))
+    application.paused.clear()
+    value = server.gateway.metering.registry.get_sample_value
+
+    def limited(name: str, limit: str) -> float | None:
+        return value("gptoss_gateway_limited_requests_total", {"tenant": name, "limit": limit})
+
+    def at(name: str, place: str) -> float | None:
+        return value("gptoss_gateway_tenant_requests", {"tenant": name, "place": place})
+
+    async with client(server) as api, client(server, key=OTHER_KEY) as other:
+        running = [asyncio.create_task(ask(api)), asyncio.create_task(ask(other, "asleep"))]
+        await eventually(lambda: len(application.posts) == 1 and at("other", "waiting") == 1)
+        assert (at("ml", "in flight"), at("ml", "waiting")) == (1, None)
+        with pytest.raises(openai.RateLimitError):
+            await ask(other)
+        application.paused.set()
+        await ask(api)
+        with pytest.raises(openai.RateLimitError):
+            await ask(api)
+        assert (limited("other", "concurrent"), limited("ml", "requests_per_minute")) == (1, 1)
+        running[1].cancel()
+        await asyncio.wait(running)
+        await eventually(lambda: server.gateway.ledger.tenants() == {})
+
+
+async def test_who_makes_room_for_others_is_told_and_counted(house):
+    house.write_keys(
+        [
+            {"name": "ml", "keys": [hashed(KEY)], "namespaces": ["ml"]},
+            {"name": "other", "keys": [hashed(OTHER_KEY)], "namespaces": ["ml"]},
+        ]
+    )
+    for number in range(3):
+        house.apply(model_object("idle", name=f"asleep-{number}", uid=f"u-{number}"))
+    server = await house.open_gateway(limits={"maxHeldTotal": 2})
+    gateway = server.gateway
+    async with client(server) as api, client(server, key=OTHER_KEY) as other:
+        greedy = []
+        for number in range(2):
+            greedy.append(asyncio.create_task(ask(api, f"asleep-{number}")))
+            await eventually(lambda uid=f"u-{number}": gateway.ledger.counts(uid) == (1, 0))
+        modest = asyncio.create_task(ask(other, "asleep-2"))
+        with pytest.raises(openai.RateLimitError) as caught:
+            await asyncio.wait_for(greedy[1], 10)
+        assert caught.value.code == "too_many_held_requests"
+        assert (gateway.ledger.counts("u-0"), gateway.ledger.counts("u-2")) == ((1, 0), (1, 0))
+        labels = {"tenant": "ml", "limit": "held_in_all"}
+        assert gateway.metering.registry.get_sample_value("gptoss_gateway_limited_requests_total", labels) == 1
+        for task in (greedy[0], modest):
+            task.cancel()
+        await asyncio.wait({greedy[0], modest})
 
 
 async def test_limits_are_reloaded_with_the_keys(awake, house):

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gptoss_gateway.errors import ModelRefusedError, TooManyHeldError
+from gptoss_gateway.errors import Limit, ModelRefusedError, TooManyHeldError
 from gptoss_gateway.hold import Ticket, WaitingRoom
 from tests.unit.gateway.models import model
 
@@ -131,6 +131,44 @@ async def test_nobody_is_displaced_for_one_that_the_gateway_cannot_take():
     with pytest.raises(TooManyHeldError, match="gateway"):
         hall.enter(small, size=3, retry_after=1, tenant="b")
     assert not any(ticket.called.done() for ticket in held)
+
+
+async def test_a_full_room_is_shared_between_tenants_of_different_models():
+    hall = room(requests=4)
+    models = [model(uid=f"u-{number}", name=f"m{number}") for number in range(5)]
+    greedy = [hall.enter(each, size=1, retry_after=30 + number, tenant="a") for number, each in enumerate(models[:4])]
+    with pytest.raises(TooManyHeldError, match="gateway") as caught:
+        hall.enter(models[4], size=1, retry_after=7, tenant="a")
+    assert (caught.value.tenant, caught.value.limit) == ("a", Limit.HELD_IN_ALL)
+    mine = [hall.enter(models[4], size=1, retry_after=7, tenant="b") for _ in range(2)]
+    assert [ticket.called.done() for ticket in greedy] == [False, False, True, True]
+    told = greedy[3].called.result()
+    assert isinstance(told, TooManyHeldError)
+    assert (told.tenant, told.limit, told.retry_after) == ("a", Limit.HELD_IN_ALL, 33), "its own model's estimate"
+    with pytest.raises(TooManyHeldError):
+        hall.enter(models[4], size=1, retry_after=7, tenant="b")
+    assert not any(ticket.called.done() for ticket in mine)
+    for ticket in (*greedy, *mine):
+        hall.leave(ticket)
+    assert (hall._requests, hall._bytes, hall._users) == (0, 0, {})
+
+
+async def test_a_large_request_displaces_as_many_as_it_needs_of_a_tenant_that_takes_up_more_bytes_or_none():
+    hall = room(size=100)
+    small = [hall.enter(model(), size=10, retry_after=1, tenant="a") for _ in range(9)]
+    with pytest.raises(TooManyHeldError):
+        hall.enter(model(uid="u-2"), size=60, retry_after=1, tenant="b")
+    assert not any(ticket.called.done() for ticket in small), "it would have taken up more than what is left"
+    hall.enter(model(uid="u-2"), size=30, retry_after=1, tenant="b")
+    assert [ticket.called.done() for ticket in small] == [False] * 7 + [True] * 2
+
+
+async def test_who_came_back_after_a_failed_attempt_is_never_displaced():
+    hall = room(requests=2)
+    back = [hall.enter(model(), size=1, retry_after=1, tenant="a", returning=True) for _ in range(2)]
+    with pytest.raises(TooManyHeldError):
+        hall.enter(model(uid="u-2"), size=1, retry_after=1, tenant="b")
+    assert not any(ticket.called.done() for ticket in back)
 
 
 async def test_a_model_that_holds_nothing_refuses_at_once():
