@@ -75,6 +75,7 @@ class Reason(StrEnum):
     INVALID_ENGINE_ARGUMENT = "InvalidEngineArgument"
     VOLUME_FULL = "VolumeFull"
     ENGINE_CRASHED = "EngineCrashed"
+    NODE_MISCONFIGURED = "NodeMisconfigured"
     # WeightsVerified
     VERIFIED = "Verified"
     SIGNATURE_VERIFIED = "SignatureVerified"

@@ -41,7 +41,7 @@ class VersionMismatchError(ServingError):
 class NodeMisconfiguredError(ServingError):
     """The node lacks a package, a variable or a file."""
 
-    reason = "NodeMisconfigured"
+    reason = Reason.NODE_MISCONFIGURED
 
 
 class VocabularyError(ServingError):
