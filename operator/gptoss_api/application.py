@@ -26,6 +26,7 @@ class WeightsArguments(StrictModel):
     uri: str
     manifest_digest: Digest
     subject: Annotated[str, Field(min_length=1, max_length=128)]
+    revision: str | None = None
 
 
 class ServingArguments(StrictModel):
@@ -50,6 +51,8 @@ class ServingArguments(StrictModel):
             del document["environment"]
         if self.pipeline == 1:
             del document["pipeline"]
+        if self.weights.revision is None:
+            del document["weights"]["revision"]
         return document
 
 

@@ -20,11 +20,19 @@ class Model(ApiModel):
     """Which weights to serve."""
 
     model_config = ConfigDict(
-        json_schema_extra=cel(
-            "!has(self.revision)",
-            "spec.model.revision pins a commit of an hf:// source; remove it for s3:// and file:// "
-            "(pin the weights with spec.verification.manifestDigest instead)",
-            fieldPath=".revision",
+        json_schema_extra=rules(
+            cel(
+                "!has(self.revision) || self.uri.startsWith('hf://')",
+                "spec.model.revision pins a commit of an hf:// source; remove it for s3:// and file:// "
+                "(pin the weights with spec.verification.manifestDigest instead)",
+                fieldPath=".revision",
+            ),
+            cel(
+                "has(self.revision) || !self.uri.startsWith('hf://')",
+                "spec.model.revision is required with hf://: add the full id of the signed commit, 40 hexadecimal "
+                "digits, for a branch can change between two files",
+                fieldPath=".uri",
+            ),
         )
     )
 
@@ -33,17 +41,23 @@ class Model(ApiModel):
         "are signed for, unless verification.subject says otherwise.",
     )
     uri: Annotated[str, Field(min_length=6, max_length=1024)] = Field(
-        description="Where the weights lie: s3://bucket/prefix or file:///folder. The bundle model.sig lies beside "
-        "them. Which prefixes are allowed is for the WeightTrustPolicy to say.",
+        description="Where the weights lie: s3://bucket/prefix, hf://owner/name or file:///folder. The bundle "
+        "model.sig lies beside them. Which prefixes are allowed is for the WeightTrustPolicy to say.",
         json_schema_extra=cel(
             "self.matches('^s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[^/?#@]+)*/?$') || "
+            "self.matches('^hf://[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}/?$') || "
             "self.matches('^file://(/[^/?#@]+)+/?$')",
-            "spec.model.uri must be s3://bucket/prefix or file:///folder, without credentials, query, "
+            "spec.model.uri must be s3://bucket/prefix, hf://owner/name or file:///folder, without credentials, query, "
             "fragment or empty path segments",
         ),
     )
     revision: Annotated[str, Field(max_length=64)] | None = Field(
-        default=None, description="Reserved for the commit id of an hf:// source; refused with every other."
+        default=None,
+        description="Full commit id of an hf:// source, where it is required; refused with every other.",
+        json_schema_extra=cel(
+            "self.matches('^[0-9a-f]{40}$')",
+            "spec.model.revision must be a full commit id, 40 hexadecimal digits; replace the branch, tag or short id",
+        ),
     )
     served_name: (
         Annotated[str, Field(min_length=1, max_length=63, pattern=r"^[A-Za-z0-9]([-A-Za-z0-9._]*[A-Za-z0-9])?$")] | None

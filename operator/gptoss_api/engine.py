@@ -104,7 +104,10 @@ def serving_arguments(
         name=deployment.name,
         model_id=engine_model_id(deployment.namespace, deployment.name, deployment.uid),
         weights=WeightsArguments(
-            uri=deployment.spec.model.uri, manifest_digest=manifest_digest, subject=deployment.spec.subject
+            uri=deployment.spec.model.uri,
+            revision=deployment.spec.model.revision,
+            manifest_digest=manifest_digest,
+            subject=deployment.spec.subject,
         ),
         tensor=deployment.spec.parallelism.tensor,
         pipeline=deployment.spec.parallelism.pipeline,

@@ -19,6 +19,9 @@ WAKE_ANNOTATION = f"{GROUP}/wake"
 GATEWAY_TOKEN_HEADER = "x-gptoss-gateway-token"  # noqa: S105 - a header's name
 """Replicas answer only to requests that carry this header with a token they know the hash of."""
 
+CREDENTIALS_SECRET = "gptoss-model-credentials"  # noqa: S105 - a Secret's name
+"""The one Secret of a namespace that holds its credentials for sources of weights."""
+
 MAX_REQUEST_SECONDS = 3600
 """Longest permitted generation. HAProxy's hard stop and graceful shutdown derive from it."""
 

@@ -37,6 +37,7 @@ _key_option = click.option(
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="Public key (PEM) that may have signed; may be given several times.",
 )
+_revision_option = click.option("--revision", help="Full commit id of an hf:// source, 40 hexadecimal digits.")
 
 
 @click.group(epilog=HELP)
@@ -117,17 +118,18 @@ def verify(folder: Path, trust: TrustOptions, model: str | None, *, as_json: boo
 
 @weights.command()
 @click.argument("place")
+@_revision_option
 @trust_options
 @click.option("--model", help="Name that must be the signed one.")
 @_json_option
-def inspect(place: str, trust: TrustOptions, model: str | None, *, as_json: bool) -> None:
+def inspect(place: str, revision: str | None, trust: TrustOptions, model: str | None, *, as_json: bool) -> None:
     """Show what PLACE (a URI, a folder or a model.sig) is signed as, and by whom.
 
     Without an option that says whom to trust nothing is verified, and the output says so. The signature is
     all that is looked at: `verify` and `pull` compare the bytes.
     """
     with _reported(as_json=as_json):
-        raw = _bundle_at(place)
+        raw = _bundle_at(place, revision)
         bundle = parse_bundle(raw)
         if trust.given:
             found = decide(raw, trust, model=model, place=place if "://" in place else None)
@@ -148,6 +150,7 @@ def inspect(place: str, trust: TrustOptions, model: str | None, *, as_json: bool
 
 @weights.command()
 @click.argument("uri")
+@_revision_option
 @click.option(
     "--to", "directory", required=True, type=click.Path(path_type=Path), help="Private folder for verified copies."
 )
@@ -163,6 +166,7 @@ def inspect(place: str, trust: TrustOptions, model: str | None, *, as_json: bool
 @_json_option
 def pull(
     uri: str,
+    revision: str | None,
     directory: Path,
     model: str,
     keys: tuple[Path, ...],
@@ -175,8 +179,9 @@ def pull(
     """Fetch and verify the weights at URI, and print the folder that holds them.
 
     Credentials and endpoint of an object store come from the environment (AWS_ACCESS_KEY_ID,
-    AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL_S3, AWS_REGION), and so do the bounds that a node has
-    (GPTOSS_WEIGHTS_MAX_BYTES, GPTOSS_WEIGHTS_PARALLEL_FILES). An interrupted pull goes on where it was.
+    AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL_S3, AWS_REGION) or a hub's (HF_TOKEN, HF_ENDPOINT,
+    GPTOSS_WEIGHTS_HF_DOWNLOAD_HOSTS), and so do the bounds that a node has (GPTOSS_WEIGHTS_MAX_BYTES,
+    GPTOSS_WEIGHTS_PARALLEL_FILES). An interrupted pull goes on where it was.
     """
     from gptoss_weights.materialise import PullProgress
     from gptoss_weights.materialise import pull as materialise
@@ -184,7 +189,7 @@ def pull(
     if not keys and manifest_digest is None:
         raise click.UsageError("name a public key with --key, or a digest with --manifest-digest")
     with _reported(as_json=as_json, termination_log=termination_log), _bar(quiet=as_json) as bar:
-        digest = _digest_to_pull(uri, keys, manifest_digest)
+        digest = _digest_to_pull(uri, revision, keys, manifest_digest)
         task = bar.add_task("pulling", total=None)
         lines = _Lines(quiet=as_json or sys.stderr.isatty())
 
@@ -195,6 +200,7 @@ def pull(
 
         found = materialise(
             uri,
+            revision=revision,
             manifest_digest=digest,
             subject=model,
             directory=directory,
@@ -218,15 +224,15 @@ def pull(
     _print(printed, as_json=as_json)
 
 
-def _digest_to_pull(uri: str, keys: tuple[Path, ...], pinned: str | None) -> str:
+def _digest_to_pull(uri: str, revision: str | None, keys: tuple[Path, ...], pinned: str | None) -> str:
     if not keys and pinned is not None:
         return pinned
-    bundle = parse_bundle(_bundle_at(uri))
+    bundle = parse_bundle(_bundle_at(uri, revision))
     verified = verify_bundle(bundle, _trusted(keys))
     return pinned or verified.manifest.digest
 
 
-def _bundle_at(place: str) -> bytes:
+def _bundle_at(place: str, revision: str | None = None) -> bytes:
     from gptoss_weights.folder import read_local_bundle
     from gptoss_weights.sources import open_source
     from gptoss_weights.trust import read_bundle
@@ -237,7 +243,7 @@ def _bundle_at(place: str) -> bytes:
             return read_local_bundle(path)
         with path.open("rb") as stream:
             return stream.read(MAX_BUNDLE_BYTES + 1)
-    with open_source(place, settings=_settings()) as source:
+    with open_source(place, revision=revision, settings=_settings()) as source:
         bundle = read_bundle(source)
     if bundle is None:
         raise UnsignedError(f"there is no model.sig at {place}; sign the folder and upload it")

@@ -1,12 +1,13 @@
 """The boundary to Kubernetes, made of gptoss_kube's client."""
 
+import base64
 import contextlib
 import logging
 import socket
 from collections.abc import Mapping
 from typing import Any
 
-from gptoss_api.names import FIELD_MANAGER, GROUP
+from gptoss_api.names import CREDENTIALS_SECRET, FIELD_MANAGER, GROUP
 from gptoss_kube.client import Kube
 from gptoss_kube.errors import Conflict, KubeError, NotFound
 from gptoss_kube.events import record
@@ -14,6 +15,7 @@ from gptoss_kube.resources import (
     GATEWAY_REPORTS,
     GPT_OSS_DEPLOYMENTS,
     NAMESPACES,
+    SECRETS,
     WEIGHT_TRUST_POLICIES,
     Resource,
 )
@@ -70,6 +72,15 @@ class KubernetesAdapter:
         return await self._kube.apply_status(
             {"metadata": metadata, "status": status}, resource=WEIGHT_TRUST_POLICIES, field_manager=FIELD_MANAGER
         )
+
+    async def credentials(self, namespace: str) -> Mapping[str, str]:
+        """Return a namespace's credentials for sources of weights; none where it has no such Secret."""
+        try:
+            secret = await self._kube.get(SECRETS, CREDENTIALS_SECRET, namespace=namespace)
+        except NotFound:
+            return {}
+        data = secret.get("data") or {}
+        return {name: base64.b64decode(value).decode(errors="replace") for name, value in data.items()}
 
     async def delete_report(self, name: str) -> None:
         """Delete the report of a gateway that is gone."""

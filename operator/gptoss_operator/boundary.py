@@ -21,6 +21,10 @@ class Kubernetes(Protocol):
         """Apply the status of exactly this version of a policy; one that was changed since is a Conflict."""
         ...
 
+    async def credentials(self, namespace: str) -> Mapping[str, str]:
+        """Return a namespace's credentials for sources of weights; none where it has no such Secret."""
+        ...
+
     async def delete_report(self, name: str) -> None:
         """Delete the report of a gateway that is gone."""
         ...

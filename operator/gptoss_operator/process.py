@@ -75,6 +75,7 @@ class Engine:
             metrics=self.metrics,
             changed=self.queue.add,
             ledger=ReleaseLedger(cache=self.cache, kubernetes=kubernetes, leadership=leadership, seen=self.intake.seen),
+            credentials=kubernetes.credentials,
         )
         self.kube_ray = self._kube_ray(kube, session, leadership)
         self.reconciler = Reconciler(

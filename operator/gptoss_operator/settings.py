@@ -12,7 +12,7 @@ from gptoss_api.model import Name, StrictModel
 from gptoss_operator.election import Terms
 from gptoss_operator.kuberay_settings import KubeRaySettings
 from gptoss_operator.plan.rayservice.workload import KubeRaySite
-from gptoss_weights.sources.settings import SourceSettings
+from gptoss_weights.sources.settings import HUB_ENDPOINT, SourceSettings
 
 
 class SettingsError(Exception):
@@ -26,11 +26,33 @@ class S3Settings(StrictModel):
     region: str | None = Field(default=None, description="Region to sign requests for.")
 
 
+DownloadHost = Annotated[
+    str, Field(max_length=260, pattern=r"^(\*\.)?[a-z0-9]([a-z0-9.-]*[a-z0-9])?(:[1-9][0-9]{0,4})?$")
+]
+"""``host`` (its port is that of https), ``host:port``, or ``*.domain`` for every host below one."""
+
+
+class HubSettings(StrictModel):
+    """A Hugging Face hub, or a mirror of one."""
+
+    endpoint: Annotated[str, Field(pattern=r"^https?://")] | None = Field(
+        default=None, description="URL of the hub; none is the public one."
+    )
+    download_hosts: tuple[DownloadHost, ...] = Field(
+        default=(), description="Hosts to which the hub may redirect for the bytes of large files; none refuses that."
+    )
+
+
 class WeightSources(StrictModel):
-    """Where the operator reads signatures from. Credentials come from boto3's own environment."""
+    """Where weights are read from.
+
+    The operator's own credentials for an object store come from boto3's environment; a hub's token only from the
+    Secret gptoss-model-credentials of the deployment's namespace.
+    """
 
     file_roots: tuple[Path, ...] = Field(default=(), description="Folders below which file:// may be read.")
     s3: S3Settings = Field(default_factory=S3Settings)
+    hugging_face: HubSettings = Field(default_factory=HubSettings)
 
 
 class MetricsSettings(StrictModel):
@@ -104,11 +126,13 @@ class Settings(StrictModel):
             system_namespace=self.system_namespace,
             s3_endpoint=sources.s3_endpoint,
             s3_region=sources.s3_region,
+            hf_endpoint=self.weight_sources.hugging_face.endpoint,
+            hf_download_hosts=self.weight_sources.hugging_face.download_hosts,
             gateway_token_hash=hashlib.sha256(token.encode()).hexdigest(),
         )
 
     def sources(self) -> SourceSettings:
-        """Return how weights are read: the environment's credentials, these settings' places."""
+        """Return how weights are read: the environment's credentials, but a hub's token; these settings' places."""
         environment = SourceSettings.from_environment()
         return SourceSettings(
             file_roots=self.weight_sources.file_roots or environment.file_roots,
@@ -116,6 +140,8 @@ class Settings(StrictModel):
             s3_region=self.weight_sources.s3.region or environment.s3_region,
             s3_access_key_id=environment.s3_access_key_id,
             s3_secret_access_key=environment.s3_secret_access_key,
+            hf_endpoint=self.weight_sources.hugging_face.endpoint or HUB_ENDPOINT,
+            hf_download_hosts=self.weight_sources.hugging_face.download_hosts,
         )
 
 

@@ -7,7 +7,7 @@ when that changes. What fails is looked at again after 30 s, then ever less ofte
 import asyncio
 import hashlib
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from gptoss_api.conditions import Reason, TrustReason
 from gptoss_api.deployment import GptOssDeployment
 from gptoss_api.deployment_status import WeightsStatus
-from gptoss_api.names import RETRY_ANNOTATION
+from gptoss_api.names import CREDENTIALS_SECRET, RETRY_ANNOTATION
 from gptoss_api.policy import WeightTrustPolicy, WeightTrustPolicySpec, WeightTrustPolicyStatus
 from gptoss_kube.errors import KubeError
 from gptoss_operator.cache import Cache, Kind
@@ -28,10 +28,11 @@ from gptoss_operator.keys import DeploymentKey
 from gptoss_operator.metrics import Metrics
 from gptoss_operator.plan.observation import Distrusted, Revocation, Trust, Trusted
 from gptoss_operator.releases import ReleaseLedger
-from gptoss_weights.errors import SourceError, WeightsError
+from gptoss_weights.errors import AccessDeniedError, SourceError, WeightsError
 from gptoss_weights.identities import MAX_ROOT_BYTES
 from gptoss_weights.policy import Narrowing, check_source, evaluate, revocation, select_policy
 from gptoss_weights.sources import SourceSettings, open_source
+from gptoss_weights.sources.settings import HUB_TOKEN_VARIABLE
 from gptoss_weights.trust import read_bundle
 
 _LOG = logging.getLogger(__name__)
@@ -56,8 +57,14 @@ class Question:
 class Check(Protocol):
     """A blocking look at signature and policy."""
 
-    def __call__(self, deployment: GptOssDeployment, policies: Sequence[WeightTrustPolicy], wall: str) -> Trusted:
-        """Return why the weights are trusted, or raise a WeightsError."""
+    def __call__(
+        self,
+        deployment: GptOssDeployment,
+        policies: Sequence[WeightTrustPolicy],
+        wall: str,
+        credentials: Mapping[str, str],
+    ) -> Trusted:
+        """Return why the weights are trusted, or raise a WeightsError. ``credentials`` are the namespace's own."""
         ...
 
 
@@ -78,6 +85,7 @@ class TrustDesk:
         cache: holds policies and the namespaces' labels.
         changed: called with the key of a deployment whose answer has changed.
         ledger: records releases that were accepted, before an answer that accepts them is given.
+        credentials: reads a namespace's own credentials, for sources to which the operator has none.
     """
 
     def __init__(
@@ -89,6 +97,7 @@ class TrustDesk:
         metrics: Metrics,
         changed: Callable[[DeploymentKey], object],
         ledger: ReleaseLedger,
+        credentials: Callable[[str], Awaitable[Mapping[str, str]]],
     ) -> None:
         self._check = check
         self._cache = cache
@@ -96,6 +105,7 @@ class TrustDesk:
         self._metrics = metrics
         self._changed = changed
         self._ledger = ledger
+        self._credentials = credentials
         self._entries: dict[DeploymentKey, _Entry] = {}
         self._parsed: tuple[int, list[WeightTrustPolicy]] | None = None
         self._threads = ThreadPoolExecutor(_CHECKS_AT_ONCE, thread_name_prefix="trust")
@@ -183,7 +193,10 @@ class TrustDesk:
         try:
             policies = self._policies()
             async with asyncio.timeout(_CHECK_SECONDS):
-                found = await loop.run_in_executor(self._threads, self._check, deployment, policies, self._clock.wall())
+                credentials = await self._credentials_for(deployment)
+                found = await loop.run_in_executor(
+                    self._threads, self._check, deployment, policies, self._clock.wall(), credentials
+                )
                 if found.raises_release:
                     found = await self._recorded(found, deployment)
         except WeightsError as error:
@@ -226,6 +239,18 @@ class TrustDesk:
         if no.retryable and isinstance(before, Trusted):
             return replace(before, doubt=no)
         return no
+
+    async def _credentials_for(self, deployment: GptOssDeployment) -> Mapping[str, str]:
+        """Return the namespace's credentials where they are needed: asked for anew each time, and kept nowhere."""
+        if not deployment.spec.model.uri.startswith("hf://"):
+            return {}
+        try:
+            return await self._credentials(deployment.namespace)
+        except KubeError as error:
+            raise AccessDeniedError(
+                f"the Secret {CREDENTIALS_SECRET} of the namespace can't be read ({type(error).__name__}); "
+                "the operator needs the right to get it by this name"
+            ) from error
 
     async def _recorded(self, found: Trusted, deployment: GptOssDeployment) -> Trusted:
         await self._ledger.record(
@@ -282,7 +307,13 @@ class SignatureCheck:
         self._sources = sources
         self._trusted_roots = trusted_roots
 
-    def __call__(self, deployment: GptOssDeployment, policies: Sequence[WeightTrustPolicy], wall: str) -> Trusted:
+    def __call__(
+        self,
+        deployment: GptOssDeployment,
+        policies: Sequence[WeightTrustPolicy],
+        wall: str,
+        credentials: Mapping[str, str],
+    ) -> Trusted:
         """Return why the weights are trusted.
 
         Raises:
@@ -292,7 +323,8 @@ class SignatureCheck:
         narrowing = spec.verification
         policy = _policy_of(deployment, policies, self._cache)
         check_source(spec.model.uri, policy.spec)
-        with open_source(spec.model.uri, settings=self._sources) as source:
+        settings = replace(self._sources, hf_token=credentials.get(HUB_TOKEN_VARIABLE))
+        with open_source(spec.model.uri, revision=spec.model.revision, settings=settings) as source:
             bundle = read_bundle(source)
             decision = evaluate(
                 bundle,

@@ -80,7 +80,9 @@ class Node:
 
     def _private_copy(self, weights: WeightsArguments) -> PrivateCopy:
         return PrivateCopy.of(
-            self.weights_dir, manifest_digest=weights.manifest_digest, location=Location.parse(weights.uri)
+            self.weights_dir,
+            manifest_digest=weights.manifest_digest,
+            location=Location.parse(weights.uri, revision=weights.revision),
         )
 
 

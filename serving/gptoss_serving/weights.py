@@ -57,6 +57,7 @@ def verified_copy(weights: WeightsArguments, node: Node) -> Path:
     try:
         copy = pull(
             weights.uri,
+            revision=weights.revision,
             manifest_digest=weights.manifest_digest,
             subject=weights.subject,
             directory=node.weights_dir,

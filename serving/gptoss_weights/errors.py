@@ -29,6 +29,7 @@
     │   ├── AccessDeniedError        AccessDenied
     │   ├── StalledTransferError     StalledTransfer     (retryable)
     │   └── SourceUnavailableError   SourceUnavailable   (retryable)
+    │       ├── ThrottledError       SourceUnavailable   (too many requests; may say how long to wait)
     │       └── SourceChangedError   SourceUnavailable   (a file was replaced while it was read)
     ├── StorageError                 StorageFailed: the node's own folder for verified copies
     │   ├── NoSpaceError             NoSpace             (retryable)
@@ -73,6 +74,7 @@ __all__ = [
     "StalledTransferError",
     "StorageError",
     "SubjectMismatchError",
+    "ThrottledError",
     "TrustError",
     "UnlistedReleaseError",
     "UnsignedError",
@@ -251,6 +253,14 @@ class SourceUnavailableError(SourceError):
     """The source does not answer, answers with an error of its own, or broke off."""
 
     retryable = True
+
+
+class ThrottledError(SourceUnavailableError):
+    """The source asks for fewer requests. ``seconds``: how long it wants to be left alone, 0 if it does not say."""
+
+    def __init__(self, message: str, *, file: str | None = None, seconds: float = 0.0) -> None:
+        super().__init__(message, file=file)
+        self.seconds = seconds
 
 
 class SourceChangedError(SourceUnavailableError):

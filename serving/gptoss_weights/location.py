@@ -12,24 +12,33 @@ from typing import Final, Literal, NoReturn
 from gptoss_weights.errors import SourceNotAllowedError
 
 MAX_URI_LENGTH: Final = 1024
+COMMIT: Final = re.compile(r"[0-9a-f]{40}")
+_REPOSITORY_PART: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
 _BUCKET: Final = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 _FORBIDDEN: Final = frozenset("\\%?#@*<>|\"'`{}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Location:
-    """A place: ``bucket`` is empty for ``file``, ``segments`` are the path's."""
+    """A place: ``bucket`` is empty for ``file`` and the owner for ``hf``, ``segments`` are the path's.
 
-    scheme: Literal["s3", "file"]
+    ``revision`` is the commit of an ``hf`` repository; a policy's prefix, and the question whether one
+    contains a place, know none.
+    """
+
+    scheme: Literal["s3", "file", "hf"]
     bucket: str
     segments: tuple[str, ...]
+    revision: str | None = None
 
     @classmethod
-    def parse(cls, uri: str) -> "Location":
-        """Read ``s3://bucket/prefix`` or ``file:///folder``. A trailing slash means nothing.
+    def parse(cls, uri: str, *, revision: str | None = None, prefix: bool = False) -> "Location":
+        """Read ``s3://bucket/prefix``, ``hf://owner/name`` or ``file:///folder``. A trailing slash means nothing.
+
+        ``prefix``: it may be all of an owner's repositories, ``hf://owner``.
 
         Raises:
-            SourceNotAllowedError: it is neither, or could be read in two ways.
+            SourceNotAllowedError: it is none of them, or could be read in two ways; or the revision is no commit.
         """
         if len(uri) > MAX_URI_LENGTH:
             _refuse(f"is longer than {MAX_URI_LENGTH} characters")
@@ -38,8 +47,13 @@ class Location:
         if unicodedata.normalize("NFC", uri) != uri:
             _refuse("must be in Unicode's composed form (NFC)")
         scheme, separator, rest = uri.partition("://")
-        if not separator or scheme not in ("s3", "file"):
-            _refuse("must start with s3:// or file://")
+        if not separator or scheme not in ("s3", "file", "hf"):
+            _refuse("must start with s3://, hf:// or file://")
+        if revision is not None and (scheme != "hf" or not COMMIT.fullmatch(revision)):
+            raise SourceNotAllowedError(
+                "a revision is the full id of a commit, 40 hexadecimal digits, of an hf:// source; "
+                "correct spec.model.revision"
+            )
         bucket, _, path = rest.partition("/")
         segments = tuple(path.removesuffix("/").split("/")) if path.removesuffix("/") else ()
         if any(segment in {"", ".", ".."} for segment in segments):
@@ -50,18 +64,28 @@ class Location:
             if not segments:
                 _refuse("must name a folder: file:///folder")
             return cls(scheme="file", bucket="", segments=segments)
+        if scheme == "hf":
+            parts = (bucket, *segments)
+            if len(segments) > 1 or not (segments or prefix) or not all(_is_repository_part(part) for part in parts):
+                _refuse("must name a repository: hf://owner/name")
+            return cls(scheme="hf", bucket=bucket, segments=segments, revision=revision)
         if not _BUCKET.fullmatch(bucket) or ".." in bucket:
             _refuse("must name a bucket: s3://bucket/prefix")
         return cls(scheme="s3", bucket=bucket, segments=segments)
 
     def __str__(self) -> str:
-        return f"{self.scheme}://{'/'.join((self.bucket, *self.segments))}"
+        commit = f"@{self.revision}" if self.revision else ""
+        return f"{self.scheme}://{'/'.join((self.bucket, *self.segments))}{commit}"
 
     def within(self, prefix: "Location") -> bool:
         """Tell whether this place is ``prefix`` or lies below it, on path-segment boundaries."""
         same_root = (self.scheme, self.bucket) == (prefix.scheme, prefix.bucket)
         depth = len(prefix.segments)
         return same_root and self.segments[:depth] == prefix.segments
+
+
+def _is_repository_part(text: str) -> bool:
+    return _REPOSITORY_PART.fullmatch(text) is not None and ".." not in text and "--" not in text
 
 
 def _refuse(problem: str) -> NoReturn:

@@ -94,16 +94,17 @@ def pull(
     subject: str,
     directory: Path,
     settings: SourceSettings,
+    revision: str | None = None,
     progress: Callable[[PullProgress], None] | None = None,
     limits: PullLimits | None = None,
     readable: bool = False,
 ) -> Materialised:
     """Return a private, read-only folder that holds exactly the served files of a pinned manifest.
 
-    Blocks; safe to call from several processes and threads of a node at once. ``progress`` is called
-    from the calling thread. Interrupted pulls go on where they were. ``limits`` are the environment's
-    unless given. Where room is needed, copies that nobody used for an hour go. ``readable`` lets other
-    users of the node read the copy; nobody else may ever write to it.
+    Blocks; safe to call from several processes and threads of a node at once. ``revision`` is the commit of
+    an ``hf://`` source. ``progress`` is called from the calling thread. Interrupted pulls go on where they
+    were. ``limits`` are the environment's unless given. Where room is needed, copies that nobody used for an
+    hour go. ``readable`` lets other users of the node read the copy; nobody else may ever write to it.
 
     Raises:
         TrustError: the source holds something else than was pinned; DigestMismatchError names the file.
@@ -113,6 +114,7 @@ def pull(
     with metrics.counted_verification():
         job = _Pull(
             uri=uri,
+            revision=revision,
             manifest_digest=manifest_digest,
             subject=subject,
             directory=prepare_directory(directory, readable=readable),
@@ -143,6 +145,7 @@ class _Pull:
         self,
         *,
         uri: str,
+        revision: str | None,
         manifest_digest: str,
         subject: str,
         directory: Path,
@@ -151,13 +154,16 @@ class _Pull:
         limits: PullLimits,
     ) -> None:
         self._uri = uri
+        self._revision = revision
         self._digest = manifest_digest
         self._subject = subject
         self._directory = directory
         self._settings = settings
         self._progress = progress
         self._limits = limits
-        self.copy = PrivateCopy.of(directory, manifest_digest=manifest_digest, location=Location.parse(uri))
+        self.copy = PrivateCopy.of(
+            directory, manifest_digest=manifest_digest, location=Location.parse(uri, revision=revision)
+        )
         self.damaged: tuple[str, ...] = ()
         self.evicted: list[Evicted] = []
 
@@ -216,7 +222,7 @@ class _Pull:
 
     def _pull(self) -> tuple[int, int]:
         begun = datetime.now(UTC)
-        with open_source(self._uri, settings=self._settings) as source:
+        with open_source(self._uri, revision=self._revision, settings=self._settings) as source:
             manifest, payload = self._manifest(source)
             write_atomically(self.copy.manifest, payload)
             if self.copy.ready.is_dir():
@@ -368,6 +374,7 @@ class _Pull:
         receipt = {
             "schema": 1,
             "uri": self._uri,
+            "revision": self._revision,
             "manifestDigest": manifest.digest,
             "subject": manifest.subject,
             "begunAt": begun.isoformat(),

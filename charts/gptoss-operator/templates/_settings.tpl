@@ -17,9 +17,13 @@
   "leaderElection" (merge (dict "leaseName" (include "gptoss.operatorName" .)) .Values.operator.leaderElection)
   "namespaces" .Values.watchNamespaces }}
 {{- with .Values.defaultRayCluster }}{{ $_ := set $settings "defaultRayCluster" . }}{{ end }}
-{{- $s3 := dict }}
-{{- range $name, $value := .Values.operator.weightSources.s3 }}{{ if $value }}{{ $_ := set $s3 $name $value }}{{ end }}{{ end }}
-{{- if $s3 }}{{ $_ := set $settings "weightSources" (dict "s3" $s3) }}{{ end }}
+{{- $sources := dict }}
+{{- range $kind, $values := .Values.operator.weightSources }}
+{{- $chosen := dict }}
+{{- range $name, $value := $values }}{{ if $value }}{{ $_ := set $chosen $name $value }}{{ end }}{{ end }}
+{{- if $chosen }}{{ $_ := set $sources $kind $chosen }}{{ end }}
+{{- end }}
+{{- if $sources }}{{ $_ := set $settings "weightSources" $sources }}{{ end }}
 {{- if .Values.kubeRay.enabled }}{{ $_ := set $settings "kubeRay" (mergeOverwrite (dict "image" (required "kubeRay.image is empty: name your image of docker/serving.Dockerfile, best by digest" .Values.kubeRay.image) "gatewayTokenFile" "/etc/gptoss/kuberay/token") .Values.kubeRay.settings) }}{{ end }}
 {{- toYaml (mergeOverwrite $settings .Values.operator.settings) }}
 {{- end }}

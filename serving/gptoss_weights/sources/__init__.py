@@ -9,6 +9,7 @@ from contextlib import contextmanager
 
 from gptoss_weights.location import Location
 from gptoss_weights.sources.file import FileSource
+from gptoss_weights.sources.hub import HubSource
 from gptoss_weights.sources.protocol import ObjectVersion, Source
 from gptoss_weights.sources.s3 import S3Source
 from gptoss_weights.sources.settings import SourceSettings
@@ -17,17 +18,18 @@ __all__ = ["ObjectVersion", "Source", "SourceSettings", "open_source"]
 
 
 @contextmanager
-def open_source(uri: str, *, settings: SourceSettings) -> Iterator[Source]:
+def open_source(uri: str, *, revision: str | None = None, settings: SourceSettings) -> Iterator[Source]:
     """Open the place that a URI names; its connections are closed at the end.
 
+    ``revision`` is the commit of an ``hf://`` source, required there and refused with every other.
+
     Raises:
-        SourceNotAllowedError: the URI is malformed, or lies outside the permitted file roots.
+        SourceNotAllowedError: the URI is malformed, lies outside the permitted file roots, or names no commit.
         AccessDeniedError: there are no credentials for it.
     """
-    location = Location.parse(uri)
-    source: FileSource | S3Source = (
-        FileSource(location, settings=settings) if location.scheme == "file" else S3Source(location, settings=settings)
-    )
+    location = Location.parse(uri, revision=revision)
+    kinds: dict[str, type[FileSource | S3Source | HubSource]] = {"file": FileSource, "s3": S3Source, "hf": HubSource}
+    source = kinds[location.scheme](location, settings=settings)
     try:
         yield source
     finally:

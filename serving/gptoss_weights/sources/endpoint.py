@@ -12,7 +12,7 @@ _METADATA: Final = frozenset({ipaddress.ip_address("fd00:ec2::254"), ipaddress.i
 
 
 def check_endpoint(endpoint: str) -> None:
-    """Check the URL of an object store.
+    """Check the URL of an object store or a hub.
 
     Raises:
         SourceNotAllowedError: it is no http(s) URL, holds credentials, or leads to a link-local address.
@@ -22,23 +22,24 @@ def check_endpoint(endpoint: str) -> None:
         url = urlsplit(endpoint)
         host, port = url.hostname, url.port
     except ValueError as error:
-        raise SourceNotAllowedError("the object store's endpoint is not a URL; correct the settings") from error
+        raise SourceNotAllowedError("the endpoint of a weights' source is not a URL; correct the settings") from error
     if url.scheme not in ("http", "https") or not host or url.username or url.password or url.query or url.fragment:
         raise SourceNotAllowedError(
-            "the object store's endpoint must be http(s)://host[:port] without credentials; correct the settings"
+            "the endpoint of a weights' source must be http(s)://host[:port] without credentials; correct the settings"
         )
     try:
         found = socket.getaddrinfo(host, port or 443, type=socket.SOCK_STREAM)
     except OSError as error:
-        raise SourceUnavailableError("the object store's endpoint can't be resolved") from error
+        raise SourceUnavailableError("the endpoint of a weights' source can't be resolved") from error
     for *_, address in found:
-        if _is_forbidden(str(address[0])):
+        if is_forbidden(str(address[0])):
             raise SourceNotAllowedError(
-                "the object store's endpoint leads to a link-local or metadata address; correct the settings"
+                "the endpoint of a weights' source leads to a link-local or metadata address; correct the settings"
             )
 
 
-def _is_forbidden(text: str) -> bool:
+def is_forbidden(text: str) -> bool:
+    """Tell whether an address is one that no source ever lies at: link-local, or a cloud's metadata service."""
     address = ipaddress.ip_address(text.partition("%")[0])
     if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
         address = address.ipv4_mapped

@@ -8,13 +8,14 @@ import time
 from collections.abc import Callable, Generator, Iterator
 from typing import Final
 
-from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
+from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
-from gptoss_weights.errors import SourceChangedError, SourceUnavailableError
+from gptoss_weights.errors import SourceChangedError, SourceUnavailableError, ThrottledError
 from gptoss_weights.sources.protocol import ObjectVersion, Source
 
 _FIRST_WAIT_SECONDS: Final = 0.2
 _LONGEST_WAIT_SECONDS: Final = 10.0
+_LONGEST_RETRY_AFTER_SECONDS: Final = 30.0
 _MAX_BREAKS_PER_FILE: Final = 200
 
 
@@ -23,7 +24,7 @@ def retrying(max_attempts: int, *, sleep: Callable[[float], None] = time.sleep) 
     return Retrying(
         retry=retry_if_exception(_passes),
         stop=stop_after_attempt(max_attempts),
-        wait=wait_random_exponential(multiplier=_FIRST_WAIT_SECONDS, max=_LONGEST_WAIT_SECONDS),
+        wait=_wait,
         sleep=sleep,
         reraise=True,
     )
@@ -99,6 +100,14 @@ class _Cursor:
 
 class _GaveUpError(SourceUnavailableError):
     """Too many breaks in one file, however much progress was made in between."""
+
+
+def _wait(state: RetryCallState) -> float:
+    """Wait as long as the source asks, within reason, and a random time that grows beside."""
+    ours = wait_random_exponential(multiplier=_FIRST_WAIT_SECONDS, max=_LONGEST_WAIT_SECONDS)(state)
+    error = state.outcome.exception() if state.outcome is not None else None
+    asked = error.seconds if isinstance(error, ThrottledError) else 0.0
+    return ours + min(asked, _LONGEST_RETRY_AFTER_SECONDS)
 
 
 def _passes(error: BaseException) -> bool:

@@ -26,7 +26,8 @@ REVIEWS = Resource(
 )
 LEASE = "gptoss-gptoss-operator"
 CRD = "rayservices.ray.io"
-NAMED = {"leases": LEASE, "customresourcedefinitions": CRD}
+CREDENTIALS = "gptoss-model-credentials"
+NAMED = {"leases": LEASE, "customresourcedefinitions": CRD, "secrets": CREDENTIALS}
 KUBERAY = {"kubeRay": {"enabled": True, "image": "images.test/gptoss-serving"}}
 ACCOUNTS = {"operator": LEASE, "gateway": f"{LEASE}-gateway"}
 
@@ -60,7 +61,7 @@ def expected(*titles: str, system: str, tenant: str, elsewhere: str, namespaced:
     rights = set()
     for where, group, resource, verbs in (row for title in titles for row in documented(title)):
         plain, _, by = resource.partition(", ")
-        name = "" if not by else CRD if "rayservices" in by else LEASE
+        name = "" if not by else LEASE if by == "its own by name" else by.removesuffix(" by name")
         if where == "system":
             spaces = {system}
         elif where == "read" or not namespaced:

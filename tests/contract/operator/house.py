@@ -51,6 +51,7 @@ class FakeKubernetes:
         self.status_writes = 0
         self.failing_writes = 0
         self.failing_lists = 0
+        self.secrets: dict[str, Mapping[str, str] | Exception] = {}
         self._version = 10
 
     def put(self, kind: Kind, raw: Raw) -> Raw:
@@ -86,6 +87,12 @@ class FakeKubernetes:
             raise Conflict("changed", status=409)
         return self.put(Kind.POLICY, {**stored, "status": copy.deepcopy(dict(status))})
 
+    async def credentials(self, namespace: str) -> Mapping[str, str]:
+        found = self.secrets.get(namespace, {})
+        if isinstance(found, Exception):
+            raise found
+        return found
+
     async def delete_report(self, name: str) -> None:
         self.objects[Kind.REPORT].pop(("gptoss-system", name), None)
 
@@ -107,14 +114,17 @@ class TrustSays:
     raises_release: bool = False
     valid_until: datetime | None = None
     asked: int = 0
+    credentials: Mapping[str, str] | None = None
+    """What the last check was given."""
     may_answer: threading.Event = field(default_factory=threading.Event)
     """Cleared, checks hang until it is set again."""
 
     def __post_init__(self) -> None:
         self.may_answer.set()
 
-    def __call__(self, deployment: Any, policies: Any, wall: str) -> Trusted:
+    def __call__(self, deployment: Any, policies: Any, wall: str, credentials: Mapping[str, str]) -> Trusted:
         self.asked += 1
+        self.credentials = credentials
         self.may_answer.wait(30)
         if self.error is not None:
             raise self.error

@@ -8,7 +8,7 @@ import pytest
 from prometheus_client import generate_latest
 
 from gptoss_api.deployment import GptOssDeployment
-from gptoss_kube.errors import ServerFailed
+from gptoss_kube.errors import Forbidden, ServerFailed
 from gptoss_operator.cache import Kind
 from gptoss_operator.keys import DeploymentKey
 from gptoss_operator.plan.observation import Trusted
@@ -261,3 +261,27 @@ async def test_a_recorded_release_has_every_other_deployment_looked_at_at_once(h
     home.apply("new")
     await home.ready("new")
     await home.until(lambda: home.trust.asked >= asked + 3)
+
+
+HUB = {"name": "gpt-oss-20b", "uri": "hf://acme/gpt-oss-20b", "revision": "0123456789" * 4}
+
+
+async def test_a_namespaces_own_token_is_read_for_a_hub_and_for_nothing_else(home: House) -> None:
+    home.kubernetes.secrets["ml"] = {"HF_TOKEN": "hf_x"}
+    home.apply(scaling={"initial": "Idle"})
+    await home.ready(reason="Idle")
+    assert home.trust.credentials == {}
+    home.apply(scaling={"initial": "Idle"}, model=HUB)
+    await home.until(lambda: home.trust.credentials == {"HF_TOKEN": "hf_x"})
+    assert "hf_x" not in str(home.status())
+
+
+async def test_a_token_that_may_not_be_read_is_said_and_looked_at_again(home: House) -> None:
+    home.kubernetes.secrets["ml"] = Forbidden("no", status=403)
+    home.apply(scaling={"initial": "Idle"}, model=HUB)
+    await home.until(lambda: home.condition("WeightsVerified") == ("Unknown", "AccessDenied"))
+    assert "the right to get it by this name" in str(home.status()["conditions"])
+    assert home.trust.asked == 0
+    home.kubernetes.secrets.clear()
+    home.pass_time(31)
+    await home.ready(reason="Idle")

@@ -54,9 +54,20 @@ def settings_for(access, **changes) -> SourceSettings:
 def pulled(tmp_path, weights):
     """Pull that model into one private folder: `pulled(...)` returns what `pull` does."""
 
-    def once(uri=None, *, digest=None, subject=MODEL, limits=None, settings=None, progress=None, directory=None):
+    def once(
+        uri=None,
+        *,
+        digest=None,
+        subject=MODEL,
+        limits=None,
+        settings=None,
+        progress=None,
+        directory=None,
+        revision=None,
+    ):
         return pull(
             uri or f"file://{weights.folder}",
+            revision=revision,
             manifest_digest=digest or weights.digest,
             subject=subject,
             directory=directory or tmp_path / "private",

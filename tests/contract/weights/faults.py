@@ -74,7 +74,7 @@ def served_by(monkeypatch):
 
     def serve(source):
         @contextmanager
-        def opened(uri, *, settings):
+        def opened(uri, *, revision=None, settings):
             yield source
 
         monkeypatch.setattr("gptoss_weights.materialise.open_source", opened)

@@ -113,6 +113,7 @@ def test_only_amd_needs_environment_variables() -> None:
     assert wire["environment"]["VLLM_ROCM_USE_AITER"] == "1"
     plain = serving_arguments(deployment(), resolve(spec, profile), installation="local", manifest_digest=DIGEST)
     assert "environment" not in plain.wire()
+    assert "revision" not in plain.wire()["weights"]
 
 
 @pytest.mark.parametrize("profile", profiles(), ids=lambda profile: profile.name)

@@ -28,7 +28,7 @@ def test_the_sizes_of_the_signed_safetensors_are_summed(tmp_path: Path) -> None:
     policy = WeightTrustPolicy(name="default", spec=WeightTrustPolicySpec.model_validate(spec))
     check = SignatureCheck(cache=Cache(), sources=SourceSettings(file_roots=(tmp_path,)))
     asked = deployment(model={"name": "gpt-oss-20b", "uri": f"file://{folder}"})
-    assert check(asked, [policy], WALL).weight_bytes == (folder / "model.safetensors").stat().st_size
+    assert check(asked, [policy], WALL, {}).weight_bytes == (folder / "model.safetensors").stat().st_size
 
     (folder / "model.safetensors").unlink()
-    assert check(asked, [policy], WALL).weight_bytes is None
+    assert check(asked, [policy], WALL, {}).weight_bytes is None

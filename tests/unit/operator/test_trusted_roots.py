@@ -36,12 +36,12 @@ def test_named_roots_are_read_at_each_check(tmp_path: Path) -> None:
     )
     asked = deployment(model={"name": "gpt-oss-20b", "uri": f"file://{folder}"})
     with pytest.raises(InvalidPolicyError, match="can't be read"):
-        check(asked, [policy], WALL)
+        check(asked, [policy], WALL, {})
     root.write_text(json.dumps(ours.trusted_root()))
-    assert check(asked, [policy], WALL).identity == WORKFLOW
+    assert check(asked, [policy], WALL, {}).identity == WORKFLOW
     root.write_bytes(b"\xff")
     with pytest.raises(InvalidPolicyError, match="can't be read"):
-        check(asked, [policy], WALL)
+        check(asked, [policy], WALL, {})
     root.write_text(json.dumps(theirs.trusted_root()))
     with pytest.raises(Exception, match="no certificate authority"):
-        check(asked, [policy], WALL)
+        check(asked, [policy], WALL, {})

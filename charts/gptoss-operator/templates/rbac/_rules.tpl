@@ -30,6 +30,10 @@
 - apiGroups: [events.k8s.io]
   resources: [events]
   verbs: [create, get, patch]
+- apiGroups: [""]
+  resources: [secrets]
+  resourceNames: [gptoss-model-credentials]
+  verbs: [get]
 {{- end }}
 
 {{- define "gptoss.rules.operator.kuberay" -}}

@@ -7,9 +7,8 @@ read-only. Credentials for the source reach that container alone.
 from collections.abc import Mapping
 
 from gptoss_api.kuberay import SERVE_PORT
-from gptoss_api.names import MAX_REQUEST_SECONDS
+from gptoss_api.names import CREDENTIALS_SECRET, MAX_REQUEST_SECONDS
 from gptoss_operator.plan.rayservice.workload import (
-    CREDENTIALS_SECRET,
     HEAD,
     REVISION_LABEL,
     ROLE_LABEL,
@@ -19,6 +18,11 @@ from gptoss_operator.plan.rayservice.workload import (
     Raw,
     Workload,
     gateway_tokens_config,
+)
+from gptoss_weights.sources.settings import (
+    HUB_DOWNLOAD_HOSTS_VARIABLE,
+    HUB_ENDPOINT_VARIABLE,
+    HUB_TOKEN_VARIABLE,
 )
 
 METRICS_PORT = 8080
@@ -43,7 +47,8 @@ _RESTRICTED: Raw = {
     "runAsNonRoot": True,
     "seccompProfile": {"type": "RuntimeDefault"},
 }
-_CREDENTIALS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
+_S3_CREDENTIALS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
+_HUB_CREDENTIALS = (HUB_TOKEN_VARIABLE,)
 
 
 def head_group(workload: Workload, site: KubeRaySite, revision: str) -> Raw:
@@ -196,16 +201,16 @@ def _weights_container(workload: Workload, site: KubeRaySite, *, cpu: str) -> Ra
     It asks for the engine's ``cpu``, which it has before the engine: more would make the pod larger than was chosen.
     """
     command = ["gptoss", "weights", "pull", workload.weights_uri, "--to", f"{_WEIGHTS}/{_COPIES}"]
+    if workload.weights_revision is not None:
+        command += ["--revision", workload.weights_revision]
     command += ["--model", workload.subject, "--manifest-digest", workload.manifest_digest]
     command += ["--readable", "--termination-log", "/dev/termination-log"]
     environment = {"HOME": "/nonexistent", "PYTHONDONTWRITEBYTECODE": "1", "AWS_EC2_METADATA_DISABLED": "true"}
-    if site.s3_endpoint is not None:
-        environment["AWS_ENDPOINT_URL_S3"] = site.s3_endpoint
-    if site.s3_region is not None:
-        environment["AWS_REGION"] = site.s3_region
+    from_hub = workload.weights_uri.startswith("hf://")
+    environment |= _hub_environment(site) if from_hub else _s3_environment(site)
     credentials = [
         {"name": name, "valueFrom": {"secretKeyRef": {"name": CREDENTIALS_SECRET, "key": name, "optional": True}}}
-        for name in _CREDENTIALS
+        for name in (_HUB_CREDENTIALS if from_hub else _S3_CREDENTIALS)
     ]
     return {
         "name": WEIGHTS_CONTAINER,
@@ -218,6 +223,16 @@ def _weights_container(workload: Workload, site: KubeRaySite, *, cpu: str) -> Ra
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "volumeMounts": [{"name": "weights", "mountPath": _WEIGHTS}],
     }
+
+
+def _s3_environment(site: KubeRaySite) -> dict[str, str]:
+    found = {"AWS_ENDPOINT_URL_S3": site.s3_endpoint, "AWS_REGION": site.s3_region}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _hub_environment(site: KubeRaySite) -> dict[str, str]:
+    found = {HUB_ENDPOINT_VARIABLE: site.hf_endpoint, HUB_DOWNLOAD_HOSTS_VARIABLE: ",".join(site.hf_download_hosts)}
+    return {name: value for name, value in found.items() if value}
 
 
 _COPIES = "copies"

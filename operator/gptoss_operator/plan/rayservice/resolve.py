@@ -19,7 +19,7 @@ def check_kuberay(deployment: GptOssDeployment, site: KubeRaySite) -> None:
     if spec.model.uri.startswith("file://"):
         raise ValueError(
             f"spec.model.uri {spec.model.uri} names a folder, and pods that KubeRay makes see none of a node's: "
-            "put the weights into an object store (s3://)"
+            "put the weights into an object store (s3://) or a hub (hf://)"
         )
     accelerator = spec.accelerator or AcceleratorRequest()
     for field in ("tensor", "pipeline"):
@@ -53,6 +53,7 @@ def workload_of(deployment: GptOssDeployment, application: Mapping[str, Any], ma
         pod=spec.pod or Pod(),
         application=application,
         weights_uri=spec.model.uri,
+        weights_revision=spec.model.revision,
         subject=spec.subject,
         manifest_digest=manifest_digest,
     )

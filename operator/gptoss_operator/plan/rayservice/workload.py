@@ -21,8 +21,6 @@ MANAGED_BY = {"app.kubernetes.io/managed-by": FIELD_MANAGER}
 HEAD, WORKER = "head", "worker"
 WORKER_GROUP = "engine"
 WEIGHTS_CONTAINER = "weights"
-CREDENTIALS_SECRET = "gptoss-model-credentials"  # noqa: S105 - a Secret's name
-"""The one Secret of a namespace that holds credentials for model sources."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +40,7 @@ class Workload:
         pod: what users chose of its pods.
         application: Ray's configuration of its application.
         weights_uri: where the weights lie.
+        weights_revision: the commit of an ``hf://`` source.
         subject: who they must be signed for.
         manifest_digest: the digest they are pinned to.
     """
@@ -60,6 +59,7 @@ class Workload:
     weights_uri: str
     subject: str
     manifest_digest: str
+    weights_revision: str | None = None
 
     @property
     def autoscales(self) -> bool:
@@ -104,6 +104,8 @@ class KubeRaySite:
         system_namespace: where operator and gateways run.
         s3_endpoint: URL of the object store; None is AWS.
         s3_region: region to sign for.
+        hf_endpoint: URL of the hub; None is the public one.
+        hf_download_hosts: where the hub may redirect to.
         gateway_token_hash: SHA-256 of the token that gateways send, in hexadecimal digits.
     """
 
@@ -111,6 +113,8 @@ class KubeRaySite:
     system_namespace: str
     s3_endpoint: str | None = None
     s3_region: str | None = None
+    hf_endpoint: str | None = None
+    hf_download_hosts: tuple[str, ...] = ()
     gateway_token_hash: str
 
 
