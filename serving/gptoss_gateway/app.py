@@ -42,6 +42,7 @@ from gptoss_gateway.hold import WaitingRoom
 from gptoss_gateway.intake import Intake, Parcel
 from gptoss_gateway.keys import Authenticator, Caller
 from gptoss_gateway.limits import Limiter
+from gptoss_gateway.lines import Lines
 from gptoss_gateway.metering import Metering
 from gptoss_gateway.patience import patience
 from gptoss_gateway.proxy import Outcome, relay
@@ -107,6 +108,7 @@ class Gateway:
         )
         self._room = WaitingRoom(max_requests=settings.limits.max_held_total, max_bytes=settings.limits.max_held_bytes)
         self.intake = Intake(settings.limits)
+        self._lines = Lines()
         self._open: set[asyncio.Task[object]] = set()
         self._none_open = asyncio.Event()
         self._none_open.set()
@@ -163,6 +165,7 @@ class Gateway:
             await self._admission.close()
         if self._session is not None:
             await self._session.close()
+        self._lines.close()
         await self.reporter.stop()
         if self._audit is not None:
             await asyncio.to_thread(self._audit.close)
@@ -172,6 +175,7 @@ class Gateway:
         self._keys.refresh()
         self._limiter.sweep()
         self.upstreams.refresh()
+        self._lines.sweep()
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer one request; the handler of the listener for clients."""
@@ -295,7 +299,6 @@ class Gateway:
         headers: dict[str, str],
     ) -> Outcome:
         assert self._admission is not None  # noqa: S101 - started
-        assert self._session is not None  # noqa: S101 - started
         loop = asyncio.get_running_loop()
         failures = 0
         costly = 0
@@ -312,7 +315,7 @@ class Gateway:
             )
             try:
                 return await relay(
-                    self._session,
+                    self._lines,
                     attempt,
                     route.path,
                     parcel=parcel,
