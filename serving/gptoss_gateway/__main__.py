@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 import uvloop
 
-from gptoss_gateway import logs
+from gptoss_gateway import crew, logs
 from gptoss_gateway.errors import SettingsError
 from gptoss_gateway.process import run
 from gptoss_gateway.settings import GatewaySettings
@@ -25,6 +25,9 @@ def main(settings_file: Path, kubeconfig: Path | None, log_level: str, *, allow_
     logs.configure(log_level)
     try:
         settings = GatewaySettings.load(settings_file, allow_anonymous=allow_anonymous)
+        if settings.workers > 1:
+            asyncio.run(crew.run(settings, kubeconfig=kubeconfig, log_level=log_level))
+            return
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(run(settings, kubeconfig=kubeconfig))
     except (SettingsError, KubeError, OSError) as error:

@@ -43,6 +43,7 @@ from gptoss_gateway.hold import WaitingRoom
 from gptoss_gateway.intake import Intake, Parcel
 from gptoss_gateway.keys import Authenticator, Caller
 from gptoss_gateway.limits import Limiter
+from gptoss_gateway.lines import Lines
 from gptoss_gateway.metering import Metering
 from gptoss_gateway.patience import patience
 from gptoss_gateway.proxy import Outcome, relay
@@ -108,6 +109,7 @@ class Gateway:
         )
         self._room = WaitingRoom(max_requests=settings.limits.max_held_total, max_bytes=settings.limits.max_held_bytes)
         self.intake = Intake(settings.limits)
+        self._lines = Lines()
         self._open: set[asyncio.Task[object]] = set()
         self._none_open = asyncio.Event()
         self._none_open.set()
@@ -165,6 +167,7 @@ class Gateway:
             await self._admission.close()
         if self._session is not None:
             await self._session.close()
+        self._lines.close()
         await self.reporter.stop()
         if self._audit is not None:
             await asyncio.to_thread(self._audit.close)
@@ -174,6 +177,7 @@ class Gateway:
         self._keys.refresh()
         self._limiter.sweep()
         self.upstreams.refresh()
+        self._lines.sweep()
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer one request; the handler of the listener for clients."""
@@ -299,7 +303,6 @@ class Gateway:
         headers: dict[str, str],
     ) -> Outcome:
         assert self._admission is not None  # noqa: S101 - started
-        assert self._session is not None  # noqa: S101 - started
         loop = asyncio.get_running_loop()
         failures = 0
         costly = 0
@@ -316,7 +319,7 @@ class Gateway:
             )
             try:
                 return await relay(
-                    self._session,
+                    self._lines,
                     attempt,
                     route.path,
                     parcel=parcel,

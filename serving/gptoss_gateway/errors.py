@@ -3,6 +3,7 @@
 GatewayError
 ├── SettingsError             the settings file or a file it names is wrong: the process does not start
 ├── UpstreamUnavailableError  an attempt failed before a byte of the answer: worth another attempt
+├── EngineLostError           a connection to an engine broke, or what came over it is not HTTP
 ├── ClientLeftError           the client closed its connection: nobody is left to tell
 └── RequestError              ends one request, in the shape its client library understands
     ├── BadRequestError 400 · UnauthorizedError 401 · NotFoundError 404 · TooSlowError 408 · TooLargeError 413
@@ -66,6 +67,10 @@ class UpstreamUnavailableError(GatewayError):
         super().__init__(message)
         self.reached_engine = reached_engine
         self.answer = answer
+
+
+class EngineLostError(GatewayError):
+    """A connection to an engine ended before an answer did, or what came over it is not HTTP."""
 
 
 class ClientLeftError(GatewayError):

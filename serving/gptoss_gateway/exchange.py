@@ -15,6 +15,8 @@ from gptoss_gateway.errors import ClientLeftError, Dialect, RequestError
 from gptoss_gateway.usage import Tally
 
 _EVENT_STREAM = "text/event-stream; charset=utf-8"
+_MAX_UNSENT = 64 * 1024
+"""Bytes that may wait for a client before its engine has to: where transports, too, ask to hold on."""
 
 
 class Exchange:
@@ -34,6 +36,7 @@ class Exchange:
         self._request = request
         self._headers = {"x-request-id": request_id, "Server": "gptoss-gateway"}
         self._closing = closing
+        self._chunked = False
 
     def abort(self) -> None:
         """Drop the connection of a client that takes nothing any more."""
@@ -61,6 +64,28 @@ class Exchange:
             await self._open_stream()
         self.answered = True
         await self._write(data)
+
+    def push(self, data: bytes) -> bool:
+        """Pass on bytes of a stream that was answered already, in this very step; False once too much lies unsent.
+
+        Raises:
+            ClientLeftError: there is nobody to pass them to.
+        """
+        transport = self._request.transport
+        if transport is None or transport.is_closing():
+            raise ClientLeftError
+        transport.write(b"%x\r\n%b\r\n" % (len(data), data) if self._chunked else data)
+        return transport.get_write_buffer_size() <= _MAX_UNSENT
+
+    async def catch_up(self) -> None:
+        """Wait until the client has read enough of what was pushed."""
+        self.blocked_since = asyncio.get_running_loop().time()
+        try:
+            await self._request.writer.drain()
+        except ConnectionError as error:
+            raise ClientLeftError from error
+        finally:
+            self.blocked_since = None
 
     async def answer(self, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:
         """Send a whole JSON document; on a stream held open it becomes an error event."""
@@ -97,6 +122,7 @@ class Exchange:
             status=200, headers={**self._headers, "Content-Type": _EVENT_STREAM, "Cache-Control": "no-store"}
         )
         await self._prepare()
+        self._chunked = self.response.headers.get("Transfer-Encoding") == "chunked"
 
     async def _prepare(self) -> None:
         assert self.response is not None  # noqa: S101 - made by every caller

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import os
 import resource
 import signal
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 from gptoss_gateway.app import Gateway
 from gptoss_gateway.keys import Anonymous, KeyFile
 from gptoss_gateway.kubernetes import KubernetesReports, followed, new_identity
-from gptoss_gateway.server import Server
+from gptoss_gateway.server import Server, Sockets
 from gptoss_gateway.settings import GatewaySettings
 from gptoss_kube.client import Kube
 
@@ -19,8 +20,8 @@ FILES_BESIDE_REQUESTS = 256
 """Open files that are no request's: listeners, probes, the API server, keys."""
 
 
-async def run(settings: GatewaySettings, *, kubeconfig: Path | None) -> None:
-    """Serve until SIGTERM or SIGINT; a second signal ends the grace.
+async def run(settings: GatewaySettings, *, kubeconfig: Path | None, sockets: Sockets | None = None) -> None:
+    """Serve until SIGTERM, SIGINT or the end of a lifeline; a second signal ends the grace.
 
     Raises:
         SettingsError, KubeError, OSError: the gateway can't start.
@@ -29,6 +30,8 @@ async def run(settings: GatewaySettings, *, kubeconfig: Path | None) -> None:
     stop, hurry = asyncio.Event(), asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, _on_signal, stop, hurry)
+    if sockets is not None:
+        asyncio.get_running_loop().add_reader(sockets.lifeline, _on_lifeline, sockets.lifeline, stop)
     async with Kube(kubeconfig=kubeconfig, user_agent="gptoss-gateway") as kube:
         gateway = Gateway(
             settings,
@@ -36,7 +39,7 @@ async def run(settings: GatewaySettings, *, kubeconfig: Path | None) -> None:
             keys=KeyFile(settings.keys_file) if settings.keys_file else Anonymous(),
             store=KubernetesReports(kube, namespace=settings.system_namespace),
         )
-        server = Server(gateway)
+        server = Server(gateway, sockets=sockets)
         # Whoever learns the models first and is known later could admit by a state that a drain, which
         # nobody waits for it to acknowledge, has already ended.
         gateway.reporter.start()
@@ -70,6 +73,12 @@ def _allow_open_files(wanted: int) -> None:
             "fewer open files are allowed than limits.maxConnections needs: raise the limit or lower maxConnections",
             extra={"allowed": hard, "needed": wanted},
         )
+
+
+def _on_lifeline(lifeline: int, stop: asyncio.Event) -> None:
+    if not os.read(lifeline, 4096):
+        asyncio.get_running_loop().remove_reader(lifeline)
+        stop.set()
 
 
 def _on_signal(stop: asyncio.Event, hurry: asyncio.Event) -> None:

@@ -9,11 +9,10 @@ import asyncio
 import json
 from dataclasses import dataclass
 
-import aiohttp
-
 from gptoss_api.names import MAX_REQUEST_SECONDS
 from gptoss_gateway.errors import (
     EngineAnswer,
+    EngineLostError,
     RequestError,
     RequestTooLongError,
     UpstreamFailedError,
@@ -21,11 +20,11 @@ from gptoss_gateway.errors import (
 )
 from gptoss_gateway.exchange import Exchange
 from gptoss_gateway.intake import Parcel
+from gptoss_gateway.lines import Answer, Lines
 from gptoss_gateway.sse import EventStream
 from gptoss_gateway.usage import usage_of
 from gptoss_gateway.vigil import Attempt, Cut, Vigil
 
-CONNECT_SECONDS = 5.0
 MAX_ANSWER_BYTES = 64 * 1024 * 1024
 """Largest answer that is not a stream. It is read whole before it is sent, so a cut can be mended."""
 MAX_ERROR_BYTES = 1024 * 1024
@@ -39,7 +38,7 @@ class Outcome:
 
 
 async def relay(
-    session: aiohttp.ClientSession,
+    lines: Lines,
     attempt: Attempt,
     path: str,
     *,
@@ -60,7 +59,7 @@ async def relay(
     vigil.begin(attempt)
     try:
         async with asyncio.timeout(max_seconds) as attempt.patience:
-            return await _attempt(session, attempt, path, parcel=parcel, headers=headers)
+            return await _attempt(lines, attempt, path, parcel=parcel, headers=headers)
     except TimeoutError as error:
         failure = _cut_short(attempt, max_seconds)
         if not attempt.exchange.answered:
@@ -84,48 +83,44 @@ def _cut_short(attempt: Attempt, max_seconds: float) -> RequestError | UpstreamU
             return RequestTooLongError(f"The answer took longer than {max_seconds:g} s, the most that any may take.")
 
 
-async def _attempt(
-    session: aiohttp.ClientSession, attempt: Attempt, path: str, *, parcel: Parcel, headers: dict[str, str]
-) -> Outcome:
+async def _attempt(lines: Lines, attempt: Attempt, path: str, *, parcel: Parcel, headers: dict[str, str]) -> Outcome:
     try:
-        response = await session.post(
-            attempt.upstream.url + path,
-            data=parcel.body,
-            headers={**headers, **attempt.upstream.headers},
-            allow_redirects=False,
-            timeout=aiohttp.ClientTimeout(total=None, connect=CONNECT_SECONDS),
-        )
-    except aiohttp.ClientConnectorError as error:
-        raise UpstreamUnavailableError(f"no connection: {error}", reached_engine=False) from error
-    except aiohttp.ConnectionTimeoutError as error:
-        raise UpstreamUnavailableError("no connection in time", reached_engine=False) from error
-    except (aiohttp.ClientError, OSError) as error:
-        raise UpstreamUnavailableError(f"connection lost: {error!r}", reached_engine=True) from error
+        answer = await lines.post(attempt.upstream.url + path, {**headers, **attempt.upstream.headers}, parcel.body)
+    except EngineLostError as error:
+        raise UpstreamUnavailableError(f"connection lost: {error}", reached_engine=True) from error
     attempt.hear(asyncio.get_running_loop().time())
     try:
-        if response.status != 200:
-            return await _pass_failure(response, attempt.exchange)
-        if response.content_type == "text/event-stream":
+        if answer.status != 200:
+            return await _pass_failure(answer, attempt.exchange)
+        if answer.content_type == "text/event-stream":
             attempt.streaming = True
-            return await _pass_stream(response, attempt, parcel)
-        return await _pass_document(response, attempt.exchange)
+            return await _pass_stream(answer, attempt, parcel)
+        return await _pass_document(answer, attempt.exchange)
     finally:
-        response.close()  # a connection is kept only where the answer was read to its end
+        answer.close()  # a connection is kept only where the answer was read to its end
 
 
-async def _pass_stream(response: aiohttp.ClientResponse, attempt: Attempt, parcel: Parcel) -> Outcome:
+async def _pass_stream(answer: Answer, attempt: Attempt, parcel: Parcel) -> Outcome:
     exchange = attempt.exchange
     events = EventStream(exchange.dialect, exchange.tally)
     now = asyncio.get_running_loop().time
     reason = "the engine's stream ended without its last event"
+
+    def pass_on(piece: bytes) -> bool:
+        attempt.hear(now())
+        lines = events.feed(piece)
+        return exchange.push(lines) if lines else True
+
     try:
-        async for chunk in response.content.iter_any():
+        while not exchange.answered and (piece := await answer.read()):
             attempt.hear(now())
-            if lines := events.feed(chunk):
+            if lines := events.feed(piece):
                 parcel.drop()
                 await exchange.write(lines)
-    except (aiohttp.ClientError, OSError) as error:
-        reason = f"the engine's stream broke: {type(error).__name__}"
+        while not await answer.pour(pass_on):
+            await exchange.catch_up()
+    except EngineLostError as error:
+        reason = f"the engine's stream broke: {error}"
     if rest := events.finish():
         await exchange.write(rest)
     if events.complete:
@@ -144,8 +139,8 @@ def _cut_off() -> UpstreamFailedError:
     )
 
 
-async def _pass_document(response: aiohttp.ClientResponse, exchange: Exchange) -> Outcome:
-    body = await _read(response, MAX_ANSWER_BYTES)
+async def _pass_document(answer: Answer, exchange: Exchange) -> Outcome:
+    body = await _read(answer, MAX_ANSWER_BYTES)
     document = _json_object(body)
     if document is None:
         raise UpstreamUnavailableError("the engine's answer is not a whole JSON object", reached_engine=True)
@@ -154,9 +149,9 @@ async def _pass_document(response: aiohttp.ClientResponse, exchange: Exchange) -
     return Outcome()
 
 
-async def _pass_failure(response: aiohttp.ClientResponse, exchange: Exchange) -> Outcome:
-    status = response.status
-    body = await _read(response, MAX_ERROR_BYTES)
+async def _pass_failure(answer: Answer, exchange: Exchange) -> Outcome:
+    status = answer.status
+    body = await _read(answer, MAX_ERROR_BYTES)
     document = _json_object(body)
     if status in (401, 403):
         raise UpstreamFailedError(
@@ -187,19 +182,17 @@ async def _pass_failure(response: aiohttp.ClientResponse, exchange: Exchange) ->
     return Outcome()
 
 
-async def _read(response: aiohttp.ClientResponse, limit: int) -> bytes:
+async def _read(answer: Answer, limit: int) -> bytes:
     parts: list[bytes] = []
     size = 0
     try:
-        async for chunk in response.content.iter_any():
-            parts.append(chunk)
-            size += len(chunk)
+        while piece := await answer.read():
+            parts.append(piece)
+            size += len(piece)
             if size > limit:
                 raise UpstreamFailedError(f"The engine's answer is larger than {limit} bytes.")
-    except (aiohttp.ClientError, OSError) as error:
-        raise UpstreamUnavailableError(
-            f"the engine's answer broke: {type(error).__name__}", reached_engine=True
-        ) from error
+    except EngineLostError as error:
+        raise UpstreamUnavailableError(f"the engine's answer broke: {error}", reached_engine=True) from error
     return b"".join(parts)
 
 

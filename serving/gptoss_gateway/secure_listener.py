@@ -51,13 +51,11 @@ class SecureListener:
         *,
         seconds: float,
         failed: Callable[[], None],
-        reuse_port: bool = False,
     ) -> None:
         self._entrance = entrance
         self._certificate = certificate
         self._seconds = seconds
         self._failed = failed
-        self._reuse_port = reuse_port
         self._sockets: list[socket.socket] = []
         self._accepting: list[asyncio.Task[None]] = []
         self._handshakes: set[asyncio.Task[None]] = set()
@@ -75,15 +73,17 @@ class SecureListener:
         )
         try:
             for family, address in dict.fromkeys((family, address) for family, _, _, _, address in found):
-                listening = socket.create_server(
-                    address[:2], family=family, backlog=backlog, reuse_port=self._reuse_port
-                )
-                listening.setblocking(False)  # noqa: FBT003
+                listening = socket.create_server(address[:2], family=family, backlog=backlog)
                 self._sockets.append(listening)
         except OSError:
             await self.stop()
             raise
-        self._accepting = [asyncio.create_task(self._accept(each), name="accept") for each in self._sockets]
+        self._open()
+
+    def share(self, listening: socket.socket) -> None:
+        """Listen at a socket that other processes listen at, too."""
+        self._sockets = [listening]
+        self._open()
 
     async def stop(self) -> None:
         """Accept no more; handshakes that are under way go on."""
@@ -99,6 +99,11 @@ class SecureListener:
         for task in handshakes:
             task.cancel()
         await asyncio.gather(*handshakes, return_exceptions=True)
+
+    def _open(self) -> None:
+        for listening in self._sockets:
+            listening.setblocking(False)  # noqa: FBT003
+        self._accepting = [asyncio.create_task(self._accept(each), name="accept") for each in self._sockets]
 
     async def _accept(self, listening: socket.socket) -> None:
         loop = asyncio.get_running_loop()

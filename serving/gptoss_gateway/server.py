@@ -3,6 +3,10 @@
 import asyncio
 import contextlib
 import logging
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 from aiohttp import web
 
@@ -15,7 +19,24 @@ from gptoss_gateway.settings import Listener
 _log = logging.getLogger(__name__)
 
 _REFRESH_SECONDS = 1.0
-_BACKLOG = 1024
+_JOIN_SECONDS = 0.05
+BACKLOG = 1024
+"""Connections that wait to be taken."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sockets:
+    """What one of several processes is given instead of addresses of its own.
+
+    Attributes:
+        clients: the listening socket, shared with the others.
+        admin: path of the socket that health and metrics are asked at.
+        lifeline: a file whose end means that the process which shares the socket out is gone.
+    """
+
+    clients: socket.socket
+    admin: Path
+    lifeline: int
 
 
 class Server:
@@ -25,8 +46,9 @@ class Server:
         SettingsError: the certificate can't be used.
     """
 
-    def __init__(self, gateway: Gateway) -> None:
+    def __init__(self, gateway: Gateway, *, sockets: Sockets | None = None) -> None:
         self.gateway = gateway
+        self._sockets = sockets
         self.url = ""
         self.admin_url = ""
         settings, metering = gateway.settings, gateway.metering
@@ -36,20 +58,42 @@ class Server:
             metering.watch_certificate(self._certificate)
         self._clients = web.ServerRunner(self._door, shutdown_timeout=1.0)
         self._admin = web.AppRunner(_admin_application(gateway), access_log=None, shutdown_timeout=1.0)
-        self._site: web.TCPSite | SecureListener | None = None
+        self._site: web.BaseSite | SecureListener | None = None
         self._refreshing: asyncio.Task[None] | None = None
+        self._joining: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Start the gateway's parts and listen; raises OSError where an address can't be bound."""
         settings = self.gateway.settings
         await self.gateway.start()
         self._refreshing = asyncio.create_task(self._keep_fresh(), name="refresh")
+        if self._sockets is not None:
+            await self._share(self._sockets)
+            return
         _, self.admin_url = await _listen(self._admin, settings.admin)
         if self._certificate is None:
             self._site, self.url = await _listen(self._clients, settings.listen)
         else:
             self._site, self.url = await self._listen_securely(self._certificate)
         _log.info("listening", extra={"url": self.url, "admin": self.admin_url})
+
+    async def _share(self, sockets: Sockets) -> None:
+        await self._admin.setup()
+        await web.UnixSite(self._admin, sockets.admin).start()
+        self._joining = asyncio.create_task(self._join(sockets.clients), name="join")
+
+    async def _join(self, clients: socket.socket) -> None:
+        """Take connections once they can be served: until then, the others do."""
+        while not self.gateway.catalogue.synced:  # noqa: ASYNC110 - a moment, once in a process' life
+            await asyncio.sleep(_JOIN_SECONDS)
+        await self._clients.setup()
+        if self._certificate is None:
+            self._site = web.SockSite(self._clients, clients, backlog=BACKLOG)
+            await self._site.start()
+        else:
+            self._site = self._secure_listener(self._certificate)
+            self._site.share(clients)
+        _log.info("taking connections")
 
     async def stop(self, *, hurry: asyncio.Event | None = None) -> None:
         """End: not ready any more, then no new connections, then the open requests, then the report.
@@ -59,6 +103,9 @@ class Server:
         hurry = hurry or asyncio.Event()
         shutdown = self.gateway.settings.shutdown
         self.gateway.closing = True
+        if self._joining is not None:
+            self._joining.cancel()
+            await asyncio.wait({self._joining})
         if self._site is not None:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(shutdown.delay_seconds):
@@ -76,13 +123,14 @@ class Server:
         _log.info("stopped")
 
     async def _listen_securely(self, certificate: Certificate) -> tuple[SecureListener, str]:
-        settings, metering = self.gateway.settings, self.gateway.metering
         await self._clients.setup()
-        listener = SecureListener(
-            self._door, certificate, seconds=settings.limits.head_seconds, failed=metering.handshake_failed
-        )
-        await listener.start(settings.listen, backlog=_BACKLOG)
-        return listener, _url("https", *listener.address)
+        listener = self._secure_listener(certificate)
+        await listener.start(self.gateway.settings.listen, backlog=BACKLOG)
+        return listener, url_of(listener.address, tls=True)
+
+    def _secure_listener(self, certificate: Certificate) -> SecureListener:
+        seconds, failed = self.gateway.settings.limits.head_seconds, self.gateway.metering.handshake_failed
+        return SecureListener(self._door, certificate, seconds=seconds, failed=failed)
 
     def refresh(self) -> None:
         """Take over changed files; called once a second."""
@@ -121,11 +169,12 @@ def _admin_application(gateway: Gateway) -> web.Application:
 
 async def _listen(runner: web.BaseRunner, listener: Listener) -> tuple[web.TCPSite, str]:
     await runner.setup()
-    site = web.TCPSite(runner, listener.host, listener.port, backlog=_BACKLOG)
+    site = web.TCPSite(runner, listener.host, listener.port, backlog=BACKLOG)
     await site.start()
-    host, port = runner.addresses[0][:2]
-    return site, _url("http", host, port)
+    return site, url_of(runner.addresses[0])
 
 
-def _url(scheme: str, host: str, port: int) -> str:
-    return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
+def url_of(address: Sequence[object], *, tls: bool = False) -> str:
+    """Return the URL of a socket's address."""
+    host, port = str(address[0]), address[1]
+    return f"{'https' if tls else 'http'}://{f'[{host}]' if ':' in host else host}:{port}"

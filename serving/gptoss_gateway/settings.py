@@ -119,7 +119,12 @@ class GatewaySettings(StrictModel):
     default_ray_cluster: Name | None = Field(
         default=None, description="Cluster of deployments that name none; the same as the operator's."
     )
-    limits: Limits = Field(default_factory=Limits, description="Bounds of this process.")
+    workers: Annotated[int, Field(ge=1, le=64)] = Field(
+        default=1,
+        description="Processes that serve `listen` together. Each has a report, a catalogue, and every limit, of its "
+        "own: `limits` and tenants' limits count per process.",
+    )
+    limits: Limits = Field(default_factory=Limits, description="Bounds of each process.")
     shutdown: Shutdown = Field(default_factory=Shutdown, description="How this process ends.")
     namespaces: tuple[Name, ...] = Field(
         default=(), description="Namespaces whose deployments are offered; empty means all."

@@ -26,6 +26,12 @@ _PIECES = {
     Dialect.ANTHROPIC: (b"_delta\n",),
 }
 """What stands in an event that carries a piece of the answer, once; others may be counted with it."""
+_LAST_SIGNS = {
+    Dialect.OPENAI: (b"[DONE]",),
+    Dialect.RESPONSES: (b"response.completed", b"response.failed", b"response.incomplete", b"error", b"[DONE]"),
+    Dialect.ANTHROPIC: (b"message_stop", b"error"),
+}
+"""One of these stands in every last event. Looking for them costs a tenth of what an expression does."""
 _USAGE_CHUNK = re.compile(rb'^data: ?\{[^\n]*"choices": ?\[\][^\n]*"usage": ?\{[^\n]*\}\r?\n(\r?\n)?', re.MULTILINE)
 """The extra last chunk of a chat or completion stream. In a text, its quotation marks would be escaped."""
 _USAGE_LINE = re.compile(rb'^data: ?(\{.*"usage": ?\{.*\})\r?$', re.MULTILINE)
@@ -36,6 +42,7 @@ class EventStream:
 
     def __init__(self, dialect: Dialect, tally: Tally) -> None:
         self._last_event = _LAST_EVENT[dialect]
+        self._last_signs = _LAST_SIGNS[dialect]
         self._pieces = _PIECES[dialect]
         self._tail = b""
         self._swallow = False
@@ -44,14 +51,18 @@ class EventStream:
 
     def feed(self, chunk: bytes) -> bytes:
         """Take a chunk; return the bytes that end in a line's end, which may be none."""
-        cut = chunk.rfind(b"\n") + 1
-        if not cut and len(self._tail) + len(chunk) <= MAX_LINE_BYTES:
+        if chunk.endswith(b"\n"):
+            lines, self._tail = self._tail + chunk if self._tail else chunk, b""
+        elif cut := chunk.rfind(b"\n") + 1:
+            lines, self._tail = self._tail + chunk[:cut], chunk[cut:]
+        elif len(self._tail) + len(chunk) <= MAX_LINE_BYTES:
             self._tail += chunk
             return b""
-        lines = self._tail + chunk[:cut] if cut else self._tail + chunk
-        self._tail = chunk[cut:] if cut else b""
-        self._look_at(lines)
-        return self._for_the_client(lines) if self._tally.hidden else lines
+        else:
+            lines, self._tail = self._tail + chunk, b""
+        told = b'"usage"' in lines
+        self._look_at(lines, told=told)
+        return self._for_the_client(lines, told=told) if self._tally.hidden else lines
 
     def finish(self) -> bytes:
         """Return the rest of a stream that ended; empty unless it is complete without a line's end."""
@@ -60,20 +71,22 @@ class EventStream:
             self.complete = True
         return rest if self.complete else b""
 
-    def _look_at(self, lines: bytes) -> None:
-        if not self.complete and self._last_event.search(lines):
-            self.complete = True
-        if b'"usage"' in lines:
+    def _look_at(self, lines: bytes, *, told: bool) -> None:
+        for sign in self._last_signs:
+            if sign in lines and self._last_event.search(lines):
+                self.complete = True
+        if told:
             for match in _USAGE_LINE.finditer(lines):
                 self._tally.reported = usage_of(match.group(1)) or self._tally.reported
-        self._tally.events += sum(lines.count(piece) for piece in self._pieces)
+        for piece in self._pieces:
+            self._tally.events += lines.count(piece)
 
-    def _for_the_client(self, lines: bytes) -> bytes:
+    def _for_the_client(self, lines: bytes, *, told: bool) -> bytes:
         """Take out the chunk that the client did not ask for, and the empty line that ends it."""
         if self._swallow:
             self._swallow = False
             lines = lines.removeprefix(b"\r").removeprefix(b"\n")
-        if b'"usage"' not in lines or (chunk := _USAGE_CHUNK.search(lines)) is None:
+        if not told or (chunk := _USAGE_CHUNK.search(lines)) is None:
             return lines
         self._swallow = chunk.group(1) is None
         return lines[: chunk.start()] + lines[chunk.end() :]

@@ -39,6 +39,7 @@
   "admin" (dict "host" "0.0.0.0" "port" 9090)
   "keysFile" (printf "/etc/gptoss/keys/%s" .Values.gateway.keysSecret.key)
   "rayClusters" $clusters
+  "workers" (int .Values.gateway.workers)
   "limits" .Values.gateway.limits
   "shutdown" .Values.gateway.shutdown
   "namespaces" .Values.watchNamespaces }}

@@ -68,7 +68,7 @@ class Process:
         self.program, self.url, self.admin = program, url, admin
 
     async def ready(self) -> None:
-        async with asyncio.timeout(10), aiohttp.ClientSession() as session:
+        async with asyncio.timeout(60), aiohttp.ClientSession() as session:
             while (await session.get(self.admin + "/readyz")).status != 200:  # noqa: ASYNC110
                 await asyncio.sleep(0.05)
 
@@ -102,7 +102,7 @@ async def gateway_process(plane, folder: Path, engines: Engines, namespace: str,
         stderr=asyncio.subprocess.PIPE, env={"PATH": os.environ["PATH"]},
     )  # fmt: skip
     try:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while found := await program.stderr.readline():
                 line = json.loads(found)
                 if line["message"] == "listening":

@@ -249,6 +249,7 @@ async def test_a_gateway_that_cannot_report_admits_to_models_that_never_sleep_on
         house.reports.refuse = True
         await eventually(lambda: not server.gateway.reporter.may_report)
         held = ask(api)
+        await eventually(lambda: server.gateway.ledger.counts(UID) == (1, 0))
         await api.chat.completions.create(model="always", messages=MESSAGES)
         await eventually(lambda: server.gateway.ledger.counts(UID) == (1, 0))
         house.reports.refuse = False

@@ -53,6 +53,44 @@ async def test_stream_bytes_are_untouched(awake):
     assert through == direct
 
 
+async def test_a_client_that_reads_slowly_gets_every_byte_and_holds_its_engine_back(awake):
+    server, application = awake
+    application.words = [letter * 100_000 for letter in "abcdefghij" * 20]
+    body = {"model": "assistant", "messages": MESSAGES, "stream": True}
+    async with aiohttp.ClientSession() as session:
+        url = f"{house_url(server)}/gptoss/ml/assistant/v1/chat/completions"
+        async with session.post(url, json=body, headers={"x-gptoss-gateway-token": "gateway-token"}) as response:
+            direct = await response.read()
+        async with session.post(server.url + "/v1/chat/completions", json=body, headers=AUTHORIZED) as response:
+            (exchange,) = server.gateway._vigil._exchanges
+            await eventually(lambda: exchange.blocked_since is not None)
+            assert exchange._request.transport.get_write_buffer_size() < 2**20
+            assert await response.read() == direct
+
+
+async def test_a_client_of_http_1_0_gets_a_stream_that_ends_with_its_connection(awake):
+    server, application = awake
+    application.paused.clear()
+    body = json.dumps({"model": "assistant", "messages": MESSAGES, "stream": True}).encode()
+    host, port = server.url.removeprefix("http://").split(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    writer.write(
+        f"POST /v1/chat/completions HTTP/1.0\r\nHost: a\r\nAuthorization: Bearer {KEY}\r\n"
+        f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+        + body
+    )
+    async with asyncio.timeout(10):
+        head = await reader.readuntil(b"\r\n\r\n")
+        stream = await reader.readuntil(b"\n\n")
+        application.paused.set()
+        stream += await reader.read()
+    writer.close()
+    assert b"chunked" not in head
+    assert stream.startswith(b"data: {")
+    assert stream.count(b"\n\n") == 3
+    assert stream.endswith(b"data: [DONE]\n\n")
+
+
 async def test_first_event_arrives_before_the_stream_goes_on(awake):
     server, application = awake
     application.paused.clear()

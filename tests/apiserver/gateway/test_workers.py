@@ -1,0 +1,146 @@
+"""Several gateway processes behind one socket, against a real API server: killed, drained, and left alone."""
+
+import asyncio
+import json
+import os
+import re
+import signal
+import sys
+from pathlib import Path
+
+import aiohttp
+import pytest
+import yaml
+
+from gptoss_api.names import engine_model_id, route_prefix
+from tests.apiserver.gateway.test_process import (
+    KEYED,
+    MESSAGES,
+    Process,
+    engines,  # noqa: F401 - a fixture
+    gateway_process,
+    reports,
+    rights,  # noqa: F401 - a fixture
+    without_uid,
+)
+from tests.builders import deployment_object
+from tests.contract.gateway.engine import Application
+from tests.contract.gateway.house import condition
+
+PATIENCE = 60.0
+
+
+@pytest.fixture
+def busy(rights, engines, namespace) -> Application:  # noqa: F811
+    rights.kubectl("create", "-f", "-", stdin=json.dumps(without_uid(deployment_object("busy", namespace))))
+    status = {"status": {"conditions": [condition("EngineReady", "True", "Answering")]}}
+    rights.kubectl(
+        "patch", "gptoss", "busy", "-n", namespace, "--subresource=status", "--type=merge", "-p", json.dumps(status)
+    )
+    uid = rights.kubectl("get", "gptoss", "busy", "-n", namespace, "-o", "jsonpath={.metadata.uid}").strip()
+    application = Application(model_id=engine_model_id(namespace, "busy", uid))
+    engines.applications[route_prefix(namespace, "busy")] = application
+    return application
+
+
+def pids(process: Process) -> set[int]:
+    return set(map(int, Path(f"/proc/{process.program.pid}/task/{process.program.pid}/children").read_text().split()))
+
+
+async def text(url: str) -> str:
+    async with aiohttp.ClientSession() as session, session.get(url) as answer:
+        return await answer.text()
+
+
+async def until(holds) -> None:
+    async with asyncio.timeout(PATIENCE):
+        while not await holds():  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+
+
+def ask(session: aiohttp.ClientSession, process: Process, *, stream: bool = False):
+    body = {"model": "busy", "messages": MESSAGES, "stream": stream}
+    return session.post(process.url + "/v1/chat/completions", json=body, headers=KEYED)
+
+
+async def test_a_worker_that_is_killed_is_replaced_and_the_others_serve_meanwhile(
+    rights, engines, busy, namespace, tmp_path  # noqa: F811
+):  # fmt: skip
+    async with gateway_process(rights, tmp_path, engines, namespace, workers=2) as process:
+        assert len(reports(rights, namespace)) == 2
+        before = pids(process)
+        assert len(before) == 2
+        os.kill(min(before), signal.SIGKILL)
+
+        async def noticed() -> bool:
+            return "gptoss_gateway_worker_replacements_total 1.0" in await text(process.admin + "/metrics")
+
+        await until(noticed)
+        async with aiohttp.ClientSession() as session:
+            for _ in range(5):
+                async with ask(session, process) as answer:
+                    assert answer.status == 200
+
+        async def is_ready() -> bool:
+            return len(pids(process) - before) == 1 and await text(process.admin + "/readyz") == "ok\n"
+
+        await until(is_ready)
+        assert len(pids(process)) == 2
+        counts = re.findall(
+            r'gptoss_gateway_requests_total\{[^}]*worker="\d"\} (\d+)', await text(process.admin + "/metrics")
+        )
+        assert sum(map(int, counts)) == 5
+        assert len(reports(rights, namespace)) == 3  # the dead one's is for the operator to judge
+
+
+async def test_all_workers_drain_and_take_their_reports_along(
+    rights, engines, busy, namespace, tmp_path  # noqa: F811
+):  # fmt: skip
+    busy.paused.clear()
+    async with (
+        gateway_process(rights, tmp_path, engines, namespace, workers=2) as process,
+        aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session,
+    ):
+        streams = await asyncio.gather(*(ask(session, process, stream=True) for _ in range(8)))
+        process.program.send_signal(signal.SIGTERM)
+
+        async def stops() -> bool:
+            return "stopping" in await text(process.admin + "/readyz")
+
+        await until(stops)
+        busy.paused.set()
+        for stream in streams:
+            assert (await stream.text()).endswith("data: [DONE]\n\n")
+        async with asyncio.timeout(PATIENCE):
+            assert await process.program.wait() == 0
+    assert reports(rights, namespace) == []
+
+
+async def test_workers_whose_keeper_is_gone_drain_too(rights, engines, namespace, tmp_path):  # noqa: F811
+    async with gateway_process(rights, tmp_path, engines, namespace, workers=2) as process:
+        assert len(reports(rights, namespace)) == 2
+        process.program.kill()
+
+        async def gone() -> bool:
+            return not reports(rights, namespace)
+
+        await until(gone)
+
+
+async def test_a_worker_that_cannot_start_is_the_gateways_failure(tmp_path):
+    settings = {
+        "systemNamespace": "gptoss-system",
+        "listen": {"port": 0},
+        "admin": {"port": 0},
+        "keysFile": str(tmp_path / "keys.yaml"),
+        "workers": 2,
+    }
+    (tmp_path / "gateway.yaml").write_text(yaml.safe_dump(settings))
+    program = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "gptoss_gateway", "--settings", str(tmp_path / "gateway.yaml"),
+        "--kubeconfig", str(tmp_path / "none"), stderr=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    async with asyncio.timeout(PATIENCE):
+        _, errors = await program.communicate()
+    assert program.returncode == 1
+    assert "a worker can't start" in errors.decode()
