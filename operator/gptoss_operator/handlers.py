@@ -24,6 +24,8 @@ _FIRST_PAUSE = 1.0
 _LAST_PAUSE = 60.0
 _STEADY_SECONDS = 120.0
 _STOP_SECONDS = 10.0
+_NAME: Any = "gptoss-operator"
+"""kopf's own type of it is not public."""
 
 _RESOURCES: dict[Kind, tuple[str, str, str]] = {
     Kind.DEPLOYMENT: (GROUP, VERSION, "gptossdeployments"),
@@ -83,6 +85,9 @@ class Watches:
                 clusterwide=not self._namespaces,
                 namespaces=tuple({*self._namespaces, self._system_namespace}) if self._namespaces else (),
                 standalone=True,
+                # Without peers it means nothing; but unless told, kopf asks for the user's name, and not every
+                # user of a container has one.
+                identity=_NAME,
                 stop_flag=stop,
             )
         )

@@ -118,6 +118,16 @@ def test_pods_pass_the_restricted_standard(control_plane: ControlPlane, helm: He
             control_plane.kubectl("create", "--dry-run=server", "-n", namespace, "-f", "-", stdin=json.dumps(loose))
 
 
+def test_nothing_is_killed_for_starting_slowly(helm: Helm):
+    deployments = of_kind(helm.render("any"), "Deployment")
+    assert len(deployments) == 2
+    for deployment in deployments:
+        (container,) = deployment["spec"]["template"]["spec"]["containers"]
+        starts, lives = container["startupProbe"], container["livenessProbe"]
+        assert starts["httpGet"] == lives["httpGet"]
+        assert starts["periodSeconds"] * starts["failureThreshold"] >= 300
+
+
 def test_settings_files_are_what_operator_and_gateway_read(helm: Helm, tmp_path: Path):
     values = {
         "rayClusters": [RAY],

@@ -117,6 +117,13 @@ def test_only_the_fetching_container_writes_weights_and_knows_credentials() -> N
     assert "weights" not in {volume["name"] for volume in head(workload())["template"]["spec"]["volumes"]}
 
 
+def test_processes_have_a_user_name_whatever_the_image_says() -> None:
+    # Without one, getpass.getuser() fails where /etc/passwd does not know kubeRay.runAsUser.
+    for pod in pods(workload()):
+        (container,) = pod["containers"]
+        assert {"name": "USER", "value": "gptoss"} in container["env"]
+
+
 def test_fetching_weights_makes_no_pod_larger_than_was_chosen() -> None:
     small = workload(pod=Pod.model_validate({"resources": {"cpu": "500m", "memory": "4Gi"}}))
     for of in (small, workload()):

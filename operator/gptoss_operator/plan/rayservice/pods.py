@@ -255,6 +255,8 @@ def _environment(workload: Workload, further: Mapping[str, str]) -> dict[str, st
         "RAY_SERVE_LLM_ENABLE_DIRECT_STREAMING": "1",
         "RAY_USAGE_STATS_ENABLED": "0",
         "TRITON_CACHE_DIR": f"{_CACHE}/triton",
+        # The image may have no name for kubeRay.runAsUser, and PyTorch asks for one when it is imported.
+        "USER": "gptoss",
         "VLLM_CACHE_ROOT": f"{_CACHE}/vllm",
         "VLLM_NO_USAGE_STATS": "1",
         "XDG_CACHE_HOME": _CACHE,
