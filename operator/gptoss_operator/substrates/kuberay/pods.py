@@ -197,7 +197,10 @@ _SCHEDULING = (
         "no node has the labels of spec.pod.nodeSelector and spec.accelerator.product: correct them or label nodes",
     ),
     (r"Too many pods", "add nodes"),
-    (r"unbound|volume", "check the namespace's volumes"),
+    (
+        r"PersistentVolumeClaim|unbound|volume",
+        "a volume is not there: see the namespace's claims and storage classes",
+    ),
     (r"gated", "something holds the pod back with a scheduling gate: see who set it"),
 )
 

@@ -31,6 +31,7 @@ class SeenRayService:
         active: name of the cluster that KubeRay sends requests to.
         pending: name of the one that is being made.
         applications: what Ray says of applications, by cluster.
+        noticed: KubeRay has said something since it was asked for what is asked for now.
         refused: why KubeRay takes no note of it.
         cluster_trouble: why a cluster's pods could not be made.
     """
@@ -46,6 +47,7 @@ class SeenRayService:
     active: str | None
     pending: str | None
     applications: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    noticed: bool = True
     refused: str | None = None
     cluster_trouble: str | None = None
 
@@ -87,6 +89,7 @@ def seen_rayservice(raw: Mapping[str, Any]) -> SeenRayService:
             for each in (active, pending)
             if each.get("rayClusterName")
         },
+        noticed=bool(conditions or active or pending) and (spec.get("suspend") is True or not over),
         refused=ready.get("message") if ready.get("reason") == "ValidationFailed" else None,
         cluster_trouble=_cluster_trouble([pending, active]),
     )

@@ -329,7 +329,7 @@ class KubeRay:
         if seen.refused is not None:
             text = f"KubeRay refuses the RayService: {seen.refused}; tell an administrator, for the operator made it"
             return None, Failure(reason=Reason.CONFIGURATION_REFUSED, message=text)
-        return None, None
+        return None, None if seen.noticed else _UNNOTICED
 
     def _seen(self, key: RayServiceKey) -> SeenRayService | None:
         raw = self._objects.rayservice(key)
@@ -340,6 +340,13 @@ class KubeRay:
         changed = frozenset({deployment}) if self._views.get(deployment) != view else frozenset()
         self._views[deployment] = view
         return Outcome(changed=changed, look_again=look_again, wrote=wrote, trouble=self._objects.trouble())
+
+
+_UNNOTICED = Failure(
+    reason=Reason.WAITING_FOR_KUBERAY,
+    message="KubeRay has not taken note of the RayService yet: if that lasts, an administrator looks whether KubeRay's "
+    "operator runs and watches this namespace",
+)
 
 
 def _refusal(wish: Wish | None, error: StatusError) -> _Refusal:
