@@ -60,6 +60,7 @@ class TestRights:
             (OPERATOR_USER, "watch", "gptossdeployments.serving.gptoss.dev"),
             (OPERATOR_USER, "patch", "gptossdeployments.serving.gptoss.dev/status"),
             (OPERATOR_USER, "list", "weighttrustpolicies.serving.gptoss.dev"),
+            (OPERATOR_USER, "get", "secrets/gptoss-model-credentials"),
             (GATEWAY_USER, "watch", "gptossdeployments.serving.gptoss.dev"),
         ],
     )
@@ -70,7 +71,7 @@ class TestRights:
         ("user", "verb", "what"),
         [
             (OPERATOR_USER, "list", "secrets"),
-            (OPERATOR_USER, "get", "secrets/gptoss-model-credentials"),
+            (OPERATOR_USER, "get", "secrets/gptoss-gateway-keys"),
             (OPERATOR_USER, "patch", "gptossdeployments.serving.gptoss.dev"),
             (OPERATOR_USER, "delete", "gptossdeployments.serving.gptoss.dev"),
             (OPERATOR_USER, "patch", "weighttrustpolicies.serving.gptoss.dev"),

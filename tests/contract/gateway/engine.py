@@ -24,7 +24,6 @@ class Application:
     deploying: bool = False
     paused: asyncio.Event = field(default_factory=asyncio.Event)  # set: streams go on
     posts: list[tuple[str, dict[str, str], bytes]] = field(default_factory=list)
-    arrivals: list[float] = field(default_factory=list)  # of the posts, on the loop's clock
     streaming: asyncio.Event = field(default_factory=asyncio.Event)  # set once a stream's first event is out
     aborted: asyncio.Event = field(default_factory=asyncio.Event)  # set when a client left
 
@@ -71,7 +70,6 @@ class Engines:
             return web.json_response({"error": {"message": "gateway token"}}, status=401)
         if request.method == "GET":
             return web.json_response({"object": "list", "data": [{"id": app.model_id, "object": "model"}]})
-        app.arrivals.append(asyncio.get_running_loop().time())
         app.posts.append((rest, dict(request.headers), await request.read()))
         fault = app.faults.popleft() if app.faults else ""
         if fault == "reset":

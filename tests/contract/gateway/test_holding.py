@@ -3,11 +3,14 @@
 import asyncio
 import json
 import time
+from itertools import pairwise
 
 import aiohttp
 import openai
 import pytest
 
+from gptoss_gateway.admission import RAMP_SECONDS
+from gptoss_gateway.hold import WaitingRoom
 from tests.contract.gateway.house import KEY, OTHER_KEY, UID, House, client, eventually, hashed, model_object
 from tests.contract.gateway.test_passing_through import AUTHORIZED, MESSAGES, metrics
 
@@ -282,7 +285,15 @@ async def test_many_held_requests_are_released_in_order_and_as_many_as_the_engin
     assert [sorted(order[:2]), sorted(order[2:4]), sorted(order[4:])] == [["0", "1"], ["2", "3"], ["4", "late"]]
 
 
-async def test_release_to_many_replicas_is_a_ramp_of_what_one_takes(house):
+async def test_release_to_many_replicas_is_a_ramp_of_what_one_takes(house, monkeypatch):
+    released: list[tuple[float, int]] = []
+    call = WaitingRoom.call
+
+    def noted(self: WaitingRoom, uid: str, count: int) -> int:
+        released.append((asyncio.get_running_loop().time(), count))
+        return call(self, uid, count)
+
+    monkeypatch.setattr(WaitingRoom, "call", noted)
     raw = model_object("idle", engine={"maxNumSeqs": 2})
     raw["status"]["replicas"] = {"ready": 3, "desired": 3}
     house.apply(raw)
@@ -294,8 +305,9 @@ async def test_release_to_many_replicas_is_a_ramp_of_what_one_takes(house):
         application.paused.clear()
         await eventually(lambda: len(application.posts) == 6)
         assert server.gateway.ledger.counts(UID) == (2, 6)
-        one, two, three = (application.arrivals[index] for index in (0, 2, 4))
-        assert two - one > 0.05 < three - two
+        assert [count for _, count in released] == [2, 2, 2]
+        moments = [moment for moment, _ in released]
+        assert all(later - sooner > RAMP_SECONDS / 2 for sooner, later in pairwise(moments))
         application.paused.set()
         await asyncio.gather(*held)
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from gptoss_api.report import GatewayReportSpec
-from gptoss_gateway import prober
+from gptoss_gateway import admission, prober
 from gptoss_gateway.admission import Admission, Visit
 from gptoss_gateway.catalogue import Catalogue
 from gptoss_gateway.demand import Claim, Ledger
@@ -114,7 +114,7 @@ class Gateway:
     async def _request(self) -> None:
         world = self.world
         claim = self.ledger.open(self.catalogue.get(UID))
-        visit = Visit(uid=UID, claim=claim, size=1, arrived=asyncio.get_running_loop().time(), heartbeat=silent)
+        visit = Visit(uid=UID, claim=claim, size=1, arrived=world.now, heartbeat=silent)
         returning = False
         while True:
             await self.admission.admit(visit, returning=returning)
@@ -248,6 +248,11 @@ async def test_whatever_dies_no_request_is_lost_to_scaling(seed, monkeypatch):
         return False
 
     monkeypatch.setattr(prober, "until_answer", until_answer)
+    # Nothing goes by the clock on the wall: what a seed leads to is the same on every machine.
+    monkeypatch.setattr(Admission, "_now", lambda _: world.now)
+    monkeypatch.setattr(admission, "_FENCE_POLL_SECONDS", 0.0)
+    monkeypatch.setattr(admission, "RAMP_SECONDS", 0.0)
+    monkeypatch.setattr(admission, "UNATTENDED_SECONDS", 1e9)
     async with asyncio.timeout(240):
         for _ in range(2400):
             await world.step(requests=True)
