@@ -52,6 +52,7 @@ def init_running(name: str) -> list[dict[str, Any]]:
 GPUS = "0/5 nodes are available: 3 Insufficient nvidia.com/gpu, 2 Insufficient memory."
 TAINT = "0/2 nodes are available: 2 node(s) had untolerated taint {dedicated: gpu}."
 SELECTOR = "0/2 nodes are available: 2 node(s) didn't match Pod's node affinity/selector."
+HEADLESS = "No node info found for head node in GCS. Did the head node or gcs start successfully?"
 QUOTA = 'pods "x" is forbidden: exceeded quota: gpus, requested: requests.nvidia.com/gpu=4'
 SECURITY = 'pods "x" is forbidden: violates PodSecurity "restricted:latest": hostNetwork'
 
@@ -156,6 +157,15 @@ PODS: list[tuple[str, list[dict[str, Any]], str | None, str, bool, tuple[str, ..
     ),
     ("fetch runs", init_running("weights"), None, "FetchingWeights", False, ("fetched and verified",)),
     ("head not there", init_running("wait-gcs-ready"), None, "WaitingForHead", False, ("head",)),
+    ("head not joined", died(f"Traceback\nException: {HEADLESS}"), None, "WaitingForHead", False, ("head",)),
+    (
+        "head died before workers could join",
+        died(f"Exception: {HEADLESS}") + died("Exception: timed out during startup", role="head"),
+        None,
+        "EngineCrashed",
+        True,
+        ("ray-head", "timed out during startup"),
+    ),
     (
         "worker out of memory",
         died(code=137, reason="OOMKilled"),

@@ -19,6 +19,8 @@ _PATIENCE = 3
 """Restarts of a container after which trying on is no use."""
 _KILLED = 137
 _GCS_CONTAINER = "wait-gcs-ready"
+_HEADLESS = "No node info found for head node in GCS"
+"""What ``ray start`` of a worker ends with. Source: Ray's ``get_all_node_info_until_retrieved``."""
 _IMAGE = {
     "ErrImagePull": "can't be pulled",
     "ImagePullBackOff": "can't be pulled",
@@ -98,9 +100,7 @@ def _of_init_container(pod: str, container: Mapping[str, Any]) -> Iterator[Troub
             failure=Failure(reason=Reason.FETCHING_WEIGHTS, message="the weights are being fetched and verified")
         )
     elif "running" in state and container.get("name") == _GCS_CONTAINER:
-        yield Trouble(
-            failure=Failure(reason=Reason.WAITING_FOR_HEAD, message=f"pod {pod} waits for the Ray cluster's head")
-        )
+        yield _waits_for_head(pod)
 
 
 def _of_container(pod: str, container: Mapping[str, Any]) -> Iterator[Trouble]:
@@ -108,8 +108,18 @@ def _of_container(pod: str, container: Mapping[str, Any]) -> Iterator[Trouble]:
     state = container.get("state") or {}
     ended = state.get("terminated") or (container.get("lastState") or {}).get("terminated")
     restarts = int(container.get("restartCount") or 0)
-    if ended is not None and not container.get("ready") and (ended.get("exitCode") or ended.get("reason") == "Error"):
+    if ended is None or container.get("ready") or not (ended.get("exitCode") or ended.get("reason") == "Error"):
+        return
+    if _HEADLESS in str(ended.get("message") or ""):
+        # The head's GCS answers before the head has joined it. What keeps the head is told of the head.
+        yield _waits_for_head(pod)
+    else:
         yield Trouble(failure=_died(pod, container, ended), final=restarts >= _PATIENCE)
+
+
+def _waits_for_head(pod: str) -> Trouble:
+    message = f"pod {pod} waits for the Ray cluster's head"
+    return Trouble(failure=Failure(reason=Reason.WAITING_FOR_HEAD, message=message))
 
 
 def _waiting(pod: str, container: Mapping[str, Any]) -> Iterator[Trouble]:

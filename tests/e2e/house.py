@@ -1,0 +1,281 @@
+"""The product as a user installs it, and a user's questions to it."""
+
+import base64
+import contextlib
+import hashlib
+import json
+import secrets
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from gptoss_api.names import API_VERSION
+from gptoss_cli.local.object_store import S3Access
+from tests.controlplane import REPOSITORY
+from tests.e2e.cluster import Cluster, Raw
+from tests.e2e.site import Site
+
+SYSTEM, MODELS = "gptoss-e2e-system", "gptoss-e2e"
+RELEASE = "e2e"
+NAME = f"{RELEASE}-gptoss-operator"
+CHART = REPOSITORY / "charts" / "gptoss-operator"
+SUBJECT = "gpt-oss-tiny"
+STORE_PORT = 7070
+START_SECONDS = 1200.0
+"""Two Ray clusters' starts on few CPUs."""
+GONE_SECONDS = 300.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reply:
+    """An answer of the gateway; status 0 is a connection that broke."""
+
+    status: int
+    text: str
+
+    @property
+    def content(self) -> str:
+        return str(json.loads(self.text)["choices"][0]["message"]["content"])
+
+
+@dataclass(frozen=True, kw_only=True)
+class House:
+    """One installation, and the namespace of its models."""
+
+    site: Site
+    cluster: Cluster
+    key: str = field(default_factory=lambda: f"gptoss-{secrets.token_urlsafe(32)}")
+    store_keys: tuple[str, str] = field(default_factory=lambda: (secrets.token_hex(10), secrets.token_urlsafe(30)))
+
+    # ── installing ──
+
+    def install(self) -> None:
+        """Do what the chart's notes and docs/kuberay.md say, in their order."""
+        digest = hashlib.sha256(self.key.encode()).hexdigest()
+        keys = {"tenants": [{"name": "e2e", "keys": [f"sha256:{digest}"], "namespaces": [MODELS]}]}
+        credentials = dict(zip(("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"), self.store_keys, strict=True))
+        self.cluster.apply(
+            _namespace(SYSTEM, "restricted"),
+            _namespace(MODELS, "restricted"),
+            _secret("gptoss-kuberay", SYSTEM, {"token": secrets.token_hex(32)}),
+            _secret("gptoss-gateway-keys", SYSTEM, {"keys.yaml": yaml.safe_dump(keys)}),
+            _secret("gptoss-object-store", SYSTEM, credentials),
+            _secret("gptoss-model-credentials", MODELS, credentials),
+            *_store(self.site.store_image, self.store_keys),
+        )
+        self.upgrade()
+        for name in ("store", NAME, f"{NAME}-gateway"):
+            self.cluster.kubectl("rollout", "status", f"deployment/{name}", "-n", SYSTEM, "--timeout=300s", seconds=330)
+
+    def upgrade(self, **kuberay: Any) -> None:
+        """Install the chart, or change KubeRay's settings and wait until the operator has them."""
+        values = {
+            "image": self.site.image_values,
+            "kubeRay": {"image": self.site.serving_image, "settings": kuberay},
+            "operator": {
+                "weightSources": {"s3": {"endpoint": f"http://store.{SYSTEM}.svc:{STORE_PORT}", "region": "us-east-1"}},
+                "envFrom": [{"secretRef": {"name": "gptoss-object-store"}}],
+            },
+        }
+        path = self.cluster.folder / "values.yaml"
+        path.write_text(yaml.safe_dump(values))
+        files = [CHART.parent.parent / "tests" / "e2e" / "values.yaml", self.site.values, path]
+        chosen = [argument for file in files if file is not None for argument in ("--values", str(file))]
+        self.cluster.helm("upgrade", "--install", RELEASE, str(CHART), "--namespace", SYSTEM, *chosen)
+        self.cluster.kubectl("rollout", "status", f"deployment/{NAME}", "-n", SYSTEM, "--timeout=300s", seconds=330)
+
+    def uninstall(self) -> None:
+        """Take away everything but KubeRay, in the order of docs/install.md."""
+        self.cluster.kubectl("delete", "gptoss", "--all", "-n", MODELS, "--wait", "--timeout=300s", seconds=330)
+        self.cluster.until(lambda: not self.left(), seconds=GONE_SECONDS, what=lambda: f"{self.left()} went away")
+        self.cluster.helm("uninstall", RELEASE, "--namespace", SYSTEM, "--wait")
+        kinds = ("gptossdeployments", "weighttrustpolicies", "gatewayreports")
+        self.cluster.kubectl("delete", "weighttrustpolicy", "e2e")
+        self.cluster.kubectl("delete", "crd", *(f"{kind}.serving.gptoss.dev" for kind in kinds))
+        self.cluster.kubectl("delete", "namespace", SYSTEM, MODELS, "--timeout=300s", seconds=330)
+
+    def trust(self, public_key: str) -> None:
+        """Trust a key for everything in the store, in the models' namespace."""
+        spec = {
+            "default": True,
+            "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": MODELS}},
+            "sources": [{"prefix": "s3://models"}],
+            "authorities": [{"name": "e2e", "models": ["gpt-oss-*"], "key": {"publicKeyPEM": public_key}}],
+        }
+        policy = {"apiVersion": API_VERSION, "kind": "WeightTrustPolicy", "metadata": {"name": "e2e"}, "spec": spec}
+        self.cluster.apply(policy)
+
+    @contextlib.contextmanager
+    def store(self) -> Iterator[S3Access]:
+        """Yield the way to the object store from outside the cluster."""
+        access, secret = self.store_keys
+        with self.cluster.forward("store", STORE_PORT, SYSTEM) as url:
+            yield S3Access(endpoint=url, access_key=access, secret_key=secret)
+
+    # ── deployments ──
+
+    def deploy(self, name: str, *, uri: str = f"s3://models/{SUBJECT}", memory: str = "6Gi", **spec: Any) -> None:
+        """Apply a deployment of the tiny model on KubeRay that computes on a CPU."""
+        body = {
+            "model": {"name": "custom", "uri": uri},
+            "verification": {"subject": SUBJECT},
+            "substrate": {"kubeRay": {}},
+            "accelerator": {"vendor": "cpu"},
+            "pod": {"resources": {"cpu": "400m", "memory": memory}},
+            "engine": {"maxModelLen": 2048, "maxNumSeqs": 8},
+            "rolloutStrategy": {"type": self.site.rollout},
+            "scaling": {"minReplicas": 0, "idleSeconds": 3600, "wakeTimeoutSeconds": 1200},
+            **spec,
+        }
+        metadata = {"name": name, "namespace": MODELS}
+        self.cluster.apply({"apiVersion": API_VERSION, "kind": "GptOssDeployment", "metadata": metadata, "spec": body})
+
+    def patch(self, name: str, spec: Raw) -> None:
+        self.cluster.kubectl("patch", "gptoss", name, "-n", MODELS, "--type=merge", "-p", json.dumps({"spec": spec}))
+
+    def delete(self, name: str) -> None:
+        """Delete a deployment and wait until nothing of it is left."""
+        self.cluster.kubectl("delete", "gptoss", name, "-n", MODELS, "--ignore-not-found")
+        self.cluster.until(
+            lambda: not self.left(name), seconds=GONE_SECONDS, what=lambda: f"{self.left(name)} went away"
+        )
+
+    def left(self, name: str | None = None) -> list[str]:
+        """What there is of a deployment, or of all: pods, Ray's objects, everything that the operator made."""
+        selector = "app.kubernetes.io/managed-by=gptoss-operator"
+        selector += f",serving.gptoss.dev/deployment={name}" if name else ""
+        kinds = "rayservices,pods,services,secrets,configmaps,networkpolicies,poddisruptionbudgets"
+        return [f"{each['kind']}/{each['metadata']['name']}" for each in self.cluster.items(kinds, MODELS, selector)]
+
+    def pods(self, name: str) -> list[Raw]:
+        return self.cluster.items("pods", MODELS, f"serving.gptoss.dev/deployment={name}")
+
+    def conditions(self, name: str) -> dict[str, tuple[str, str, str]]:
+        """What is said of the specification of now, by type: status, reason, message."""
+        raw = self.cluster.get("gptoss", name, MODELS)
+        status = (raw or {}).get("status") or {}
+        if raw is None or status.get("observedGeneration") != raw["metadata"]["generation"]:
+            return {}
+        return {each["type"]: (each["status"], each["reason"], each["message"]) for each in status["conditions"]}
+
+    def wait(self, name: str, kind: str, status: str, *reasons: str, seconds: float = START_SECONDS) -> str:
+        """Wait for a condition and return its message."""
+
+        def told() -> tuple[str, str, str] | None:
+            found = self.conditions(name).get(kind)
+            return found if found and found[0] == status and (not reasons or found[1] in reasons) else None
+
+        wanted = f"{kind}={status} {'|'.join(reasons)}"
+        found = self.cluster.until(told, seconds=seconds, what=lambda: f"{wanted}, but {self.describe(name)}")
+        return str(found[2])
+
+    def describe(self, name: str) -> str:
+        """Everything that helps to see why something did not come."""
+        pods = [
+            {"name": pod["metadata"]["name"], **{key: pod["status"].get(key) for key in _TELLING}}
+            for pod in self.pods(name)
+        ]
+        return json.dumps({"conditions": self.conditions(name), "pods": pods}, indent=1)
+
+    # ── requests ──
+
+    @contextlib.contextmanager
+    def gateway(self) -> Iterator[Callable[..., Reply]]:
+        """Yield a function that asks a model something through the gateway."""
+        with self.cluster.forward(f"{NAME}-gateway", 80, SYSTEM) as url:
+            yield lambda model, **more: self._chat(url, model, **more)
+
+    def _chat(self, url: str, model: str, *, question: str = "Hello!", seconds: float = START_SECONDS) -> Reply:
+        body = {"model": model, "messages": [{"role": "user", "content": question}], "temperature": 0}
+        headers = {"Content-Type": "application/json", "Authorization": f"Bearer {self.key}"}
+        request = urllib.request.Request(f"{url}/v1/chat/completions", data=json.dumps(body).encode(), headers=headers)
+        try:
+            with urllib.request.urlopen(request, timeout=seconds) as reply:
+                return Reply(status=reply.status, text=reply.read().decode())
+        except urllib.error.HTTPError as error:
+            with error:
+                return Reply(status=error.code, text=error.read().decode())
+        except (OSError, ValueError) as error:
+            return Reply(status=0, text=repr(error))
+
+
+_TELLING = ("phase", "reason", "conditions", "initContainerStatuses", "containerStatuses")
+
+
+def upload(access: S3Access, folder: Path, prefix: str) -> None:
+    """Put a folder's files under a prefix; the bucket is made if need be."""
+    client = access.client()
+    deadline = time.monotonic() + 60
+    while access.bucket not in {each["Name"] for each in client.list_buckets()["Buckets"]}:
+        assert time.monotonic() < deadline, "the store takes no bucket"
+        client.create_bucket(Bucket=access.bucket)
+    for path in sorted(folder.iterdir()):
+        client.upload_file(str(path), access.bucket, f"{prefix}/{path.name}")
+
+
+def _namespace(name: str, standard: str) -> Raw:
+    labels = {f"pod-security.kubernetes.io/{kind}": standard for kind in ("enforce", "warn")}
+    return {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}}
+
+
+def _secret(name: str, namespace: str, values: dict[str, str]) -> Raw:
+    data = {key: base64.b64encode(value.encode()).decode() for key, value in values.items()}
+    return {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name, "namespace": namespace}, "data": data}
+
+
+def _store(image: str, keys: tuple[str, str]) -> tuple[Raw, Raw]:
+    labels = {"app": "store"}
+    metadata = {"name": "store", "namespace": SYSTEM}
+    environment = {"ROOT_ACCESS_KEY": keys[0], "ROOT_SECRET_KEY": keys[1], "VGW_PORT": f":{STORE_PORT}"}
+    environment["VGW_REGION"] = "us-east-1"
+    container = {
+        "name": "store",
+        "image": image,
+        "imagePullPolicy": "IfNotPresent",
+        "args": ["--quiet", "posix", "--sidecar", "/data/metadata", "/data/objects"],
+        "env": [{"name": name, "value": value} for name, value in environment.items()],
+        "ports": [{"containerPort": STORE_PORT}],
+        "readinessProbe": {"tcpSocket": {"port": STORE_PORT}, "periodSeconds": 2},
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "capabilities": {"drop": ["ALL"]},
+            "readOnlyRootFilesystem": True,
+        },
+        "resources": {"requests": {"cpu": "20m", "memory": "64Mi"}, "limits": {"memory": "512Mi"}},
+        "volumeMounts": [
+            {"name": "data", "mountPath": "/data/objects", "subPath": "objects"},
+            {"name": "data", "mountPath": "/data/metadata", "subPath": "metadata"},
+        ],
+    }
+    pod = {
+        "automountServiceAccountToken": False,
+        "securityContext": {
+            "runAsNonRoot": True,
+            "runAsUser": 65532,
+            "runAsGroup": 65532,
+            "fsGroup": 65532,
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+        "containers": [container],
+        "volumes": [{"name": "data", "emptyDir": {"sizeLimit": "2Gi"}}],
+    }
+    template = {"metadata": {"labels": labels}, "spec": pod}
+    deployment = {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": metadata,
+        "spec": {"replicas": 1, "selector": {"matchLabels": labels}, "template": template},
+    }
+    service = {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": metadata,
+        "spec": {"selector": labels, "ports": [{"port": STORE_PORT, "targetPort": STORE_PORT}]},
+    }
+    return deployment, service
