@@ -16,6 +16,7 @@ class ConditionType(StrEnum):
     REVOKED = "Revoked"
     DEGRADED = "Degraded"
     NAME_CONFLICT = "NameConflict"
+    UPDATE_AVAILABLE = "UpdateAvailable"
 
 
 class Reason(StrEnum):
@@ -91,6 +92,9 @@ class Reason(StrEnum):
     KUBERAY_TOO_OLD = "KubeRayTooOld"
     CONFIGURATION_REFUSED = "ConfigurationRefused"
     FOREIGN_CONFIGURATION_REDACTED = "ForeignConfigurationRedacted"
+    # UpdateAvailable
+    NEWER_SETTINGS = "NewerSettings"
+    UP_TO_DATE = "UpToDate"
     # NameConflict
     NAME_TAKEN = "NameTaken"
     NAME_UNIQUE = "NameUnique"

@@ -53,8 +53,6 @@ class Informer:
     ) -> None:
         self.synced = asyncio.Event()
         """Set once the first complete list is in; it stays set while the server is away."""
-        self.last_activity = time.monotonic()
-        """When the server was last heard of (``time.monotonic``); older than a minute or two is stale."""
         self.last_error: KubeError | None = None
         """Why the copy is not being followed right now; None while it is."""
         self._kube = kube
@@ -148,7 +146,6 @@ class Informer:
             raise Unreachable(f"watch {self._resource.plural}: silent for {self._stall_seconds:g} s") from error
 
     def _heard(self) -> None:
-        self.last_activity = time.monotonic()
         self.last_error = None
 
     def _replace(self, items: Iterable[Object]) -> None:

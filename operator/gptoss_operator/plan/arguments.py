@@ -29,6 +29,7 @@ class Wanted:
         customized: arguments that the specification sets to another value than the profile.
         manifest_digest: what replicas are pinned to.
         rendered: what KubeRay is given for it, where KubeRay runs it.
+        newer: what the next change of the specification would bring besides, each in some words.
     """
 
     config: Mapping[str, Any]
@@ -38,6 +39,7 @@ class Wanted:
     customized: tuple[str, ...]
     manifest_digest: str
     rendered: Rendered | None = None
+    newer: tuple[str, ...] = ()
 
 
 def wanted_application(observed: Observation, site: Site) -> Wanted | None:
@@ -81,7 +83,10 @@ def _on_kuberay(observed: Observation, wanted: Wanted, site: KubeRaySite) -> Wan
         and all(deployed.get(name) == wanted.config.get(name) for name in ("args", "import_path"))
     )
     revision = deployed["revision"] if kept else rendered.revision
-    return replace(wanted, config={**wanted.config, "revision": revision}, rendered=rendered)
+    newer = wanted.newer
+    if revision != rendered.revision:
+        newer = (*newer, f"pods of this release of the operator with image {site.settings.image}")
+    return replace(wanted, config={**wanted.config, "revision": revision}, rendered=rendered, newer=newer)
 
 
 def _wanted_application(observed: Observation, site: Site) -> Wanted | None:
@@ -98,18 +103,21 @@ def _wanted_application(observed: Observation, site: Site) -> Wanted | None:
     profile = profile_for(deployment.spec.model.name)
     engine = engine_for(deployment.spec, profile, observed.hardware)
     deployed = _deployed_arguments(observed)
+    newer: tuple[str, ...] = ()
     if deployed is not None:
         digest = str((deployed.get("weights") or {}).get("manifestDigest"))
         kept = _kept(observed, engine, deployed, digest, site)
         asleep = observed.application.presence is Presence.ABSENT
+        newer = (f"profile {engine.profile}",) if kept is not None and kept.profile != engine.profile else ()
         if kept is not None and asleep:
             engine = kept
         elif kept is not None and deployment.spec.verification.manifest_digest in {None, digest}:
-            return _wanted(observed, kept, deployed, digest, site)
+            return replace(_wanted(observed, kept, deployed, digest, site), newer=newer)
     if not isinstance(observed.trust, Trusted):
         return None
     digest = observed.trust.manifest_digest
-    return _wanted(observed, engine, _arguments(observed, engine, digest, site), digest, site)
+    wanted = _wanted(observed, engine, _arguments(observed, engine, digest, site), digest, site)
+    return replace(wanted, newer=newer)
 
 
 def _kept(

@@ -46,6 +46,7 @@ def status_for(observed: Observation, verdict: Verdict, site: Site) -> GptOssDep
         ConditionType.REVOKED: _revoked(observed, verdict),
         ConditionType.DEGRADED: _degraded(observed),
         ConditionType.NAME_CONFLICT: _name_conflict(observed),
+        ConditionType.UPDATE_AVAILABLE: _update_available(observed, verdict),
     }
     conditions = tuple(_condition(observed, name, claim) for name, claim in claims.items())
     return GptOssDeploymentStatus(
@@ -255,6 +256,16 @@ def _name_conflict(observed: Observation) -> _Claim:
             f"spec.model.servedName, or ask for {observed.deployment.qualified_name}",
         )
     return "False", Reason.NAME_UNIQUE, ""
+
+
+def _update_available(observed: Observation, verdict: Verdict) -> _Claim:
+    if verdict.wanted is None:
+        kept = _kept(observed, ConditionType.UPDATE_AVAILABLE)
+        return kept or ("Unknown", Reason.NOT_CHECKED, "")
+    if verdict.wanted.newer:
+        message = f"The next change of the specification also brings {' and '.join(verdict.wanted.newer)}."
+        return "True", Reason.NEWER_SETTINGS, message
+    return "False", Reason.UP_TO_DATE, ""
 
 
 def _condition(observed: Observation, name: ConditionType, claim: _Claim) -> Condition:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from gptoss_api.deployment_status import GptOssDeploymentStatus
+from gptoss_api.deployment_status import EngineStatus, GptOssDeploymentStatus
 from gptoss_api.profiles import profile_for
 from gptoss_operator.plan.arguments import wanted_application
 from gptoss_operator.plan.demand import UNKNOWN
@@ -194,3 +194,31 @@ def test_the_profile_follows_the_labels_and_a_sleeping_engine_keeps_it() -> None
     assert woken is not None
     assert woken.config["args"]["engine"] == on_h100.config["args"]["engine"]
     assert woken.manifest_digest == signed_anew.manifest_digest
+
+
+def test_an_update_that_waits_for_a_change_is_told_and_taken_with_it() -> None:
+    first = wanted_application(observed([node(H100, 8)]), SITE)
+    assert first is not None
+    assert first.newer == ()
+    status = GptOssDeploymentStatus(
+        proved_generation=1, engine=EngineStatus(line=first.line, profile_version="gpt-oss-20b/1", max_num_seqs=256)
+    )
+    image = "serving@sha256:" + "2" * 64
+    newer_site = replace(SITE, kube_ray=site(settings=settings(image=image)))
+    for presence in (Presence.PRESENT, Presence.ABSENT):
+        view = ApplicationView(presence=presence, deployed=first.config, answering=True, status="RUNNING")
+        now = observed([node(H100, 8)], application=view, status=status)
+        planned = plan(now, None, newer_site)
+        assert planned.status is not None
+        told = next(each for each in planned.status.conditions if each.type == "UpdateAvailable")
+        assert (told.status, told.reason) == ("True", "NewerSettings")
+        assert image in told.message
+        kept = wanted_application(now, newer_site)
+        assert kept is not None
+        assert kept.config["revision"] == first.config["revision"]
+        changed = replace(now, deployment=deployment(generation=2, engine={"maxNumSeqs": 8}))
+        taken = wanted_application(changed, newer_site)
+        assert taken is not None
+        assert taken.newer == ()
+        assert taken.rendered is not None
+        assert taken.config["revision"] == taken.rendered.revision != first.config["revision"]

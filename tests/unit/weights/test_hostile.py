@@ -5,6 +5,7 @@ import json
 from functools import cache
 
 import pytest
+import sigstore.verify  # noqa: F401 - takes seconds, which no time limit of a test may count
 
 from gptoss_api.policy import WeightTrustPolicySpec
 from gptoss_weights.content import Contents
