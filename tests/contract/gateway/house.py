@@ -12,7 +12,7 @@ import yaml
 from gptoss_api.names import engine_model_id, route_prefix
 from gptoss_gateway.app import Gateway
 from gptoss_gateway.keys import KeyFile
-from gptoss_gateway.server import Server
+from gptoss_gateway.server import Server, Sockets
 from gptoss_gateway.settings import GatewaySettings
 from tests.builders import deployment_object
 from tests.contract.gateway.engine import TOKEN, Application, Engines
@@ -92,7 +92,7 @@ class House:
             await server.stop()
         await self.engines.stop()
 
-    async def open_gateway(self, identity: str = "gateway-0", **more: Any) -> Server:
+    async def open_gateway(self, identity: str = "gateway-0", *, sockets: Sockets | None = None, **more: Any) -> Server:
         """Start a gateway that knows every object there is."""
         settings = GatewaySettings.model_validate(
             {
@@ -114,7 +114,7 @@ class House:
             }
         )
         gateway = Gateway(settings, identity=identity, keys=KeyFile(self.keys_file), store=self.reports)
-        server = Server(gateway)
+        server = Server(gateway, sockets=sockets)
         await server.start()
         self.servers.append(server)
         for raw in self.objects.values():
