@@ -262,7 +262,7 @@ class Scaling(ApiModel):
     )
     max_held_requests: Annotated[int, Field(ge=0, le=10000)] = Field(
         default=100,
-        description="Requests each gateway holds for this model while it wakes; more are refused with 429.",
+        description="Requests each gateway process holds for this model while it wakes; more are refused with 429.",
         json_schema_extra=INT32,
     )
     initial: Literal["Prove", "Idle"] = Field(

@@ -12,6 +12,9 @@ from gptoss_operator.leadership import DeposedError
 from gptoss_operator.process import run
 from gptoss_operator.settings import SettingsError, load_settings
 
+_TALKATIVE = ("botocore", "kopf", "urllib3")
+"""At DEBUG they write down whole objects, signed addresses, and the session tokens of requests."""
+
 
 @click.command(context_settings={"auto_envvar_prefix": "GPTOSS_OPERATOR"})
 @click.option(
@@ -25,13 +28,19 @@ def main(
     settings_file: Path, kubeconfig: Path | None, identity: str | None, log_level: str, *, read_only: bool
 ) -> None:
     """Turn GptOssDeployments into verified engines."""
-    logging.basicConfig(level=log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
-    logging.getLogger("kopf").setLevel(max(logging.WARNING, logging.getLogger().level))
+    configure_logging(log_level)
     try:
         settings = load_settings(settings_file)
         asyncio.run(run(settings, kubeconfig=kubeconfig, read_only=read_only, identity=identity))
     except (SettingsError, KubeError, DeposedError) as error:
         raise click.ClickException(str(error)) from error
+
+
+def configure_logging(level: str) -> None:
+    """Send the process' log to standard error; ``level`` is that of our own lines."""
+    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    for name in _TALKATIVE:
+        logging.getLogger(name).setLevel(max(logging.WARNING, logging.getLogger().level))
 
 
 if __name__ == "__main__":

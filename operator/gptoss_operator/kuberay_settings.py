@@ -34,7 +34,9 @@ class Network(StrictModel):
     )
     prometheus: Peer | None = Field(default=None, description="Prometheus; without it nobody reads Ray's metrics.")
     egress_ports: tuple[Annotated[int, Field(ge=1, le=65535)], ...] = Field(
-        default=(443,), description="TCP ports of object stores, beside the one of weightSources.s3.endpoint."
+        default=(443,),
+        description="TCP ports of object stores and hubs, beside those that weightSources names: of endpoints, and of "
+        "huggingFace.downloadHosts.",
     )
 
 

@@ -8,7 +8,6 @@ import asyncio
 import hashlib
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -28,7 +27,8 @@ from gptoss_operator.keys import DeploymentKey
 from gptoss_operator.metrics import Metrics
 from gptoss_operator.plan.observation import Distrusted, Revocation, Trust, Trusted
 from gptoss_operator.releases import ReleaseLedger
-from gptoss_weights.errors import AccessDeniedError, SourceError, WeightsError
+from gptoss_operator.threads import Threads
+from gptoss_weights.errors import AccessDeniedError, SourceError, SourceUnavailableError, WeightsError
 from gptoss_weights.identities import MAX_ROOT_BYTES
 from gptoss_weights.policy import Narrowing, check_source, evaluate, revocation, select_policy
 from gptoss_weights.sources import SourceSettings, open_source
@@ -108,7 +108,7 @@ class TrustDesk:
         self._credentials = credentials
         self._entries: dict[DeploymentKey, _Entry] = {}
         self._parsed: tuple[int, list[WeightTrustPolicy]] | None = None
-        self._threads = ThreadPoolExecutor(_CHECKS_AT_ONCE, thread_name_prefix="trust")
+        self._threads = Threads(_CHECKS_AT_ONCE, name="trust")
 
     def answer(self, key: DeploymentKey, deployment: GptOssDeployment, *, eager: bool) -> tuple[Trust, float]:
         """Return what is known now, and seconds until another look is due.
@@ -171,7 +171,6 @@ class TrustDesk:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def _look(self, key: DeploymentKey, entry: _Entry, deployment: GptOssDeployment, *, eager: bool) -> None:
         before = entry.answer
@@ -189,14 +188,11 @@ class TrustDesk:
         self._changed(key)
 
     async def _ask(self, deployment: GptOssDeployment, before: Trust) -> Trust:
-        loop = asyncio.get_running_loop()
         try:
             policies = self._policies()
             async with asyncio.timeout(_CHECK_SECONDS):
                 credentials = await self._credentials_for(deployment)
-                found = await loop.run_in_executor(
-                    self._threads, self._check, deployment, policies, self._clock.wall(), credentials
-                )
+                found = await self._threads.run(self._check, deployment, policies, self._clock.wall(), credentials)
                 if found.raises_release:
                     found = await self._recorded(found, deployment)
         except WeightsError as error:
@@ -351,6 +347,8 @@ class SignatureCheck:
                 except SourceError as error:
                     weight_bytes = None
                     versions.update(f"\n{file.name} {error.reason}".encode())
+                    if isinstance(error, SourceUnavailableError):
+                        break  # after minutes of tries; of a thousand more files it would take days to say the same
         return Trusted(
             manifest_digest=decision.manifest_digest,
             signer=decision.signer_fingerprint,

@@ -122,7 +122,13 @@ class _Worker:
         deaths = 0
         while not self._ending.is_set():
             began = now()
-            status = await self._run()
+            status: int | str
+            try:
+                status = await self._run()
+            except OSError as error:  # there is no process to be had; the others go on meanwhile
+                if deaths == 0:
+                    raise
+                status = str(error)
             if self._ending.is_set():
                 return
             if deaths == 0 and status == CANNOT_START:

@@ -331,3 +331,16 @@ def test_nobody_gets_a_wildcard_a_shell_or_the_status(helm: Helm):
                     continue
                 assert not {"secrets", "pods", "pods/exec", "escalate", "bind", "impersonate"} & set(words)
                 assert not (aggregated and any(resource.endswith("/status") for resource in rule["resources"]))
+
+
+@pytest.mark.parametrize(
+    "values",
+    [{"kubeRay": {"settings": {"readNodes": False}}}, {"operator": {"settings": {"kubeRay": {"readNodes": False}}}}],
+    ids=["kubeRay.settings", "operator.settings"],
+)
+def test_nodes_that_are_not_read_may_not_be_read(helm: Helm, namespace: str, values: Raw):
+    kube_ray = {"enabled": True, "image": "images.test/gptoss-serving", **values.get("kubeRay", {})}
+    objects = rendered(helm, namespace, None, {**values, "kubeRay": kube_ray})
+    granted = {kind for role in of_kind(objects, "ClusterRole") for rule in role["rules"] for kind in rule["resources"]}
+    assert "rayservices" in granted
+    assert "nodes" not in granted

@@ -313,6 +313,12 @@ def test_network_policies_let_in_by_port_and_never_out_to_metadata() -> None:
     ]
 
 
+def test_workers_reach_every_host_that_weights_may_come_from() -> None:
+    hub = site(hf_endpoint="http://hub.internal:8080", hf_download_hosts=("*.hf.co", "cdn.internal:8443"))
+    (worker,) = [each for each in render(workload(), hub).others if each["metadata"]["name"] == "assistant-worker"]
+    assert [port["port"] for port in worker["spec"]["egress"][-1]["ports"]] == [443, 8080, 8443]
+
+
 def test_the_service_leads_to_one_cluster_or_nowhere() -> None:
     selector = leading_to(render(workload(), site()).service, "assistant-x7k2p")["spec"]["selector"]
     assert selector["ray.io/cluster"] == "assistant-x7k2p"

@@ -65,7 +65,8 @@
   resources: [customresourcedefinitions]
   resourceNames: [rayservices.ray.io]
   verbs: [get]
-{{- if ne (toString .Values.kubeRay.settings.readNodes) "false" }}
+{{- $settings := include "gptoss.operatorSettings" . | fromYaml }}
+{{- if ne (toString $settings.kubeRay.readNodes) "false" }}
 - apiGroups: [""]
   resources: [nodes]
   verbs: [list, watch]

@@ -23,7 +23,8 @@ _API_SERVER_PORTS = (443, 6443)
 def network_policies(workload: Workload, site: KubeRaySite) -> list[Raw]:
     """Return the policies of head and workers."""
     endpoints = {*_endpoint_port(site.s3_endpoint), *_endpoint_port(site.hf_endpoint)}
-    store = sorted({*site.settings.network.egress_ports, *endpoints})
+    downloads = {int(port) for _, _, port in (host.partition(":") for host in site.hf_download_hosts) if port}
+    store = sorted({*site.settings.network.egress_ports, *endpoints, *downloads})
     api_server = _API_SERVER_PORTS if workload.autoscales else ()
     return [
         _policy(workload, site, HEAD, reaches=api_server),

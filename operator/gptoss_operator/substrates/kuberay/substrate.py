@@ -68,6 +68,7 @@ class KubeRay:
         self._leads: dict[RayServiceKey, str | None] = {}
         self._given_up: dict[RayServiceKey, frozenset[str]] = {}
         self._refusals: dict[RayServiceKey, _Refusal] = {}
+        self._unmended: dict[RayServiceKey, _Refusal] = {}
         self._mended_at: dict[RayServiceKey, float] = {}
         self._urls: dict[str, str] = {}
         self._probes = Probes(ask=ask_engine, news=lambda: self._answered(news))
@@ -97,7 +98,14 @@ class KubeRay:
         """The deployment is gone; Kubernetes takes away what it owned."""
         rayservice = RayServiceKey(key.namespace, key.name)
         self._views.pop(key, None)
-        for memory in (self._generations, self._leads, self._given_up, self._refusals, self._mended_at):
+        for memory in (
+            self._generations,
+            self._leads,
+            self._given_up,
+            self._refusals,
+            self._unmended,
+            self._mended_at,
+        ):
             memory.pop(rayservice, None)
         self._urls.pop(str(key), None)
         self._probes.forget(str(key))
@@ -111,7 +119,7 @@ class KubeRay:
             return ApplicationView(trouble=trouble)
         rayservice = RayServiceKey(key.namespace, key.name)
         seen = self._seen(rayservice)
-        refusal = self._refusals.get(rayservice)
+        refusal = self._refusals.get(rayservice) or self._unmended.get(rayservice)
         if refusal is not None:
             trouble = (Reason.CONFIGURATION_REFUSED, refusal.message)
         if seen is None:
@@ -157,7 +165,10 @@ class KubeRay:
         return RESTING_SECONDS if asleep and not isinstance(wish, Present) else SETTLED_SECONDS
 
     async def _step(self, key: RayServiceKey, wish: Wish | None) -> bool:
-        seen = self._seen(key)
+        seen, refusal = self._seen(key), self._refusals.get(key)
+        if refusal is not None and refusal.wish != wish:
+            del self._refusals[key]  # nobody asks for that any more
+            refusal = None
         if seen is not None and isinstance(wish, Present) and not _is_for(seen, wish):
             return False  # another's, or an earlier deployment's on its way out
         step = next_step(
@@ -165,8 +176,7 @@ class KubeRay:
         )
         if step in {Step.NOTHING, Step.WAIT} or not self._leadership.may_write():
             return False
-        refusal = self._refusals.get(key)
-        if refusal is not None and refusal.wish == wish and asyncio.get_running_loop().time() < refusal.until:
+        if refusal is not None and asyncio.get_running_loop().time() < refusal.until:
             return False
         try:
             await self._write(key, step, wish, seen)
@@ -236,28 +246,31 @@ class KubeRay:
 
     async def _mend(self, key: RayServiceKey, wish: Wish | None) -> bool:
         """Put back what others took away or changed around a RayService that is awake."""
-        if not isinstance(wish, Present) or wish.rendered is None or not self._leadership.may_write():
-            return False
-        seen, now = self._seen(key), asyncio.get_running_loop().time()
-        if seen is None or seen.suspend or seen.deleting or not _is_for(seen, wish):
-            return False
-        if now < self._mended_at.get(key, -MENDING_SECONDS) + MENDING_SECONDS:
-            return False
-        wanted = list(wish.rendered.others)
-        if key in self._leads:
-            wanted.append(leading_to(wish.rendered.service, self._leads[key]))
-        amiss = self._objects.children.amiss(wanted)
+        amiss, now = self._objects.children.amiss(self._around(key, wish)), asyncio.get_running_loop().time()
         if not amiss:
+            self._unmended.pop(key, None)
+            return False
+        if now < self._mended_at.get(key, -MENDING_SECONDS) + MENDING_SECONDS or not self._leadership.may_write():
             return False
         self._mended_at[key] = now
         try:
             for document in amiss:
                 await self._objects.children.apply(document)
         except (Invalid, Forbidden) as error:
-            self._refusals[key] = _refusal(wish, error)
+            self._unmended[key] = _refusal(wish, error)
             return False
-        self._refusals.pop(key, None)
+        self._unmended.pop(key, None)
         return True
+
+    def _around(self, key: RayServiceKey, wish: Wish | None) -> list[Raw]:
+        """Return what should stand around a RayService: nothing unless it is awake."""
+        seen = self._seen(key)
+        if not isinstance(wish, Present) or wish.rendered is None:
+            return []
+        if seen is None or seen.suspend or seen.deleting or not _is_for(seen, wish):
+            return []
+        service = [leading_to(wish.rendered.service, self._leads[key])] if key in self._leads else []
+        return [*wish.rendered.others, *service]
 
     async def _lead_nowhere(self, key: RayServiceKey) -> None:
         await self._objects.lead_nowhere(key.namespace, engine_service(key.name), {CLUSTER_LABEL: NOWHERE})
