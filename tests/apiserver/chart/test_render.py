@@ -7,17 +7,12 @@ from pathlib import Path
 
 import pytest
 import yaml
-from prometheus_client import CollectorRegistry
 
 from gptoss_cli.local.control_plane import ControlPlane
 from gptoss_cli.local.errors import StepError
-from gptoss_gateway.certificate import Certificate
-from gptoss_gateway.metering import Metering
-from gptoss_gateway.settings import TLS, GatewaySettings
-from gptoss_operator.metrics import Metrics
+from gptoss_gateway.settings import GatewaySettings
 from gptoss_operator.settings import load_settings
 from tests.apiserver.chart.helm import CHART, VALUES_FILES, Helm, HelmError, Raw, of_kind
-from tests.contract.gateway.certificates import Authority, Mounted
 from tests.controlplane import CRDS
 
 EVERYTHING = {
@@ -288,34 +283,18 @@ def test_what_needs_other_operators_is_off_by_default(helm: Helm):
     assert "admissionregistration.k8s.io" not in kinds
 
 
-def test_alerts_and_dashboard_name_metrics_that_exist(helm: Helm, tmp_path: Path):
-    exposed = set()
-    for registry in (Metrics().registry, _gateway_registry(tmp_path)):
-        for metric in registry.collect():
-            exposed |= {metric.name, f"{metric.name}_total", f"{metric.name}_bucket", f"{metric.name}_count"}
+def test_alerts_and_dashboard_are_the_files_of_the_chart(helm: Helm):
     objects = helm.render("gpt", values=EVERYTHING)
-    rules = of_kind(objects, "PrometheusRule")[0]["spec"]["groups"][0]["rules"]
-    board = next(
-        json.loads(each["data"]["gptoss.json"])
+    (group,) = of_kind(objects, "PrometheusRule")[0]["spec"]["groups"]
+    text = (CHART / "files" / "rules.yaml").read_text()
+    assert group["rules"] == yaml.safe_load(text.replace("{{ .Release.Namespace }}", "gpt"))
+    boards = {
+        name: json.loads(text)
         for each in of_kind(objects, "ConfigMap")
-        if "gptoss.json" in each["data"]
-    )
-    queries = [rule["expr"] for rule in rules] + [t["expr"] for panel in board["panels"] for t in panel["targets"]]
-    assert len(queries) > 15
-    named = {name for query in queries for name in re.findall(r"gptoss_\w+", query)}
-    assert named - exposed == set()
-
-
-def _gateway_registry(folder: Path) -> CollectorRegistry:
-    metering = Metering()
-    metering.watch_places(lambda: ())
-    metering.watch_tenants(dict)
-    authority = Authority()
-    secret = Mounted(folder / "tls")
-    secret.pair(authority.issue())
-    settings = TLS(cert_file=secret.folder / "tls.crt", key_file=secret.folder / "tls.key")
-    metering.watch_certificate(Certificate(settings))
-    return metering.registry
+        if "grafana_dashboard" in each["metadata"].get("labels", {})
+        for name, text in each["data"].items()
+    }
+    assert boards == {path.name: json.loads(path.read_text()) for path in CHART.glob("files/dashboards/*.json")} != {}
 
 
 def test_nobody_gets_a_wildcard_a_shell_or_the_status(helm: Helm):

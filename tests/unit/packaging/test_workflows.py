@@ -1,0 +1,63 @@
+"""Workflows run what was reviewed, with no more rights than a job needs: by zizmor's rules and ours."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.unit.packaging.test_tree import REPOSITORY
+
+WORKFLOWS = sorted((REPOSITORY / ".github" / "workflows").glob("*.y*ml"))
+USES = re.compile(r"^\s*(?:- )?uses: (?P<action>[^@\s]+)@(?P<commit>\S+)(?P<version> # v\d+\.\d+\.\d+)?$", re.MULTILINE)
+WRITES = {"publish.yaml": {"packages", "id-token", "attestations"}}
+
+
+def test_zizmor_finds_nothing():
+    program = Path(sys.executable).with_name("zizmor")
+    command = [str(program), "--offline", "--no-config", "--persona=pedantic", "--min-severity=low", ".github"]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_every_action_is_pinned_by_a_whole_commit_and_says_which_release_that_is():
+    text = "".join(path.read_text() for path in WORKFLOWS)
+    pins = [found.groupdict() for found in USES.finditer(text)]
+    assert len(pins) == len(re.findall(r"\buses:", text)) > 10
+    for pin in pins:
+        assert re.fullmatch(r"[0-9a-f]{40}", pin["commit"]), f"{pin['action']} is pinned by {pin['commit']}"
+        assert pin["version"], f"{pin['action']} does not say its release"
+    assert len({(pin["action"], pin["commit"]) for pin in pins}) == len({pin["action"] for pin in pins})
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)
+def test_reads_only_unless_a_job_says_otherwise(path: Path):
+    workflow = yaml.safe_load(path.read_text())
+    assert workflow["permissions"] == {"contents": "read"}
+    for job in workflow["jobs"].values():
+        assert job["timeout-minutes"] <= 120
+        rights: dict[str, Any] = job.get("permissions", {})
+        assert {name for name, right in rights.items() if right != "read"} <= WRITES.get(path.name, set())
+        for step in job["steps"]:
+            if step.get("uses", "").startswith("actions/checkout@"):
+                assert step["with"]["persist-credentials"] is False
+            assert "${{" not in step.get("run", ""), "an expression in a script is an injection; pass it by env"
+
+
+def test_only_a_tag_publishes():
+    for path in WORKFLOWS:
+        workflow = yaml.safe_load(path.read_text())
+        writes = [job for job in workflow["jobs"].values() if "write" in job.get("permissions", {}).values()]
+        if writes:
+            assert workflow[True] == {"push": {"tags": ["v*.*.*"]}}, "a bare `on` is YAML's true"
+
+
+def test_the_published_matrix_builds_files_that_exist():
+    jobs = yaml.safe_load((REPOSITORY / ".github" / "workflows" / "publish.yaml").read_text())["jobs"]
+    for entry in jobs["images"]["strategy"]["matrix"]["include"]:
+        assert (REPOSITORY / "docker" / f"{entry['file']}.Dockerfile").is_file()
+    # The sed of the chart's job must find its line.
+    assert '\n  registry: ""\n' in (REPOSITORY / "charts" / "gptoss-operator" / "values.yaml").read_text()
