@@ -223,6 +223,29 @@ async def test_serves_sleeps_without_kuberays_services_and_wakes_as_another_clus
 
 
 @pytest.mark.usefixtures("rayservices")
+async def test_rays_token_is_made_anew_after_it_was_deleted_while_nothing_ran(home: Home) -> None:
+    async with home.operator():
+        await home.apply(scaling={"minReplicas": 1})
+        await home.until("Ready", "True", "Serving")
+        name = f"assistant-ray-{home.uid[:8]}"
+        before = await home.get(SECRETS, name)
+        await home.apply(scaling={"minReplicas": 1}, suspend=True)
+        await home.until("Ready", "True", "Suspended")
+        await home.true(home.suspended)
+        await home.admin.delete(SECRETS, name, namespace=home.namespace)
+
+        await home.apply(scaling={"minReplicas": 1}, suspend=False)
+        await home.until("Ready", "True", "Serving")
+        after = await home.get(SECRETS, name)
+        assert after["data"].keys() == before["data"].keys() == {"auth_token"}
+        assert after["data"] != before["data"]
+        assert after["metadata"]["ownerReferences"] == before["metadata"]["ownerReferences"]
+        spec = (await home.get(RAY_SERVICES))["spec"]
+        assert spec["rayClusterConfig"]["authOptions"]["secretName"] == name
+        assert len(home.kuberay.made) == 2, "another Ray cluster, whose pods all have the new one"
+
+
+@pytest.mark.usefixtures("rayservices")
 async def test_a_restarted_operator_of_another_release_writes_nothing(home: Home) -> None:
     async with home.operator():
         await home.apply(scaling={"minReplicas": 1})

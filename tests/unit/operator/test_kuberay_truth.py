@@ -186,6 +186,31 @@ PASSING: dict[str, tuple[list[Raw], Raw | None, str, list[str]]] = {
         "Unschedulable",
         ["device plugin"],
     ),
+    "a runtime class that is not there": (
+        [],
+        refused('pods "x" is forbidden: pod rejected: RuntimeClass "gvisor" not found'),
+        "PodsRefused",
+        ["spec.pod.runtimeClassName"],
+    ),
+    "a node that does not begin": (
+        [pod(phase="Pending", conditions=[{"type": "PodReadyToStartContainers", "status": "False"}])],
+        making(),
+        "WaitingForNode",
+        ["see the pod's events"],
+    ),
+    "nodes that are not well": (
+        unscheduled("0/1: 1 node(s) had untolerated taint {node.kubernetes.io/not-ready: }."),
+        making(),
+        "Unschedulable",
+        ["look at them"],
+    ),
+    "a registry that wants credentials": (
+        waiting("ErrImagePull", "failed to authorize: 401 Unauthorized"),
+        making(),
+        "ImagePullFailed",
+        ["kubeRay.imagePullSecrets"],
+    ),
+    "a more important pod": ([pod(phase="Failed", reason="Preempting")], making(), "PodEvicted", ["priorityClassName"]),
     "a first crash": (died("boom", restarts=1), making(), "EngineCrashed", ["boom"]),
 }
 

@@ -28,7 +28,21 @@ _IMAGE = {
     "ErrImageNeverPull": "is not on the node and kubeRay.imagePullPolicy is Never",
     "ImageInspectError": "can't be read on the node",
     "RegistryUnavailable": "can't be pulled: the registry does not answer",
+    "SignatureValidationFailed": "is not signed as the node's policy asks",
 }
+_IMAGE_ADVICE = (
+    (r"unauthorized|authentication required|40[13] ", "an administrator corrects kubeRay.imagePullSecrets"),
+    (
+        r"no match for platform|no matching manifest|exec format",
+        "use nodes of a platform that kubeRay.image is built for",
+    ),
+    (r"toomanyrequests|rate limit|429 ", "the registry limits pulls: wait, or have nodes pull from a mirror"),
+    (r"no space left", "the node's disk is full: free it, or use nodes with more local storage"),
+    (
+        r"no such host|i/o timeout|connection refused|deadline exceeded|x509|TLS handshake",
+        "see how nodes reach the registry: its name, network, proxy and certificate",
+    ),
+)
 _CONFIGURATION = {"CreateContainerConfigError", "CreateContainerError", "RunContainerError", "PreCreateHookError"}
 
 
@@ -55,7 +69,7 @@ def trouble_of(pods: Sequence[Mapping[str, Any]], *, refused: str | None = None)
     return next(iter(blocking or found), None)
 
 
-_PROGRESS = frozenset({Reason.FETCHING_WEIGHTS, Reason.WAITING_FOR_HEAD})
+_PROGRESS = frozenset({Reason.FETCHING_WEIGHTS, Reason.WAITING_FOR_HEAD, Reason.WAITING_FOR_NODE})
 
 
 def advice_on(refusal: str) -> str:
@@ -79,10 +93,23 @@ def _of_pod(pod: Mapping[str, Any]) -> Iterator[Trouble]:
                     message=f"the node of pod {name} does not answer: wait for it, or delete the pod",
                 )
             )
+        unready = condition.get("type") == "PodReadyToStartContainers" and condition.get("status") == "False"
+        if unready and status.get("phase") == "Pending":
+            yield Trouble(failure=_not_set_up(name, status))
     for container in status.get("initContainerStatuses") or ():
         yield from _of_init_container(name, container)
     for container in status.get("containerStatuses") or ():
         yield from _of_container(name, container)
+
+
+def _not_set_up(pod: str, status: Mapping[str, Any]) -> Failure:
+    """What keeps a node from beginning is told by events alone, which nobody but the node's kubelet writes."""
+    node = f"node {status['hostIP']}" if status.get("hostIP") else "its node"
+    return Failure(
+        reason=Reason.WAITING_FOR_NODE,
+        message=f"pod {pod} waits for {node} to set it up; if that lasts, see the pod's events: network, volumes, or a "
+        "runtime class that the node does not know",
+    )
 
 
 def _of_init_container(pod: str, container: Mapping[str, Any]) -> Iterator[Trouble]:
@@ -129,8 +156,8 @@ def _waiting(pod: str, container: Mapping[str, Any]) -> Iterator[Trouble]:
         yield Trouble(
             failure=Failure(
                 reason=Reason.IMAGE_PULL_FAILED,
-                message=f"image {container.get('image')} of pod {pod} {_IMAGE[reason]}{_because(message)}: an "
-                "administrator corrects kubeRay.image or kubeRay.imagePullSecrets",
+                message=f"image {container.get('image')} of pod {pod} {_IMAGE[reason]}{_because(message)}: "
+                f"{_image_advice(message)}",
             ),
             final=reason == "InvalidImageName",
         )
@@ -142,6 +169,11 @@ def _waiting(pod: str, container: Mapping[str, Any]) -> Iterator[Trouble]:
                 f"{_container_advice(message)}",
             )
         )
+
+
+def _image_advice(message: str) -> str:
+    known = (advice for pattern, advice in _IMAGE_ADVICE if re.search(pattern, message, re.IGNORECASE))
+    return next(known, "an administrator corrects kubeRay.image or kubeRay.imagePullSecrets")
 
 
 def _not_fetched(ended: Mapping[str, Any], restarts: int) -> Trouble:
@@ -201,12 +233,18 @@ _SCHEDULING = (
     (r"Insufficient memory", "lower spec.pod.resources.memory or add nodes"),
     (r"Insufficient cpu", "lower spec.pod.resources.cpu or add nodes"),
     (r"Insufficient ephemeral-storage", "add nodes with more local storage"),
+    (
+        r"untolerated taint\(?s?\)? \{node\.kubernetes\.io/",
+        "nodes are not well, as the taint says: wait for them, look at them, or add others",
+    ),
     (r"untolerated taint", "tolerate the taint in spec.pod.tolerations, or use other nodes"),
     (
         r"didn't match Pod's node (affinity|selector)",
         "no node has the labels of spec.pod.nodeSelector and spec.accelerator.product: correct them or label nodes",
     ),
-    (r"Too many pods", "add nodes"),
+    (r"were unschedulable", "nodes are cordoned: uncordon them or add others"),
+    (r"anti-affinity|affinity rules|topology spread", "add nodes: those there are hold such a pod already"),
+    (r"Too many pods|no nodes available", "add nodes"),
     (
         r"PersistentVolumeClaim|unbound|volume",
         "a volume is not there: see the namespace's claims and storage classes",
@@ -223,9 +261,20 @@ def _pod_failed(pod: str, status: Mapping[str, Any]) -> Failure:
             reason=Reason.POD_EVICTED,
             message=f"pod {pod} was evicted{_because(message)}: raise {field}, or free the node",
         )
+    if reason == "Preempting":
+        return Failure(
+            reason=Reason.POD_EVICTED,
+            message=f"pod {pod} made room for a more important one{_because(message)}: add nodes, or raise "
+            "spec.pod.priorityClassName",
+        )
+    if reason in {"Terminated", "NodeShutdown"}:
+        return Failure(
+            reason=Reason.NODE_LOST,
+            message=f"the node of pod {pod} shuts down{_because(message)}: another pod takes its place",
+        )
     if reason == "NodeLost":
         return Failure(reason=Reason.NODE_LOST, message=f"the node of pod {pod} is gone: another pod takes its place")
-    if reason == "UnexpectedAdmissionError" or reason.startswith("OutOf"):
+    if reason in {"UnexpectedAdmissionError", "NodeAffinity"} or reason.startswith("OutOf"):
         return Failure(
             reason=Reason.UNSCHEDULABLE,
             message=f"the node refused pod {pod}{_because(message)}: check its device plugin and what else runs there",
