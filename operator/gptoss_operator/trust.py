@@ -344,11 +344,11 @@ class SignatureCheck:
                     if file.name.endswith(".safetensors") and weight_bytes is not None:
                         weight_bytes += version.size
                     versions.update(f"\n{file.name} {version.size} {version.etag}".encode())
+                except SourceUnavailableError:
+                    raise  # it says nothing of what the source holds: neither that it changed nor that it did not
                 except SourceError as error:
                     weight_bytes = None
                     versions.update(f"\n{file.name} {error.reason}".encode())
-                    if isinstance(error, SourceUnavailableError):
-                        break  # after minutes of tries; of a thousand more files it would take days to say the same
         return Trusted(
             manifest_digest=decision.manifest_digest,
             signer=decision.signer_fingerprint,

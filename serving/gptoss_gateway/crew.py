@@ -173,7 +173,12 @@ class _Worker:
 
 
 def _listening(listener: Listener) -> socket.socket:
-    family, _, _, _, address = socket.getaddrinfo(
-        listener.host, listener.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-    )[0]
-    return socket.create_server(address[:2], family=family, backlog=BACKLOG)
+    found = socket.getaddrinfo(listener.host, listener.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    addresses = dict.fromkeys((family, str(address[0])) for family, _, _, _, address in found)
+    if len(addresses) > 1:
+        raise SettingsError(
+            f"listen.host is {listener.host!r}, which is {' and '.join(text for _, text in addresses)}, and several "
+            "workers share one socket: give one of them, or set workers to 1"
+        )
+    family, host = next(iter(addresses))
+    return socket.create_server((host, listener.port), family=family, backlog=BACKLOG)

@@ -1,13 +1,15 @@
 """Who keeps a worker's place in a crew, and for how long."""
 
+import socket
 from collections.abc import Iterator
 from typing import Any, cast
 
 import pytest
 
 from gptoss_gateway import crew
-from gptoss_gateway.crew import _Worker
+from gptoss_gateway.crew import _listening, _Worker
 from gptoss_gateway.errors import SettingsError
+from gptoss_gateway.settings import Listener
 from gptoss_gateway.worker import CANNOT_START, Orders
 
 NO_FORK = BlockingIOError(11, "Resource temporarily unavailable")
@@ -52,3 +54,19 @@ async def test_whoever_dies_is_replaced_as_soon_as_there_is_a_process_to_be_had(
 async def test_a_crew_that_cannot_begin_does_not(end: Any, error: type[Exception]) -> None:
     with pytest.raises(error):
         await Place(end).keep()
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])
+def test_a_crew_shares_the_socket_of_one_address(host: str) -> None:
+    with _listening(Listener(host=host, port=0)) as listening:
+        assert listening.getsockname()[0] == host
+
+
+def test_a_name_of_several_addresses_is_refused_rather_than_half_served(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = [
+        (socket.AF_INET6, socket.SOCK_STREAM, 6, "", ("::1", 0, 0, 0)),
+        (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", 0)),
+    ]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
+    with pytest.raises(SettingsError, match=r"'localhost', which is ::1 and 127\.0\.0\.1.*workers"):
+        _listening(Listener(host="localhost", port=0))

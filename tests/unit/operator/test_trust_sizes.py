@@ -44,7 +44,9 @@ def test_the_sizes_of_the_signed_safetensors_are_summed(tmp_path: Path) -> None:
     assert check(asked, [policy], WALL, {}).weight_bytes is None
 
 
-def test_a_source_that_is_away_is_not_asked_for_every_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_source_that_is_away_tells_of_no_change_and_is_not_asked_for_every_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked_for: list[str] = []
 
     def away(_: FileSource, name: str) -> ObjectVersion:
@@ -54,5 +56,6 @@ def test_a_source_that_is_away_is_not_asked_for_every_file(tmp_path: Path, monke
     monkeypatch.setattr(FileSource, "stat", away)
     _, policy, asked = signed(tmp_path)
     check = SignatureCheck(cache=Cache(), sources=SourceSettings(file_roots=(tmp_path,)))
-    assert check(asked, [policy], WALL, {}).weight_bytes is None
+    with pytest.raises(SourceUnavailableError):
+        check(asked, [policy], WALL, {})
     assert len(asked_for) == 1
