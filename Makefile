@@ -27,7 +27,7 @@ PYTHON ?= $(shell for each in python3 python3.12 python3.11; do \
 	>/dev/null 2>&1 && command -v "$$each" && break; done)
 
 .PHONY: help setup prerequisites env assets demo demo-down demo-status test test-fast test-unit test-contract \
-	test-apiserver test-engine test-node e2e fuzz lint format types contracts generate check-generated lock bench-wake bench-gateway bench-weights clean
+	test-apiserver test-engine test-node e2e fuzz lint format types contracts generate check-generated lock bench-wake bench-gateway bench-weights soak clean
 
 help:  ## Say what there is
 	@grep -hE '^[a-z-]+:.*?## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:.*?## /\t/' | \
@@ -147,6 +147,9 @@ bench-weights: setup  ## Print what verified pulls cost beside plain downloads (
 
 bench-gateway: setup  ## Print what the gateway costs beside HAProxy and no proxy at all
 	@$(BIN)/python -m benchmarks.gateway $(ARGS)
+
+soak: setup  ## Load one gateway and a crew of two for SOAK_MINUTES (10); fail if anything grows or is lost
+	@SOAK_MINUTES="$(or $(SOAK_MINUTES),10)" $(BIN)/python -m benchmarks.soak $(ARGS)
 
 clean:  ## Remove what was built here; the cache folder stays
 	@rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

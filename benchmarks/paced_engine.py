@@ -3,9 +3,10 @@
     python -m benchmarks.paced_engine --port P
 
 ``max_tokens`` of a request is its number of events; ``metadata.pace`` and ``metadata.first`` are the seconds
-between events and before the first one. Applications answer, but for those whose prefix ends in
-``/asleep``: they are unknown until ``POST /up``. Written on the protocol, so that it takes little of the
-machine that the measured proxy runs on too.
+between events and before the first one; without ``stream`` the whole answer comes when the last event would.
+Applications answer, but for those whose prefix ends in ``/asleep``: they are unknown until ``POST /up``, and again
+after ``POST /down``. ``GET /open`` counts the answers that it works on. Written on the protocol, so that it takes
+little of the machine that the measured proxy runs on too.
 """
 
 import argparse
@@ -21,6 +22,14 @@ _EVENT = (
     b'"model":"gpt-oss","choices":[{"index":0,"delta":{"content":" word"},"logprobs":null,"finish_reason":null}]}\n\n'
 )
 _DONE = b"data: [DONE]\n\n"
+_ANSWER = {
+    "id": "chatcmpl-0123456789abcdef0123456789abcdef",
+    "object": "chat.completion",
+    "created": 1790000000,
+    "model": "gpt-oss",
+    "choices": [{"index": 0, "message": {"role": "assistant", "content": "word"}, "finish_reason": "stop"}],
+    "usage": {"prompt_tokens": 7, "completion_tokens": 1, "total_tokens": 8},
+}
 _STREAM = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream; charset=utf-8\r\ntransfer-encoding: chunked\r\n\r\n"
 _UNKNOWN = b"HTTP/1.1 404 Not Found\r\ncontent-type: text/plain\r\ncontent-length: 9\r\n\r\nnot found"
 
@@ -38,6 +47,7 @@ class Engine:
 
     def __init__(self) -> None:
         self.awake = False
+        self.open = 0
         self.models: dict[str, str] = {}
 
 
@@ -60,6 +70,7 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, _: BaseException | None) -> None:
         if self._timer is not None:
             self._timer.cancel()
+            self._engine.open -= 1
 
     def data_received(self, data: bytes) -> None:
         self._buffer += data
@@ -78,9 +89,12 @@ class Connection(asyncio.Protocol):
         self._answer(method, path, rest)
 
     def _answer(self, method: str, path: str, body: bytes) -> None:
-        if path == "/up":
-            self._engine.awake = True
+        if path in ("/up", "/down"):
+            self._engine.awake = path == "/up"
             self._document({})
+            return
+        if path == "/open":
+            self._document({"open": self._engine.open})
             return
         if path == "/models":
             self._engine.models = json.loads(body)
@@ -92,7 +106,7 @@ class Connection(asyncio.Protocol):
         elif method == "GET":
             self._document({"object": "list", "data": [{"id": self._engine.models.get(prefix, ""), "object": "model"}]})
         else:
-            self._stream(json.loads(body))
+            self._begin(json.loads(body))
 
     def _document(self, document: object) -> None:
         body = json.dumps(document).encode()
@@ -100,14 +114,18 @@ class Connection(asyncio.Protocol):
             b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%s" % (len(body), body)
         )
 
-    def _stream(self, body: dict[str, object]) -> None:
+    def _begin(self, body: dict[str, object]) -> None:
         asked = body.get("metadata")
         asked = asked if isinstance(asked, dict) else {}
         self._left = int(str(body.get("max_tokens", 1)))
         self._pace = float(asked.get("pace", 0.02))
-        self._write(_STREAM)
+        self._engine.open += 1
         self._next = self._loop.time() + float(asked.get("first", 0.1))
-        self._timer = self._loop.call_at(self._next, self._emit)
+        if body.get("stream"):
+            self._write(_STREAM)
+            self._timer = self._loop.call_at(self._next, self._emit)
+        else:
+            self._timer = self._loop.call_at(self._next + self._pace * (self._left - 1), self._finish)
 
     def _emit(self) -> None:
         self._left -= 1
@@ -116,8 +134,16 @@ class Connection(asyncio.Protocol):
             self._next += self._pace
             self._timer = self._loop.call_at(self._next, self._emit)
         else:
-            self._timer = None
+            self._end()
             self._write(_EVENT_CHUNK + _END)
+
+    def _finish(self) -> None:
+        self._end()
+        self._document(_ANSWER)
+
+    def _end(self) -> None:
+        self._timer = None
+        self._engine.open -= 1
 
     def _write(self, data: bytes) -> None:
         self._transport.write(data)

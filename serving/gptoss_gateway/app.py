@@ -122,6 +122,7 @@ class Gateway:
         )
         self.metering.watch_places(self._places)
         self.metering.watch_tenants(self.ledger.tenants)
+        self.metering.watch_tasks(lambda: len(asyncio.all_tasks()))
 
     @property
     def is_ready(self) -> bool:

@@ -3,7 +3,7 @@
 import collections
 from collections.abc import Callable, Iterable, Mapping
 
-from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.exposition import generate_latest
 from prometheus_client.registry import Collector
@@ -26,6 +26,7 @@ class Metering:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
         self._known: dict[str, tuple[str, str]] = {}
         self._requests = Counter(
             "gptoss_gateway_requests",
@@ -100,6 +101,15 @@ class Metering:
     def watch_tenants(self, places: Callable[[], Mapping[tuple[str, Place], int]]) -> None:
         """Show how many requests of each tenant wait and are in flight, read when somebody looks."""
         self.registry.register(_TenantPlaces(places, self._tenant))
+
+    def watch_tasks(self, count: Callable[[], int]) -> None:
+        """Show how many tasks the event loop has, read when somebody looks."""
+        tasks = Gauge(
+            "gptoss_gateway_tasks",
+            "Tasks of the event loop: a few of its own, and some for each open connection and request.",
+            registry=self.registry,
+        )
+        tasks.set_function(count)
 
     def meet(self, model: ServedModel) -> None:
         """Start to count for a deployment."""

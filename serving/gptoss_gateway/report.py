@@ -107,13 +107,13 @@ class Reporter:
     async def _write(self) -> bool:
         began = self._clock()
         self._heartbeat += 1
-        spec = GatewayReportSpec(
-            gateway=self.identity,
-            heartbeat=self._heartbeat,
-            renewed_at=self._timestamp(),
-            deployments=self._demands(),
-        )
         try:
+            spec = GatewayReportSpec(
+                gateway=self.identity,
+                heartbeat=self._heartbeat,
+                renewed_at=self._timestamp(),
+                deployments=self._demands(),
+            )
             await self._store.apply(
                 self.identity,
                 spec.model_dump(mode="json", by_alias=True),

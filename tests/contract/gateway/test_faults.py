@@ -89,6 +89,7 @@ async def test_an_engine_that_failed_gets_no_request_before_it_was_seen_to_answe
         gone = ask(api)
         await house.reports.until("gateway-0", waiting=1)
         gone.cancel()
+        await asyncio.gather(gone, return_exceptions=True)
         await eventually(lambda: server.gateway.ledger.counts(UID) == (0, 0))
         posts = [line for line in house.engines.requests if line.startswith("POST")]
         kept = ask(api)

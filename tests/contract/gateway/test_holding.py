@@ -190,6 +190,7 @@ async def test_client_that_leaves_keeps_its_demand_until_the_model_answers_someb
         request = ask(api)
         await house.reports.until("gateway-0", waiting=1)
         request.cancel()
+        await asyncio.gather(request, return_exceptions=True)
         await eventually(lambda: server.gateway.ledger.counts(UID) == (0, 0))
         (demand,) = server.gateway.ledger.demands()
         assert demand.waiting == 1

@@ -126,6 +126,7 @@ async def test_a_request_that_is_given_up_ends_its_line(engine, lines):
     asking = asyncio.create_task(lines.post(engine.url, {}, b"{}"))
     await eventually(lambda: bool(engine.heads and engine.heads[0]))
     asking.cancel()
+    await asyncio.gather(asking, return_exceptions=True)
     await eventually(lambda: engine.ended == 1)
 
 

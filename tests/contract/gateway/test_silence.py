@@ -76,6 +76,7 @@ async def test_an_engine_that_may_be_full_is_not_taken_for_dead(house):
         await asyncio.sleep(1.5)
         assert server.gateway.ledger.counts(UID) == (0, 1)
         answer.cancel()
+        await asyncio.gather(answer, return_exceptions=True)
     assert posts(house) == 1
 
 

@@ -64,6 +64,7 @@ async def test_requests_at_once_are_bounded_and_the_place_of_one_that_left_is_fr
         await eventually(lambda: len(application.posts) == 3)
         application.paused.set()
         assert (await third).headers["x-ratelimit-remaining-concurrent"] == "0"
+        await asyncio.gather(*running, return_exceptions=True)
 
 
 async def test_refusals_and_places_are_counted_by_tenant(awake, house):
@@ -97,7 +98,7 @@ async def test_refusals_and_places_are_counted_by_tenant(awake, house):
             await ask(api)
         assert (limited("other", "concurrent"), limited("ml", "requests_per_minute")) == (1, 1)
         running[1].cancel()
-        await asyncio.wait(running)
+        await asyncio.gather(*running, return_exceptions=True)
         await eventually(lambda: server.gateway.ledger.tenants() == {})
 
 
@@ -126,7 +127,7 @@ async def test_who_makes_room_for_others_is_told_and_counted(house):
         assert gateway.metering.registry.get_sample_value("gptoss_gateway_limited_requests_total", labels) == 1
         for task in (greedy[0], modest):
             task.cancel()
-        await asyncio.wait({greedy[0], modest})
+        await asyncio.gather(greedy[0], modest, return_exceptions=True)
 
 
 async def test_limits_are_reloaded_with_the_keys(awake, house):

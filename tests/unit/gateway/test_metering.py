@@ -24,3 +24,12 @@ def test_tenants_beyond_a_bound_share_their_series():
     for family in metering.registry.collect():
         labelled = {sample.labels["tenant"] for sample in family.samples if "tenant" in sample.labels}
         assert len(labelled) in (0, MAX_TENANTS + 1)
+
+
+def test_a_leak_would_show():
+    metering = Metering()
+    metering.watch_tasks(lambda: 7)
+    value = metering.registry.get_sample_value
+    assert value("gptoss_gateway_tasks") == 7
+    assert (value("process_resident_memory_bytes") or 0) > 2**20
+    assert (value("process_open_fds") or 0) > 0

@@ -119,3 +119,20 @@ async def test_a_report_that_cannot_be_deleted_does_not_stop_the_end(started):
     store.refuse = True
     await reporter.stop()
     store.refuse = False
+
+
+async def test_a_report_that_cannot_be_put_together_is_tried_again(clock):
+    broken = [ValueError("a count below nought")]
+
+    def demands() -> tuple[()]:
+        if broken:
+            raise broken.pop()
+        return ()
+
+    store = Store()
+    reporter = Reporter(identity="g", store=store, demands=demands, timestamp=lambda: "now", clock=lambda: clock.now)
+    reporter.start()
+    async with asyncio.timeout(30):
+        assert (await store.written.get())["heartbeat"] == 2
+    assert reporter.may_report
+    await reporter.stop()
