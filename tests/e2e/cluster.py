@@ -35,8 +35,10 @@ class Cluster:
         listing = {"apiVersion": "v1", "kind": "List", "items": list(documents)}
         self.kubectl("apply", "-f", "-", stdin=json.dumps(listing))
 
-    def get(self, kind: str, name: str, namespace: str) -> Raw | None:
-        found = self.kubectl("get", kind, name, "-n", namespace, "-o", "json", "--ignore-not-found")
+    def get(self, kind: str, name: str, namespace: str = "") -> Raw | None:
+        """Return an object; None if there is none. Without a namespace it is the cluster's own."""
+        where = ("-n", namespace) if namespace else ()
+        found = self.kubectl("get", kind, name, *where, "-o", "json", "--ignore-not-found")
         return json.loads(found) if found.strip() else None
 
     def items(self, kinds: str, namespace: str, selector: str = "") -> list[Raw]:

@@ -56,15 +56,25 @@ def signed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 
 
 @pytest.fixture(scope="session")
-def house(site: Site, cluster: Cluster, signed: tuple[Path, str]) -> Iterator[House]:
-    """The installed product, a trusted key, and the weights in the store."""
+def ground(site: Site, cluster: Cluster) -> Iterator[House]:
+    """Where the product goes; nothing of it is left in the end."""
     house = House(site=site, cluster=cluster)
-    model, public_key = signed
+    if found := house.remains():
+        pytest.fail(f"something of the product is in the cluster already: {', '.join(sorted(found))}", pytrace=False)
     try:
-        house.install()
-        house.trust(public_key)
-        with house.store() as access:
-            upload(access, model, SUBJECT)
         yield house
     finally:
         house.uninstall()
+        house.clear()
+
+
+@pytest.fixture
+def house(ground: House, signed: tuple[Path, str]) -> House:
+    """The installed product, a trusted key, and the weights in the store."""
+    model, public_key = signed
+    if not ground.is_installed():
+        ground.install()
+        with ground.store() as access:
+            upload(access, model, SUBJECT)
+        ground.trust(public_key)
+    return ground

@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from gptoss_api.names import API_VERSION
+from gptoss_api.names import API_VERSION, GROUP
 from gptoss_cli.local.object_store import S3Access
 from tests.controlplane import REPOSITORY
 from tests.e2e.cluster import Cluster, Raw
@@ -25,6 +25,7 @@ SYSTEM, MODELS = "gptoss-e2e-system", "gptoss-e2e"
 RELEASE = "e2e"
 NAME = f"{RELEASE}-gptoss-operator"
 CHART = REPOSITORY / "charts" / "gptoss-operator"
+CRDS = tuple(f"{kind}.{GROUP}" for kind in ("gptossdeployments", "weighttrustpolicies", "gatewayreports"))
 SUBJECT = "gpt-oss-tiny"
 STORE_PORT = 7070
 START_SECONDS = 1200.0
@@ -90,15 +91,31 @@ class House:
         self.cluster.helm("upgrade", "--install", RELEASE, str(CHART), "--namespace", SYSTEM, *chosen)
         self.cluster.kubectl("rollout", "status", f"deployment/{NAME}", "-n", SYSTEM, "--timeout=300s", seconds=330)
 
+    def is_installed(self) -> bool:
+        """Whether `trust`, the last step of an installation, was done."""
+        crd = self.cluster.get("crd", CRDS[1])
+        return crd is not None and self.cluster.get("weighttrustpolicy", "e2e") is not None
+
     def uninstall(self) -> None:
-        """Take away everything but KubeRay, in the order of docs/install.md."""
-        self.cluster.kubectl("delete", "gptoss", "--all", "-n", MODELS, "--wait", "--timeout=300s", seconds=330)
-        self.cluster.until(lambda: not self.left(), seconds=GONE_SECONDS, what=lambda: f"{self.left()} went away")
-        self.cluster.helm("uninstall", RELEASE, "--namespace", SYSTEM, "--wait")
-        kinds = ("gptossdeployments", "weighttrustpolicies", "gatewayreports")
-        self.cluster.kubectl("delete", "weighttrustpolicy", "e2e")
-        self.cluster.kubectl("delete", "crd", *(f"{kind}.serving.gptoss.dev" for kind in kinds))
-        self.cluster.kubectl("delete", "namespace", SYSTEM, MODELS, "--timeout=300s", seconds=330)
+        """Do what docs/install.md says to end everything, in its order; what is gone already is no failure."""
+        if self.cluster.get("crd", CRDS[0]) is not None:
+            self.cluster.kubectl("delete", "gptoss", "--all", "-n", MODELS, "--timeout=300s", seconds=330)
+            self.cluster.until(lambda: not self.left(), seconds=GONE_SECONDS, what=lambda: f"{self.left()} went away")
+        self.cluster.helm("uninstall", RELEASE, "--namespace", SYSTEM, "--ignore-not-found", "--wait")
+        self.cluster.kubectl("delete", "crd", *CRDS, "--ignore-not-found", "--timeout=120s", seconds=150)
+
+    def clear(self) -> None:
+        """Take away what the product was installed into, and everything of ours in there."""
+        names = (SYSTEM, MODELS)
+        self.cluster.kubectl("delete", "namespace", *names, "--ignore-not-found", "--timeout=300s", seconds=330)
+
+    def remains(self) -> set[str]:
+        """Everything in the whole cluster whose name or labels speak of this product: ``Kind/name``."""
+        kinds = self.cluster.kubectl("api-resources", "--verbs=list", "-o", "name").split()
+        told = sorted(kind for kind in kinds if not kind.startswith("events") and not kind.endswith(f".{GROUP}"))
+        columns = "custom-columns=KIND:.kind,NAME:.metadata.name,LABELS:.metadata.labels"
+        lines = self.cluster.kubectl("get", ",".join(told), "-A", "-o", columns, "--no-headers").splitlines()
+        return {"/".join(line.split()[:2]) for line in lines if "gptoss" in line}
 
     def trust(self, public_key: str) -> None:
         """Trust a key for everything in the store, in the models' namespace."""
@@ -135,6 +152,10 @@ class House:
         }
         metadata = {"name": name, "namespace": MODELS}
         self.cluster.apply({"apiVersion": API_VERSION, "kind": "GptOssDeployment", "metadata": metadata, "spec": body})
+
+    def spec(self, name: str) -> Raw | None:
+        raw = self.cluster.get("gptoss", name, MODELS)
+        return raw["spec"] if raw is not None else None
 
     def patch(self, name: str, spec: Raw) -> None:
         self.cluster.kubectl("patch", "gptoss", name, "-n", MODELS, "--type=merge", "-p", json.dumps({"spec": spec}))

@@ -10,6 +10,10 @@ import pytest
 from gptoss_cli.local.tiny_model import QUESTION
 from tests.e2e.house import GONE_SECONDS, MODELS, NAME, START_SECONDS, SUBJECT, SYSTEM, House, Reply, upload
 
+SERVING = "serving"
+AWAKE = 3600
+"""Seconds without a request after which it would sleep: later than any test ends."""
+
 
 @pytest.fixture
 def name(house: House, request: pytest.FixtureRequest) -> Iterator[str]:
@@ -19,58 +23,90 @@ def name(house: House, request: pytest.FixtureRequest) -> Iterator[str]:
     house.delete(name)
 
 
-def test_answers_sleeps_and_wakes(house: House, name: str):
-    house.deploy(name)
-    house.wait(name, "Ready", "True", "Serving")
-    house.wait(name, "WeightsVerified", "True", "Verified")
-    with house.gateway() as ask:
-        assert ask(name, question=QUESTION).content == house.site.answer
+@pytest.fixture
+def serving(house: House) -> str:
+    """The name of a deployment that answers. The tests share it, since a start takes minutes; uninstalling ends it."""
+    if house.spec(SERVING) is None:
+        house.deploy(SERVING)
+    else:
+        house.patch(SERVING, {"scaling": {"idleSeconds": AWAKE}})
+        with house.gateway() as ask:
+            assert ask(SERVING).status == 200
+    house.wait(SERVING, "Ready", "True", "Serving")
+    return SERVING
 
-        # Two minutes without a request, and everything goes but our own Service.
-        house.patch(name, {"scaling": {"idleSeconds": 60}})
-        house.wait(name, "ScaledToZero", "True", "Idle", seconds=START_SECONDS)
-        house.wait(name, "Ready", "True", "Idle")
-        house.cluster.until(lambda: not house.pods(name), seconds=GONE_SECONDS, what=lambda: house.describe(name))
-        rayservice = house.cluster.get("rayservice", name, MODELS)
+
+def test_answers_sleeps_and_wakes(house: House, serving: str):
+    house.wait(serving, "WeightsVerified", "True", "Verified")
+    with house.gateway() as ask:
+        assert ask(serving, question=QUESTION).content == house.site.answer
+
+        # A minute without a request, and everything goes but our own Service.
+        house.patch(serving, {"scaling": {"idleSeconds": 60}})
+        house.wait(serving, "ScaledToZero", "True", "Idle", seconds=START_SECONDS)
+        house.wait(serving, "Ready", "True", "Idle")
+        house.cluster.until(lambda: not house.pods(serving), seconds=GONE_SECONDS, what=lambda: house.describe(serving))
+        rayservice = house.cluster.get("rayservice", serving, MODELS)
         assert rayservice is not None
         assert rayservice["spec"]["suspend"] is True
+        house.patch(serving, {"scaling": {"idleSeconds": AWAKE}})
 
         # One request wakes it, is held meanwhile, and gets its answer.
-        reply = ask(name, question=QUESTION)
+        reply = ask(serving, question=QUESTION)
         assert (reply.status, reply.content) == (200, house.site.answer), reply.text
-    house.wait(name, "Ready", "True", "Serving")
+    house.wait(serving, "Ready", "True", "Serving")
 
 
-def test_a_change_under_traffic_loses_no_request(house: House, name: str):
-    house.deploy(name)
-    house.wait(name, "Ready", "True", "Serving")
-    before = {pod["metadata"]["uid"] for pod in house.pods(name)}
+def test_a_change_under_traffic_loses_no_request(house: House, serving: str):
+    before = {pod["metadata"]["uid"] for pod in house.pods(serving)}
+    spec = house.spec(serving)
+    assert spec is not None
     replies: list[Reply] = []
     enough = threading.Event()
     with house.gateway() as ask:
 
         def talk() -> None:
             while not enough.is_set():
-                replies.append(ask(name))
+                replies.append(ask(serving))
                 enough.wait(1)
 
         client = threading.Thread(target=talk)
         client.start()
         try:
-            house.patch(name, {"engine": {"maxNumSeqs": 4}})
-            house.wait(name, "Ready", "True", "Serving")
+            house.patch(serving, {"engine": {"maxNumSeqs": spec["engine"]["maxNumSeqs"] - 1}})
             house.cluster.until(
-                lambda: {pod["metadata"]["uid"] for pod in house.pods(name)} - before,
+                lambda: {pod["metadata"]["uid"] for pod in house.pods(serving)} - before,
                 seconds=START_SECONDS,
-                what="the change made new pods",
+                what=lambda: f"the change made new pods, but {house.describe(serving)}",
             )
-            house.wait(name, "Ready", "True", "Serving")
-            replies.append(ask(name))
+            house.wait(serving, "Ready", "True", "Serving")
         finally:
             enough.set()
             client.join(timeout=START_SECONDS)
-    assert replies[-1].status == 200
+        assert not client.is_alive()
+        assert ask(serving).status == 200
+    assert replies
     assert [reply for reply in replies if reply.status != 200] == []
+
+
+def test_serves_on_while_no_operator_runs(house: House, serving: str):
+    pods = {pod["metadata"]["uid"] for pod in house.pods(serving)}
+    selector = "app.kubernetes.io/component=operator"
+    house.cluster.kubectl("scale", f"deployment/{NAME}", "-n", SYSTEM, "--replicas=0")
+    try:
+        house.cluster.until(
+            lambda: not house.cluster.items("pods", SYSTEM, selector), seconds=GONE_SECONDS, what="the operator ended"
+        )
+        with house.gateway() as ask:
+            assert ask(serving).status == 200
+    finally:
+        house.cluster.kubectl("scale", f"deployment/{NAME}", "-n", SYSTEM, "--replicas=1")
+    # Another has taken over when it has seen what was asked for meanwhile.
+    house.patch(serving, {"scaling": {"idleSeconds": AWAKE - 1}})
+    house.wait(serving, "Ready", "True", "Serving")
+    with house.gateway() as ask:
+        assert ask(serving).status == 200
+    assert {pod["metadata"]["uid"] for pod in house.pods(serving)} == pods
 
 
 def test_a_flipped_byte_never_reaches_an_engine(house: House, name: str, signed: tuple[Path, str], tmp_path: Path):
@@ -84,12 +120,16 @@ def test_a_flipped_byte_never_reaches_an_engine(house: House, name: str, signed:
         file.write(bytes([byte[0] ^ 1]))
     with house.store() as access:
         upload(access, tampered, "flipped")
-    house.deploy(name, uri="s3://models/flipped")
+    house.deploy(name, uri="s3://models/flipped", memory="2Gi")
     message = house.wait(name, "WeightsVerified", "False", "DigestMismatch")
     assert "model.safetensors" in message
     house.wait(name, "Ready", "False", "DigestMismatch")
     house.wait(name, "Stalled", "True")
     house.cluster.until(lambda: not house.pods(name), seconds=GONE_SECONDS, what=lambda: house.describe(name))
+    with house.gateway() as ask:
+        reply = ask(name)
+    assert reply.status == 503
+    assert "model.safetensors" in reply.text
 
 
 def test_says_that_no_node_has_room(house: House, name: str):
@@ -102,7 +142,7 @@ def test_says_that_no_node_has_room(house: House, name: str):
 def test_says_that_the_image_is_not_there(house: House, name: str):
     house.upgrade(image="localhost/gptoss-serving:nowhere")
     try:
-        house.deploy(name)
+        house.deploy(name, memory="2Gi")
         message = house.wait(name, "EngineReady", "False", "ImagePullFailed")
         assert "localhost/gptoss-serving:nowhere" in message
         assert "kubeRay.image" in message
@@ -111,18 +151,11 @@ def test_says_that_the_image_is_not_there(house: House, name: str):
         house.upgrade()
 
 
-def test_serves_on_while_no_operator_runs(house: House, name: str):
-    house.deploy(name)
-    house.wait(name, "Ready", "True", "Serving")
-    pods = {pod["metadata"]["uid"] for pod in house.pods(name)}
-    selector = "app.kubernetes.io/component=operator"
-    (killed,) = house.cluster.items("pods", SYSTEM, selector)
-    house.cluster.kubectl("delete", "pod", killed["metadata"]["name"], "-n", SYSTEM, "--grace-period=0", "--force")
-    with house.gateway() as ask:
-        assert ask(name).status == 200
-        house.cluster.kubectl("rollout", "status", f"deployment/{NAME}", "-n", SYSTEM, "--timeout=300s", seconds=330)
-        # The new one has taken over when it has done something that it was asked for meanwhile.
-        house.patch(name, {"scaling": {"idleSeconds": 3000}})
-        house.wait(name, "Ready", "True", "Serving")
-        assert ask(name).status == 200
-    assert {pod["metadata"]["uid"] for pod in house.pods(name)} == pods
+def test_unsigned_weights_get_no_pod(house: House, name: str, signed: tuple[Path, str], tmp_path: Path):
+    unsigned = Path(shutil.copytree(signed[0], tmp_path / SUBJECT, ignore=shutil.ignore_patterns("model.sig")))
+    with house.store() as access:
+        upload(access, unsigned, "unsigned")
+    house.deploy(name, uri="s3://models/unsigned")
+    house.wait(name, "WeightsVerified", "False", "Unsigned")
+    house.wait(name, "Stalled", "True")
+    assert house.cluster.get("rayservice", name, MODELS) is None
