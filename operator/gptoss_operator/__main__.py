@@ -12,7 +12,7 @@ from gptoss_operator.leadership import DeposedError
 from gptoss_operator.process import run
 from gptoss_operator.settings import SettingsError, load_settings
 
-_TALKATIVE = ("botocore", "kopf", "urllib3")
+_TALKATIVE = ("azure", "botocore", "kopf", "urllib3")
 """At DEBUG they write down whole objects, signed addresses, and the session tokens of requests."""
 
 

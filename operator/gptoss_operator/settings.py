@@ -43,15 +43,27 @@ class HubSettings(StrictModel):
     )
 
 
+class AzureSettings(StrictModel):
+    """The account of Azure Blob Storage that holds the containers of ``az://``."""
+
+    account: Annotated[str, Field(pattern=r"^[a-z0-9]{3,24}$")] | None = Field(
+        default=None, description="Name of the storage account; none refuses az://."
+    )
+    endpoint: Annotated[str, Field(pattern=r"^https?://")] | None = Field(
+        default=None, description="URL of the account's blob service; none is https://<account>.blob.core.windows.net."
+    )
+
+
 class WeightSources(StrictModel):
     """Where weights are read from.
 
-    The operator's own credentials for an object store come from boto3's environment; a hub's token only from the
-    Secret gptoss-model-credentials of the deployment's namespace.
+    The operator's own credentials come from its environment, for S3 in boto3's ways. For Azure those of the Secret
+    gptoss-model-credentials of the deployment's namespace count more, and a hub's token comes only from there.
     """
 
     file_roots: tuple[Path, ...] = Field(default=(), description="Folders below which file:// may be read.")
     s3: S3Settings = Field(default_factory=S3Settings)
+    azure: AzureSettings = Field(default_factory=AzureSettings)
     hugging_face: HubSettings = Field(default_factory=HubSettings)
 
 
@@ -126,6 +138,8 @@ class Settings(StrictModel):
             system_namespace=self.system_namespace,
             s3_endpoint=sources.s3_endpoint,
             s3_region=sources.s3_region,
+            azure_account=sources.azure_account,
+            azure_endpoint=sources.azure_endpoint,
             hf_endpoint=self.weight_sources.hugging_face.endpoint,
             hf_download_hosts=self.weight_sources.hugging_face.download_hosts,
             gateway_token_hash=hashlib.sha256(token.encode()).hexdigest(),
@@ -140,6 +154,10 @@ class Settings(StrictModel):
             s3_region=self.weight_sources.s3.region or environment.s3_region,
             s3_access_key_id=environment.s3_access_key_id,
             s3_secret_access_key=environment.s3_secret_access_key,
+            azure_account=self.weight_sources.azure.account or environment.azure_account,
+            azure_endpoint=self.weight_sources.azure.endpoint or environment.azure_endpoint,
+            azure_sas_token=environment.azure_sas_token,
+            azure_account_key=environment.azure_account_key,
             hf_endpoint=self.weight_sources.hugging_face.endpoint or HUB_ENDPOINT,
             hf_download_hosts=self.weight_sources.hugging_face.download_hosts,
         )

@@ -32,10 +32,10 @@ from gptoss_weights.errors import AccessDeniedError, SourceError, SourceUnavaila
 from gptoss_weights.identities import MAX_ROOT_BYTES
 from gptoss_weights.policy import Narrowing, check_source, evaluate, revocation, select_policy
 from gptoss_weights.sources import SourceSettings, open_source
-from gptoss_weights.sources.settings import HUB_TOKEN_VARIABLE
 from gptoss_weights.trust import read_bundle
 
 _LOG = logging.getLogger(__name__)
+_WITH_CREDENTIALS = ("az://", "hf://")
 FIRST_LOOK_SECONDS = 30.0
 LAST_LOOK_SECONDS = 600.0
 _CHECK_SECONDS = 120.0
@@ -238,7 +238,7 @@ class TrustDesk:
 
     async def _credentials_for(self, deployment: GptOssDeployment) -> Mapping[str, str]:
         """Return the namespace's credentials where they are needed: asked for anew each time, and kept nowhere."""
-        if not deployment.spec.model.uri.startswith("hf://"):
+        if not deployment.spec.model.uri.startswith(_WITH_CREDENTIALS):
             return {}
         try:
             return await self._credentials(deployment.namespace)
@@ -319,7 +319,7 @@ class SignatureCheck:
         narrowing = spec.verification
         policy = _policy_of(deployment, policies, self._cache)
         check_source(spec.model.uri, policy.spec)
-        settings = replace(self._sources, hf_token=credentials.get(HUB_TOKEN_VARIABLE))
+        settings = self._sources.with_credentials(credentials)
         with open_source(spec.model.uri, revision=spec.model.revision, settings=settings) as source:
             bundle = read_bundle(source)
             decision = evaluate(

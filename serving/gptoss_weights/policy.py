@@ -144,7 +144,8 @@ def check_source(uri: str, policy: WeightTrustPolicySpec) -> Location:
             prefix = Location.parse(source.prefix, prefix=True)
         except SourceNotAllowedError as error:
             raise InvalidPolicyError(
-                "a sources[].prefix of the policy is not s3://bucket/prefix, hf://owner or file:///folder; correct it"
+                "a sources[].prefix of the policy is not s3://bucket/prefix, az://container/prefix, hf://owner "
+                "or file:///folder; correct it"
             ) from error
         if location.within(prefix):
             return location

@@ -87,6 +87,8 @@ ACCEPTED: dict[str, dict[str, Any]] = {
     "the demo's uri": {"model": {**MODEL, "uri": "file:///srv/weights/tiny"}},
     "a trailing slash": {"model": {**MODEL, "uri": "s3://models/gpt-oss-20b/"}},
     "a commit of a hub": {"model": {**MODEL, "uri": "hf://acme/GPT_oss-20b.v1", "revision": "0123456789" * 4}},
+    "a folder of a container": {"model": {**MODEL, "uri": "az://gpt-oss-models/20b/2026-11.v1/"}},
+    "a whole container": {"model": {**MODEL, "uri": "az://models"}},
     "a whole bucket": {"model": {**MODEL, "uri": "s3://models"}},
     "a served name": {"model": {**MODEL, "servedName": "GPT-oss.20b_fast"}},
     "custom with a subject": {"model": {**MODEL, "name": "custom"}, "verification": {"subject": "acme/finetune"}},
@@ -141,7 +143,7 @@ async def test_accepts(kube: Kube, namespace: str, spec: dict[str, Any]):
     assert pruned(read.spec.model_dump(by_alias=True, exclude_none=True, mode="json")) == pruned(stored["spec"])
 
 
-URI_MESSAGE = "spec.model.uri must be s3://bucket/prefix, hf://owner/name or file:///folder"
+URI_MESSAGE = "spec.model.uri must be s3://bucket/prefix, az://container/prefix, hf://owner/name or file:///folder"
 HUB = {"name": "gpt-oss-20b", "uri": "hf://acme/gpt-oss-20b"}
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 COMMIT_MESSAGE = "spec.model.revision must be a full commit id, 40 hexadecimal digits"
@@ -197,7 +199,7 @@ REJECTED: dict[str, tuple[dict[str, Any], str]] = {
     "a revision with s3": ({"model": {**MODEL, "revision": COMMIT}}, "spec.model.revision pins a commit of an hf://"),
     "a revision with a folder": (
         {"model": {**MODEL, "uri": "file:///weights", "revision": COMMIT}},
-        "remove it for s3:// and file://",
+        "remove it for s3://, az:// and file://",
     ),
     "a hub without a commit": ({"model": HUB}, "spec.model.revision is required with hf://"),
     "a branch": ({"model": {**HUB, "revision": "main"}}, COMMIT_MESSAGE),
@@ -206,6 +208,18 @@ REJECTED: dict[str, tuple[dict[str, Any], str]] = {
     "a hub's folder": ({"model": {**HUB, "uri": "hf://acme/gpt-oss-20b/folder", "revision": COMMIT}}, URI_MESSAGE),
     "a hub's owner": ({"model": {**HUB, "uri": "hf://acme", "revision": COMMIT}}, URI_MESSAGE),
     "a commit in the uri": ({"model": {**HUB, "uri": f"hf://acme/gpt-oss-20b@{COMMIT}"}}, URI_MESSAGE),
+    "a container in capitals": ({"model": {**MODEL, "uri": "az://Models/20b"}}, URI_MESSAGE),
+    "a container with an account": (
+        {"model": {**MODEL, "uri": "az://models@acme.blob.core.windows.net/a"}},
+        URI_MESSAGE,
+    ),
+    "an account's host": ({"model": {**MODEL, "uri": "az://acme.blob.core.windows.net/models/a"}}, URI_MESSAGE),
+    "a signature": ({"model": {**MODEL, "uri": "az://models/20b?sv=1&sig=a"}}, URI_MESSAGE),
+    "a dot at a folder's end": ({"model": {**MODEL, "uri": "az://models/20b."}}, URI_MESSAGE),
+    "a revision with a container": (
+        {"model": {**MODEL, "uri": "az://models/20b", "revision": COMMIT}},
+        "spec.model.revision pins a commit of an hf://",
+    ),
     "an unknown model": ({"model": {**MODEL, "name": "gpt-5"}}, "spec.model.name"),
     "custom without a subject": (
         {"model": {**MODEL, "name": "custom"}},
@@ -302,7 +316,7 @@ def identities(**changes: Any) -> dict[str, Any]:
 
 
 POLICIES_REJECTED: dict[str, tuple[dict[str, Any], str]] = {
-    "http": ({"sources": [{"prefix": "http://models"}]}, "sources[].prefix must start with s3://, hf:// or file://"),
+    "http": ({"sources": [{"prefix": "http://models"}]}, "sources[].prefix must start with s3://, az://"),
     "credentials": ({"sources": [{"prefix": "s3://a:b@models"}]}, "hold no credentials"),
     "no source": ({"sources": []}, "spec.sources"),
     "no authority": ({"authorities": []}, "spec.authorities"),

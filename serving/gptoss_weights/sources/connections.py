@@ -3,6 +3,7 @@
 A name is resolved when it is checked and again when it is connected to; what it means may change in between.
 """
 
+import logging
 import socket
 import ssl
 from typing import Final
@@ -21,8 +22,10 @@ _HOSTS: Final = 8
 def connection_pools() -> urllib3.PoolManager:
     """Return pools of connections, none of which reaches a link-local address or a cloud's metadata service.
 
+    What follows a question mark in an address may be a credential: these connections log it nowhere.
     Certificates are checked against the system's authorities, or those of ``SSL_CERT_FILE``.
     """
+    logging.getLogger("urllib3.connectionpool").addFilter(_without_queries)
     pools = urllib3.PoolManager(num_pools=_HOSTS, maxsize=_CONNECTIONS, ssl_context=ssl.create_default_context())
     pools.pool_classes_by_scheme = {"http": _CheckedHTTPPool, "https": _CheckedHTTPSPool}
     return pools
@@ -44,6 +47,12 @@ class _CheckedHTTPPool(HTTPConnectionPool):
 
 class _CheckedHTTPSPool(HTTPSConnectionPool):
     ConnectionCls = _CheckedHTTPS
+
+
+def _without_queries(record: logging.LogRecord) -> bool:
+    if isinstance(record.args, tuple):
+        record.args = tuple(each.partition("?")[0] if isinstance(each, str) else each for each in record.args)
+    return True
 
 
 def _checked(connected: socket.socket) -> socket.socket:

@@ -9,6 +9,7 @@ from gptoss_weights.errors import SourceNotAllowedError, SourceUnavailableError
 
 # Metadata services outside the link-local ranges: AWS over IPv6, Alibaba Cloud.
 _METADATA: Final = frozenset({ipaddress.ip_address("fd00:ec2::254"), ipaddress.ip_address("100.100.100.200")})
+_LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
 def check_endpoint(endpoint: str) -> None:
@@ -36,6 +37,12 @@ def check_endpoint(endpoint: str) -> None:
             raise SourceNotAllowedError(
                 "the endpoint of a weights' source leads to a link-local or metadata address; correct the settings"
             )
+
+
+def can_be_overheard(endpoint: str) -> bool:
+    """Tell whether what is sent to a URL crosses a network unencrypted."""
+    url = urlsplit(endpoint)
+    return url.scheme != "https" and url.hostname not in _LOOPBACK
 
 
 def is_forbidden(text: str) -> bool:

@@ -30,7 +30,7 @@ from gptoss_weights.errors import (
 )
 from gptoss_weights.location import Location
 from gptoss_weights.sources.connections import connection_pools
-from gptoss_weights.sources.endpoint import check_endpoint
+from gptoss_weights.sources.endpoint import can_be_overheard, check_endpoint
 from gptoss_weights.sources.protocol import ObjectVersion
 from gptoss_weights.sources.retry import retrying
 from gptoss_weights.sources.settings import HUB_TOKEN_VARIABLE, PARALLEL_FILES_VARIABLE, SourceSettings
@@ -42,7 +42,6 @@ _CONTENT_RANGE: Final = re.compile(r"bytes (\d+)-\d+/(\d+)")
 _SECONDS: Final = re.compile(r"\d{1,6}")
 _TOKEN: Final = re.compile(r"[!-~]{1,1024}")
 _DEFAULT_PORTS: Final = {"https": 443, "http": 80}
-_LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
 class HubSource:
@@ -213,7 +212,7 @@ def _checked_token(token: str | None, endpoint: SplitResult) -> str | None:
         return None
     if not _TOKEN.fullmatch(token):
         raise AccessDeniedError(f"{HUB_TOKEN_VARIABLE} holds characters that no token has; write the token alone")
-    if endpoint.scheme != "https" and endpoint.hostname not in _LOOPBACK:
+    if can_be_overheard(endpoint.geturl()):
         raise AccessDeniedError(
             f"the hub's endpoint is http://, over which no token is sent; use https://, or remove {HUB_TOKEN_VARIABLE}"
         )

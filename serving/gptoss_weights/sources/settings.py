@@ -2,9 +2,13 @@
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+AZURE_ACCOUNT_VARIABLE = "AZURE_STORAGE_ACCOUNT_NAME"
+AZURE_ENDPOINT_VARIABLE = "AZURE_STORAGE_ENDPOINT"
+AZURE_SAS_VARIABLE = "AZURE_STORAGE_SAS_TOKEN"
+AZURE_KEY_VARIABLE = "AZURE_STORAGE_ACCOUNT_KEY"
 FILE_ROOTS_VARIABLE = "GPTOSS_WEIGHTS_FILE_ROOTS"
 HUB_ENDPOINT_VARIABLE = "HF_ENDPOINT"
 HUB_DOWNLOAD_HOSTS_VARIABLE = "GPTOSS_WEIGHTS_HF_DOWNLOAD_HOSTS"
@@ -19,6 +23,8 @@ class SourceSettings:
 
     ``file_roots`` are the folders below which ``file://`` URIs may be read; none refuses them all.
     ``s3_endpoint`` None means AWS itself. Without keys, boto3's own chain of credentials applies.
+    ``azure_account`` is the storage account that holds the containers of ``az://``; ``azure_endpoint`` None means
+    the public cloud's for it. A token (SAS) counts more than an account's key.
     ``hf_endpoint`` is a Hugging Face hub or a mirror of one; ``hf_download_hosts`` (``host``, ``host:port`` or
     ``*.domain``) are the others to which it may redirect for a file's bytes, and none refuses that.
     """
@@ -28,6 +34,10 @@ class SourceSettings:
     s3_region: str | None = None
     s3_access_key_id: str | None = field(default=None, repr=False)
     s3_secret_access_key: str | None = field(default=None, repr=False)
+    azure_account: str | None = None
+    azure_endpoint: str | None = None
+    azure_sas_token: str | None = field(default=None, repr=False)
+    azure_account_key: str | None = field(default=None, repr=False)
     hf_endpoint: str = HUB_ENDPOINT
     hf_download_hosts: tuple[str, ...] = ()
     hf_token: str | None = field(default=None, repr=False)
@@ -38,10 +48,11 @@ class SourceSettings:
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] | None = None) -> "SourceSettings":
-        """Read ``GPTOSS_WEIGHTS_FILE_ROOTS`` (separated by ``:``), boto3's variables for endpoint and region, and
-        ``HF_ENDPOINT``, ``HF_TOKEN`` and ``GPTOSS_WEIGHTS_HF_DOWNLOAD_HOSTS`` (separated by ``,``).
+        """Read ``GPTOSS_WEIGHTS_FILE_ROOTS`` (separated by ``:``), boto3's variables for endpoint and region,
+        ``AZURE_STORAGE_`` with ``ACCOUNT_NAME``, ``ENDPOINT``, ``SAS_TOKEN`` and ``ACCOUNT_KEY``, ``HF_ENDPOINT``,
+        ``HF_TOKEN`` and ``GPTOSS_WEIGHTS_HF_DOWNLOAD_HOSTS`` (separated by ``,``).
 
-        Keys of an object store stay with boto3's own chain, which also knows session tokens and their renewal.
+        Keys of S3 stay with boto3's own chain, which also knows session tokens and their renewal.
         """
         variables = os.environ if environ is None else environ
         roots = variables.get(FILE_ROOTS_VARIABLE, "")
@@ -49,9 +60,24 @@ class SourceSettings:
             file_roots=tuple(Path(root) for root in roots.split(":") if root),
             s3_endpoint=variables.get("AWS_ENDPOINT_URL_S3") or variables.get("AWS_ENDPOINT_URL") or None,
             s3_region=variables.get("AWS_REGION") or variables.get("AWS_DEFAULT_REGION") or None,
+            azure_account=variables.get(AZURE_ACCOUNT_VARIABLE) or None,
+            azure_endpoint=variables.get(AZURE_ENDPOINT_VARIABLE) or None,
+            azure_sas_token=variables.get(AZURE_SAS_VARIABLE) or None,
+            azure_account_key=variables.get(AZURE_KEY_VARIABLE) or None,
             hf_endpoint=variables.get(HUB_ENDPOINT_VARIABLE) or HUB_ENDPOINT,
             hf_download_hosts=tuple(
                 host.strip() for host in variables.get(HUB_DOWNLOAD_HOSTS_VARIABLE, "").split(",") if host.strip()
             ),
             hf_token=variables.get(HUB_TOKEN_VARIABLE) or None,
         )
+
+    def with_credentials(self, credentials: Mapping[str, str]) -> "SourceSettings":
+        """Return these settings for somebody with credentials of their own, by the names of the variables.
+
+        For a hub only theirs count; for Azure theirs instead of ours, as soon as there is one of them.
+        """
+        token, key = credentials.get(AZURE_SAS_VARIABLE) or None, credentials.get(AZURE_KEY_VARIABLE) or None
+        theirs = replace(self, hf_token=credentials.get(HUB_TOKEN_VARIABLE))
+        if token is None and key is None:
+            return theirs
+        return replace(theirs, azure_sas_token=token, azure_account_key=key)

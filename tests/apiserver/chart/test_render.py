@@ -129,7 +129,11 @@ def test_settings_files_are_what_operator_and_gateway_read(helm: Helm, tmp_path:
         "defaultRayCluster": "shared",
         "operator": {
             "settings": {"workers": 3},
-            "weightSources": {"s3": {"region": "eu-central-1"}, "huggingFace": {"downloadHosts": ["*.example.com"]}},
+            "weightSources": {
+                "s3": {"region": "eu-central-1"},
+                "azure": {"account": "acmemodels"},
+                "huggingFace": {"downloadHosts": ["*.example.com"]},
+            },
         },
     }
     files = {
@@ -146,6 +150,7 @@ def test_settings_files_are_what_operator_and_gateway_read(helm: Helm, tmp_path:
     assert operator.leader_election is not None
     assert operator.leader_election.lease_seconds == 12
     assert operator.weight_sources.s3.region == "eu-central-1"
+    assert (operator.sources().azure_account, operator.sources().azure_endpoint) == ("acmemodels", None)
     assert operator.sources().hf_download_hosts == ("*.example.com",)
     assert str(operator.ray_clusters[0].token_file) == "/etc/gptoss/ray/shared/token"
     gateway = GatewaySettings.load(tmp_path / "gateway.yaml")

@@ -266,7 +266,14 @@ async def test_a_recorded_release_has_every_other_deployment_looked_at_at_once(h
 HUB = {"name": "gpt-oss-20b", "uri": "hf://acme/gpt-oss-20b", "revision": "0123456789" * 4}
 
 
-async def test_a_namespaces_own_token_is_read_for_a_hub_and_for_nothing_else(home: House) -> None:
+async def test_a_namespaces_own_credentials_are_read_for_azure_too(home: House) -> None:
+    home.kubernetes.secrets["ml"] = {"AZURE_STORAGE_SAS_TOKEN": "sv=1&sig=x"}
+    home.apply(scaling={"initial": "Idle"}, model={"name": "gpt-oss-20b", "uri": "az://models/gpt-oss-20b"})
+    await home.until(lambda: home.trust.credentials == {"AZURE_STORAGE_SAS_TOKEN": "sv=1&sig=x"})
+    assert "sig=x" not in str(home.status())
+
+
+async def test_a_namespaces_own_token_is_read_for_a_hub_and_not_for_s3(home: House) -> None:
     home.kubernetes.secrets["ml"] = {"HF_TOKEN": "hf_x"}
     home.apply(scaling={"initial": "Idle"})
     await home.ready(reason="Idle")

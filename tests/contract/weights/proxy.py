@@ -4,6 +4,7 @@ import http.client
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote, urlsplit
@@ -11,7 +12,15 @@ from urllib.parse import unquote, urlsplit
 import pytest
 
 _CHUNK = 64 * 1024
-_FORWARDED = ("etag", "content-length", "content-range", "content-type", "last-modified", "accept-ranges")
+_FORWARDED = (
+    "etag",
+    "content-length",
+    "content-range",
+    "content-type",
+    "last-modified",
+    "accept-ranges",
+    "x-ms-blob-type",
+)
 
 
 @dataclass
@@ -78,7 +87,7 @@ class _Handler(BaseHTTPRequestHandler):
     proxy: Proxy
 
     def do_GET(self) -> None:
-        request = self.proxy.note(self.command, self.path, self.headers.get("Range"))
+        request = self.proxy.note(self.command, self.path, self.headers.get("Range") or self.headers.get("x-ms-range"))
         fault = self.proxy.fault(request)
         if isinstance(fault, Refuse):
             self._refuse(fault)
@@ -135,7 +144,14 @@ class _Handler(BaseHTTPRequestHandler):
 @pytest.fixture
 def proxy(object_store) -> Iterator[Proxy]:
     """A proxy before the real server; pull from its ``endpoint``."""
-    state = Proxy(object_store.endpoint)
+    with proxied(object_store.endpoint) as state:
+        yield state
+
+
+@contextmanager
+def proxied(upstream: str) -> Iterator[Proxy]:
+    """A proxy before a server."""
+    state = Proxy(upstream)
     handler = type("Handler", (_Handler,), {"proxy": state})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     server.daemon_threads = True

@@ -135,10 +135,15 @@ def test_fetching_weights_makes_no_pod_larger_than_was_chosen() -> None:
 def test_only_what_a_source_needs_reaches_the_fetching_container() -> None:
     commit = "0123456789" * 4
     hub = {"hf_endpoint": "https://hub.example.com:8443", "hf_download_hosts": ("*.example.com", "files.example.org")}
+    azure = {"azure_account": "acme", "azure_endpoint": "https://blobs.example.com:9443"}
     rendered = {}
-    for uri, revision in (("s3://models/gpt-oss-120b", None), ("hf://acme/gpt-oss-120b", commit)):
+    for uri, revision in (
+        ("s3://models/gpt-oss-120b", None),
+        ("az://models/gpt-oss-120b", None),
+        ("hf://acme/gpt-oss-120b", commit),
+    ):
         made = workload(weights_uri=uri, weights_revision=revision)
-        (fetch,) = cluster(made, site(**hub))["workerGroupSpecs"][0]["template"]["spec"]["initContainers"]
+        (fetch,) = cluster(made, site(**hub, **azure))["workerGroupSpecs"][0]["template"]["spec"]["initContainers"]
         rendered[uri[:2]] = fetch, {each["name"]: each.get("value") for each in fetch["env"]}
     fetch, environment = rendered["hf"]
     assert fetch["command"][3:7] == ["hf://acme/gpt-oss-120b", "--to", "/gptoss/weights/copies", "--revision"]
@@ -147,14 +152,25 @@ def test_only_what_a_source_needs_reaches_the_fetching_container() -> None:
     assert environment["GPTOSS_WEIGHTS_HF_DOWNLOAD_HOSTS"] == "*.example.com,files.example.org"
     assert "HF_TOKEN" in environment
     assert not any(name.startswith("AWS_") and name != "AWS_EC2_METADATA_DISABLED" for name in environment)
+    fetch, environment = rendered["az"]
+    assert fetch["command"][3] == "az://models/gpt-oss-120b"
+    assert {name: value for name, value in environment.items() if name.startswith("AZURE_")} == {
+        "AZURE_STORAGE_ACCOUNT_NAME": "acme",
+        "AZURE_STORAGE_ENDPOINT": "https://blobs.example.com:9443",
+        "AZURE_STORAGE_SAS_TOKEN": None,
+        "AZURE_STORAGE_ACCOUNT_KEY": None,
+    }
+    secrets = [each["valueFrom"]["secretKeyRef"] for each in fetch["env"] if "valueFrom" in each]
+    assert {each["name"] for each in secrets} == {"gptoss-model-credentials"}
+    assert not any(name.startswith(("HF_", "AWS_ACCESS", "AWS_SECRET")) for name in environment)
     fetch, environment = rendered["s3"]
     assert "--revision" not in fetch["command"]
-    assert not any("HF_" in name for name in environment), (
+    assert not any("HF_" in name or "AZURE_" in name for name in environment), (
         "what served before a hub was configured restarts for nothing"
     )
-    policies = [each for each in render(workload(), site(**hub)).others if each["kind"] == "NetworkPolicy"]
+    policies = [each for each in render(workload(), site(**hub, **azure)).others if each["kind"] == "NetworkPolicy"]
     (policy,) = (each for each in policies if each["metadata"]["name"].endswith("worker"))
-    assert 8443 in {port["port"] for rule in policy["spec"]["egress"] for port in rule.get("ports", [])}
+    assert {8443, 9443} <= {port["port"] for rule in policy["spec"]["egress"] for port in rule.get("ports", [])}
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,11 @@ _API_SERVER_PORTS = (443, 6443)
 
 def network_policies(workload: Workload, site: KubeRaySite) -> list[Raw]:
     """Return the policies of head and workers."""
-    endpoints = {*_endpoint_port(site.s3_endpoint), *_endpoint_port(site.hf_endpoint)}
+    endpoints = {
+        port
+        for endpoint in (site.s3_endpoint, site.azure_endpoint, site.hf_endpoint)
+        for port in _endpoint_port(endpoint)
+    }
     downloads = {int(port) for _, _, port in (host.partition(":") for host in site.hf_download_hosts) if port}
     store = sorted({*site.settings.network.egress_ports, *endpoints, *downloads})
     api_server = _API_SERVER_PORTS if workload.autoscales else ()

@@ -20,6 +20,10 @@ from gptoss_operator.plan.rayservice.workload import (
     gateway_tokens_config,
 )
 from gptoss_weights.sources.settings import (
+    AZURE_ACCOUNT_VARIABLE,
+    AZURE_ENDPOINT_VARIABLE,
+    AZURE_KEY_VARIABLE,
+    AZURE_SAS_VARIABLE,
     HUB_DOWNLOAD_HOSTS_VARIABLE,
     HUB_ENDPOINT_VARIABLE,
     HUB_TOKEN_VARIABLE,
@@ -47,8 +51,12 @@ _RESTRICTED: Raw = {
     "runAsNonRoot": True,
     "seccompProfile": {"type": "RuntimeDefault"},
 }
-_S3_CREDENTIALS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
-_HUB_CREDENTIALS = (HUB_TOKEN_VARIABLE,)
+_CREDENTIALS = {
+    "s3": ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"),
+    "az": (AZURE_SAS_VARIABLE, AZURE_KEY_VARIABLE),
+    "hf": (HUB_TOKEN_VARIABLE,),
+}
+"""By a URI's scheme, what its container may take from the namespace's Secret."""
 
 
 def head_group(workload: Workload, site: KubeRaySite, revision: str) -> Raw:
@@ -206,11 +214,11 @@ def _weights_container(workload: Workload, site: KubeRaySite, *, cpu: str) -> Ra
     command += ["--model", workload.subject, "--manifest-digest", workload.manifest_digest]
     command += ["--readable", "--termination-log", "/dev/termination-log"]
     environment = {"HOME": "/nonexistent", "PYTHONDONTWRITEBYTECODE": "1", "AWS_EC2_METADATA_DISABLED": "true"}
-    from_hub = workload.weights_uri.startswith("hf://")
-    environment |= _hub_environment(site) if from_hub else _s3_environment(site)
+    scheme = workload.weights_uri.partition("://")[0]
+    environment |= _source_environment(scheme, site)
     credentials = [
         {"name": name, "valueFrom": {"secretKeyRef": {"name": CREDENTIALS_SECRET, "key": name, "optional": True}}}
-        for name in (_HUB_CREDENTIALS if from_hub else _S3_CREDENTIALS)
+        for name in _CREDENTIALS[scheme]
     ]
     return {
         "name": WEIGHTS_CONTAINER,
@@ -225,14 +233,16 @@ def _weights_container(workload: Workload, site: KubeRaySite, *, cpu: str) -> Ra
     }
 
 
-def _s3_environment(site: KubeRaySite) -> dict[str, str]:
-    found = {"AWS_ENDPOINT_URL_S3": site.s3_endpoint, "AWS_REGION": site.s3_region}
-    return {name: value for name, value in found.items() if value is not None}
-
-
-def _hub_environment(site: KubeRaySite) -> dict[str, str]:
-    found = {HUB_ENDPOINT_VARIABLE: site.hf_endpoint, HUB_DOWNLOAD_HOSTS_VARIABLE: ",".join(site.hf_download_hosts)}
-    return {name: value for name, value in found.items() if value}
+def _source_environment(scheme: str, site: KubeRaySite) -> dict[str, str]:
+    found = {
+        "s3": {"AWS_ENDPOINT_URL_S3": site.s3_endpoint, "AWS_REGION": site.s3_region},
+        "az": {AZURE_ACCOUNT_VARIABLE: site.azure_account, AZURE_ENDPOINT_VARIABLE: site.azure_endpoint},
+        "hf": {
+            HUB_ENDPOINT_VARIABLE: site.hf_endpoint,
+            HUB_DOWNLOAD_HOSTS_VARIABLE: ",".join(site.hf_download_hosts),
+        },
+    }
+    return {name: value for name, value in found[scheme].items() if value}
 
 
 _COPIES = "copies"

@@ -19,7 +19,7 @@ def check_kuberay(deployment: GptOssDeployment, site: KubeRaySite) -> None:
     if spec.model.uri.startswith("file://"):
         raise ValueError(
             f"spec.model.uri {spec.model.uri} names a folder, and pods that KubeRay makes see none of a node's: "
-            "put the weights into an object store (s3://) or a hub (hf://)"
+            "put the weights into an object store (s3://, az://) or a hub (hf://)"
         )
     accelerator = spec.accelerator or AcceleratorRequest()
     for field in ("tensor", "pipeline"):

@@ -104,6 +104,8 @@ class KubeRaySite:
         system_namespace: where operator and gateways run.
         s3_endpoint: URL of the object store; None is AWS.
         s3_region: region to sign for.
+        azure_account: name of the storage account; None if there is none.
+        azure_endpoint: URL of its blob service; None is the public cloud's.
         hf_endpoint: URL of the hub; None is the public one.
         hf_download_hosts: where the hub may redirect to.
         gateway_token_hash: SHA-256 of the token that gateways send, in hexadecimal digits.
@@ -113,6 +115,8 @@ class KubeRaySite:
     system_namespace: str
     s3_endpoint: str | None = None
     s3_region: str | None = None
+    azure_account: str | None = None
+    azure_endpoint: str | None = None
     hf_endpoint: str | None = None
     hf_download_hosts: tuple[str, ...] = ()
     gateway_token_hash: str
