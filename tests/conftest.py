@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from gptoss_cli.local.assets import object_store_program
 from gptoss_cli.local.control_plane import ControlPlane
@@ -15,6 +16,10 @@ from gptoss_cli.local.programs import Programs
 from tests.controlplane import empty_namespace, install_crds, started_control_plane
 
 _numbers = itertools.count(1)
+
+# How long an example takes says how busy the machine is, not whether it is right.
+settings.register_profile("any-machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any-machine")
 
 
 @pytest.fixture(scope="session")
