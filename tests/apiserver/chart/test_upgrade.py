@@ -1,0 +1,205 @@
+"""From an earlier chart to this one and to the end, as docs/install.md says it, around a living deployment."""
+
+import asyncio
+import json
+import os
+import re
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from gptoss_api.deployment import GptOssDeployment
+from gptoss_api.names import FIELD_MANAGER
+from gptoss_cli.local.assets import control_plane_programs, helm_program
+from gptoss_cli.local.control_plane import ControlPlane
+from gptoss_cli.local.errors import StepError
+from gptoss_kube.client import Kube
+from gptoss_kube.resources import GPT_OSS_DEPLOYMENTS
+from tests.apiserver.chart.helm import CHART, RELEASE, Helm, Raw
+from tests.controlplane import CRDS, REPOSITORY, started_control_plane
+
+EARLIER = sorted((Path(__file__).parent / "earlier").glob("*.yaml"))
+INSTALL = (REPOSITORY / "docs" / "install.md").read_text()
+SYSTEM = "gptoss-system"
+OPERATOR = f"{RELEASE}-gptoss-operator"
+SERVING = json.loads((REPOSITORY / "tests/unit/gitops/statuses/serving.json").read_text())["status"]
+MODEL = {
+    "apiVersion": "serving.gptoss.dev/v1alpha1",
+    "kind": "GptOssDeployment",
+    "metadata": {"name": "assistant", "namespace": "ml"},
+    "spec": {"model": {"name": "gpt-oss-20b", "uri": "s3://models/gpt-oss-20b"}, "scaling": {"maxReplicas": 3}},
+}
+SCHEDULES = [{"name": "office", "timeZone": "Europe/Berlin", "days": ["Mon"], "start": "08:00", "end": "18:00"}]
+SCHEDULED = {**MODEL, "spec": {**MODEL["spec"], "scaling": {"maxReplicas": 3, "schedules": SCHEDULES}}}
+LEASE = {"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": {"name": OPERATOR, "namespace": SYSTEM}}
+
+
+@pytest.fixture(scope="module")
+def plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
+    """A cluster of its own, which has never seen our CRDs."""
+    plane = started_control_plane(tmp_path_factory.mktemp("upgrade"))
+    yield plane
+    plane.stop()
+
+
+@pytest.fixture(params=EARLIER, ids=lambda path: path.stem)
+def earlier(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """A chart that renders what an earlier one did."""
+    chart = tmp_path / "earlier"
+    (chart / "templates").mkdir(parents=True)
+    described = {"apiVersion": "v2", "name": CHART.name, "version": "0.0.1", "appVersion": "0.0.1"}
+    (chart / "Chart.yaml").write_text(json.dumps(described))
+    text = request.param.read_text()
+    assert "{{" not in text
+    (chart / "templates" / "all.yaml").write_text(text.replace("RELEASE-NAMESPACE", "{{ .Release.Namespace }}"))
+    return chart
+
+
+@pytest.mark.timeout(900)
+def test_upgrade_rollback_and_both_ways_to_uninstall(plane: ControlPlane, earlier: Path, tmp_path: Path):
+    helm = Helm(folder=tmp_path, plane=plane)
+    for namespace in (SYSTEM, "ml"):
+        plane.kubectl("create", "namespace", namespace)
+
+    helm.run("install", RELEASE, str(earlier), "--namespace", SYSTEM)
+    _eventually(lambda: _apply(plane, MODEL, "--dry-run=server"))
+    _apply(plane, MODEL)
+    _apply(plane, LEASE)  # the operator's
+    _write_status(plane, SERVING)
+    old, crds = _model(plane), _crds(plane)
+    assert old["status"]["conditions"] == SERVING["conditions"]
+
+    shell = Shell(plane, tmp_path)
+    shell.run(*_commands("Upgrade"))
+    _eventually(lambda: _apply(plane, SCHEDULED, "--dry-run=server"))
+    assert _crds(plane) == crds, "a CRD that is made anew takes every object with it"
+    new = _model(plane)
+    assert new["status"] == old["status"]
+    assert _identity(new) == _identity(old)
+    assert new["spec"]["scaling"].items() >= old["spec"]["scaling"].items()
+    assert GptOssDeployment.parse(new).spec.scaling.max_replicas == 3
+    # Whoever applies the same manifest again changes nothing, and this chart's operator can write all that it knows.
+    _apply(plane, MODEL)
+    _write_status(plane, SERVING)
+    assert _identity(_model(plane)) == _identity(old)
+    assert _model(plane)["status"] == SERVING
+    _apply(plane, SCHEDULED)
+    assert _model(plane)["spec"]["scaling"]["schedules"][0]["name"] == "office"
+    running = json.loads(plane.kubectl("get", "deployment", OPERATOR, "-n", SYSTEM, "-o", "json"))
+    (container,) = running["spec"]["template"]["spec"]["containers"]
+    assert container["image"] == "images.test/gptoss-operator:0.1.0"
+
+    helm.run("rollback", RELEASE, "1", "--namespace", SYSTEM)
+    assert (_model(plane)["metadata"]["uid"], _crds(plane)) == (old["metadata"]["uid"], crds)
+    shell.run(*_commands("Upgrade"))
+    _eventually(lambda: _apply(plane, SCHEDULED, "--dry-run=server"))
+    before = _model(plane)
+    assert before["status"]["conditions"] == SERVING["conditions"]
+
+    # Uninstalled, everything of the users stays, and a new install takes it over.
+    keeping, ending = _commands("Uninstall")
+    shell.run(keeping)
+    assert (_model(plane), _crds(plane)) == (before, crds)
+    assert OPERATOR not in plane.kubectl("get", "deployments,clusterroles", "-n", SYSTEM, "-o", "name")
+    shell.run(*_commands("Upgrade", install=True))
+    assert (_identity(_model(plane)), _crds(plane)) == (_identity(before), crds)
+
+    # Ended as the page says, only the Lease is left.
+    shell.run(ending)
+    _eventually(lambda: _is_all_there_is(plane, {f"namespace/{SYSTEM}", f"lease.coordination.k8s.io/{OPERATOR}"}))
+
+
+class Shell:
+    """Runs what the documents tell people to run, in a folder like a checkout with their values."""
+
+    def __init__(self, plane: ControlPlane, folder: Path) -> None:
+        self._checkout = folder / "checkout"
+        self._checkout.mkdir()
+        (self._checkout / "charts").symlink_to(REPOSITORY / "charts")
+        (self._checkout / "my-values.yaml").write_text("image: {registry: images.test}")
+        programs = f"{helm_program().parent}:{control_plane_programs().kubectl.parent}"
+        self._environment = {
+            "PATH": f"{programs}:{os.environ['PATH']}",
+            "HOME": str(folder),
+            "KUBECONFIG": str(plane.kubeconfig),
+        }
+
+    def run(self, *scripts: str) -> None:
+        for script in scripts:
+            done = subprocess.run(
+                ["bash", "-euo", "pipefail", "-c", script],
+                cwd=self._checkout,
+                env=self._environment,
+                capture_output=True,
+                text=True,
+                timeout=240,
+                check=False,
+            )
+            assert done.returncode == 0, f"{script}\n{done.stdout}{done.stderr}"
+
+
+def _commands(heading: str, *, install: bool = False) -> list[str]:
+    """Return the commands under a heading of the page."""
+    section = re.split(r"^## ", INSTALL, flags=re.MULTILINE)
+    (text,) = (each for each in section if each.startswith(f"{heading}\n"))
+    found = re.findall(r"^```sh\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    assert found
+    return [script.replace("helm upgrade", "helm install") if install else script for script in found]
+
+
+def _crds(plane: ControlPlane) -> dict[str, str]:
+    """Return the uid of each of our CRDs."""
+    names = [json.loads(path.read_text())["metadata"]["name"] for path in sorted(CRDS.glob("*.yaml"))]
+    found = json.loads(plane.kubectl("get", "crd", *names, "-o", "json"))["items"]
+    return {each["metadata"]["name"]: each["metadata"]["uid"] for each in found}
+
+
+def _model(plane: ControlPlane) -> Raw:
+    return json.loads(plane.kubectl("get", "gptoss", "assistant", "-n", "ml", "-o", "json"))
+
+
+def _identity(raw: Raw) -> tuple[str, int]:
+    return raw["metadata"]["uid"], raw["metadata"]["generation"]
+
+
+def _is_all_there_is(plane: ControlPlane, wanted: set[str]) -> None:
+    """Raise unless these are all objects that have anything of ours in their names, but for events."""
+    found = set()
+    for namespaced, where in (("true", ("-n", SYSTEM)), ("false", ())):
+        listed = plane.kubectl("api-resources", "--verbs=list,delete", f"--namespaced={namespaced}", "-o", "name")
+        kinds = ",".join(kind for kind in listed.split() if not kind.startswith("events"))
+        found |= set(plane.kubectl("get", kinds, *where, "-o", "name", "--ignore-not-found").split())
+    assert {name for name in found if "gptoss" in name} == wanted
+
+
+def _apply(plane: ControlPlane, raw: Raw, *arguments: str) -> None:
+    plane.kubectl("apply", *arguments, "-f", "-", stdin=json.dumps(raw))
+
+
+def _eventually(what: Callable[[], None]) -> None:
+    """The API server takes a moment to serve a new schema, and to forget a kind."""
+    deadline = time.monotonic() + 120
+    while True:
+        try:
+            what()
+        except (StepError, AssertionError):
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.5)
+        else:
+            return
+
+
+def _write_status(plane: ControlPlane, status: Raw) -> None:
+    metadata = _model(plane)["metadata"]
+    known = {name: metadata[name] for name in ("namespace", "name", "uid", "resourceVersion")}
+
+    async def write() -> None:
+        async with Kube(kubeconfig=plane.kubeconfig) as kube:
+            document = {"metadata": known, "status": status}
+            await kube.apply_status(document, resource=GPT_OSS_DEPLOYMENTS, field_manager=FIELD_MANAGER)
+
+    asyncio.run(write())
