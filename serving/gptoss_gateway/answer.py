@@ -92,6 +92,8 @@ class Line(asyncio.Protocol):
         self._parser = None  # what comes now was not asked for
         if self._transport is None or self._transport.get_write_buffer_size():
             return False
+        if self._paused:  # its reader left with the last piece: the next answer would never be read
+            return False
         return self.is_open and self._complete and self._reusable and not self._pieces
 
     def close(self) -> None:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gptoss_gateway.answer import MAX_HEAD_BYTES, MAX_UNREAD_BYTES, Line
-from gptoss_gateway.errors import EngineLostError
+from gptoss_gateway.errors import ClientLeftError, EngineLostError
 
 BODY = b"data: one\n\ndata: two\n\n"
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: Text/Event-Stream; charset=utf-8\r\n"
@@ -212,3 +212,21 @@ async def test_what_the_sink_raises_is_its_readers():
     with pytest.raises(ZeroDivisionError):
         await pouring
     assert wire.paused
+
+
+async def test_a_line_whose_reader_left_with_the_last_piece_is_not_used_again():
+    line, wire, asking = await asked()
+    line.data_received(SIZED[:-1])
+    await asking
+    assert await line.read() == BODY[:-1]
+
+    def gone(piece: bytes) -> bool:
+        raise ClientLeftError
+
+    pouring = asyncio.create_task(line.pour(gone))
+    await asyncio.sleep(0)
+    line.data_received(SIZED[-1:])
+    with pytest.raises(ClientLeftError):
+        await pouring
+    assert wire.paused
+    assert not line.rest(), "nobody would read what comes next"
