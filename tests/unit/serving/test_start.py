@@ -50,6 +50,13 @@ def test_names_every_package_and_flag_that_a_node_lacks() -> None:
     check_node(FLAGS, installed=lambda _: True)
 
 
+def test_says_what_keeps_haproxy_from_starting() -> None:
+    with pytest.raises(NodeMisconfiguredError, match=r"may open 1024 files and HAProxy needs 10276: .*LimitNOFILE"):
+        check_node(FLAGS, installed=lambda _: True, open_files=lambda: 1024)
+
+    check_node(FLAGS, installed=lambda _: True, open_files=lambda: 65536)
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
