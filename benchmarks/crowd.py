@@ -191,14 +191,9 @@ class Crowd:
             client.leave()
 
     def _wire(self, *, stream: bool, model: str) -> bytes:
-        body: dict[str, object] = {
-            "model": model,
-            "stream": stream,
-            "max_tokens": EVENTS,
-            "messages": [{"role": "user", "content": "Hello"}],
-            "metadata": {"pace": PACE_SECONDS, "first": FIRST_SECONDS},
-        }
-        return request(self._way.url, self._way.path, self._keys.current, body)
+        timing = {"pace": PACE_SECONDS, "first": FIRST_SECONDS}
+        at = (self._way.url, self._way.path, self._keys.current)
+        return request(*at, model=model, events=EVENTS, stream=stream, **timing)
 
 
 class Sleeper:

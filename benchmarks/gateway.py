@@ -172,14 +172,7 @@ async def _leave(clients: list[tuple[Client, asyncio.Task[Reply]]]) -> None:
 
 
 def _request(way: Way, key: str, *, model: str, events: int, pace: float, first: float = FIRST_SECONDS) -> bytes:
-    body: dict[str, object] = {
-        "model": model,
-        "stream": True,
-        "max_tokens": events,
-        "messages": [{"role": "user", "content": "Hello"}],
-        "metadata": {"pace": pace, "first": first},
-    }
-    return request(way.url, way.path, key, body)
+    return request(way.url, way.path, key, model=model, events=events, pace=pace, first=first)
 
 
 def _quantile(values: Sequence[float], share: float) -> float:

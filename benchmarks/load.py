@@ -120,8 +120,20 @@ class Client(asyncio.Protocol):
             self._done.set_result(self._reply)
 
 
-def request(url: str, path: str, key: str, body: dict[str, object]) -> bytes:
-    """Return a whole request as bytes."""
+def request(
+    url: str, path: str, key: str, *, model: str, events: int, pace: float, first: float, stream: bool = True
+) -> bytes:
+    """Return a whole question to the paced engine as bytes.
+
+    ``first`` and ``pace`` are the seconds to the first event and between two.
+    """
+    body = {
+        "model": model,
+        "stream": stream,
+        "max_tokens": events,
+        "messages": [{"role": "user", "content": "Hello"}],
+        "metadata": {"pace": pace, "first": first},
+    }
     data = json.dumps(body).encode()
     return (
         f"POST {path} HTTP/1.1\r\nHost: {urlsplit(url).netloc}\r\nAuthorization: Bearer {key}\r\n"

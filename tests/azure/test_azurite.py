@@ -20,7 +20,7 @@ from gptoss_weights.errors import (
 )
 from gptoss_weights.sources import SourceSettings, open_source
 from gptoss_weights.trust import read_bundle
-from tests.contract.weights.conftest import _no_waiting, pulled, weights
+from tests.contract.weights.conftest import SHARD, _no_waiting, pulled, weights
 from tests.contract.weights.proxy import Cut, Refuse, proxied
 
 __all__ = ["_no_waiting", "pulled", "weights"]
@@ -33,7 +33,6 @@ pytestmark = pytest.mark.skipif(not (NODE and PROGRAM.exists()), reason="needs N
 ACCOUNT = "devstoreaccount1"
 KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
 START_SECONDS = 120
-SHARD = "model-00001-of-00002.safetensors"
 LISTENS = re.compile(r"successfully listens on (http://127\.0\.0\.1:\d+)")
 
 

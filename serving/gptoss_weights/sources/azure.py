@@ -36,7 +36,7 @@ from gptoss_weights.location import Location
 from gptoss_weights.sources.azure_transport import AzureTransport
 from gptoss_weights.sources.endpoint import can_be_overheard, check_endpoint
 from gptoss_weights.sources.protocol import ObjectVersion
-from gptoss_weights.sources.retry import retrying
+from gptoss_weights.sources.retry import asked_wait, retrying
 from gptoss_weights.sources.settings import (
     AZURE_ACCOUNT_VARIABLE,
     AZURE_KEY_VARIABLE,
@@ -50,7 +50,6 @@ _RANGE_BYTES: Final = 4 * 1024 * 1024
 _LARGEST_REQUEST: Final = 2**40
 _ACCOUNT: Final = re.compile(r"[a-z0-9]{3,24}")
 _TOKEN: Final = re.compile(r"\??[!-~]{1,4096}")
-_SECONDS: Final = re.compile(r"\d{1,6}")
 # https://learn.microsoft.com/rest/api/storageservices/authorize-with-shared-key: "no older than 15 minutes"
 _MOST_SKEW: Final = timedelta(minutes=15)
 _NO_CONTAINER: Final = frozenset({"ContainerNotFound", "ContainerBeingDeleted", "ContainerDisabled"})
@@ -190,12 +189,11 @@ class AzureSource:
         if status == 409 and code == "BlobArchived":
             return SourceError(f"{name} is in the archive tier; move it to a tier that can be read", file=name)
         if status == 429 or code == "ServerBusy":
-            asked = headers.get("Retry-After", "")
             return ThrottledError(
                 f"the object store throttles requests (status {status}) for {name}; "
                 f"raise its limits, or lower {PARALLEL_FILES_VARIABLE}",
                 file=name,
-                seconds=float(asked) if _SECONDS.fullmatch(asked) else 0.0,
+                seconds=asked_wait(headers),
             )
         if status == 408 or status >= 500:
             return SourceUnavailableError(f"the object store answers with status {status} for {name}", file=name)

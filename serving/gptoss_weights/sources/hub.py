@@ -32,14 +32,13 @@ from gptoss_weights.location import Location
 from gptoss_weights.sources.connections import connection_pools
 from gptoss_weights.sources.endpoint import can_be_overheard, check_endpoint
 from gptoss_weights.sources.protocol import ObjectVersion
-from gptoss_weights.sources.retry import retrying
+from gptoss_weights.sources.retry import asked_wait, retrying
 from gptoss_weights.sources.settings import HUB_TOKEN_VARIABLE, PARALLEL_FILES_VARIABLE, SourceSettings
 
 _CHUNK_BYTES: Final = 256 * 1024
 _MOST_REDIRECTS: Final = 5
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 _CONTENT_RANGE: Final = re.compile(r"bytes (\d+)-\d+/(\d+)")
-_SECONDS: Final = re.compile(r"\d{1,6}")
 _TOKEN: Final = re.compile(r"[!-~]{1,1024}")
 _DEFAULT_PORTS: Final = {"https": 443, "http": 80}
 
@@ -224,12 +223,11 @@ def _check_status(answer: urllib3.BaseHTTPResponse, name: str, *, at_hub: bool) 
     if status in (200, 206):
         return
     if status == 429 or (status == 503 and "Retry-After" in answer.headers):
-        asked = answer.headers.get("Retry-After", "")
         raise ThrottledError(
             f"the hub throttles requests (status {status}) for {name}; "
             f"give it a token of an account with higher limits, or lower {PARALLEL_FILES_VARIABLE}",
             file=name,
-            seconds=float(asked) if _SECONDS.fullmatch(asked) else 0.0,
+            seconds=asked_wait(answer.headers),
         )
     if status == 416:
         raise SourceChangedError(f"{name} was replaced while it was being read", file=name)

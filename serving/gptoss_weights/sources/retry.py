@@ -4,8 +4,9 @@ A stream that breaks is opened again where it broke, at the same version; every 
 starts the count of tries anew, and a whole file has a bound too.
 """
 
+import re
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from typing import Final
 
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
@@ -17,6 +18,7 @@ _FIRST_WAIT_SECONDS: Final = 0.2
 _LONGEST_WAIT_SECONDS: Final = 10.0
 _LONGEST_RETRY_AFTER_SECONDS: Final = 30.0
 _MAX_BREAKS_PER_FILE: Final = 200
+_SECONDS: Final = re.compile(r"\d{1,6}")
 
 
 def retrying(max_attempts: int, *, sleep: Callable[[float], None] = time.sleep) -> Retrying:
@@ -53,6 +55,12 @@ def read_through(
             yield policy(cursor.advance)
     finally:
         cursor.close()
+
+
+def asked_wait(headers: Mapping[str, str]) -> float:
+    """Return how many seconds an answer asks to be left alone for; 0 if it does not say, or says a date."""
+    asked = headers.get("Retry-After", "")
+    return float(asked) if _SECONDS.fullmatch(asked) else 0.0
 
 
 class _Cursor:

@@ -2,23 +2,21 @@
 
 import hashlib
 import threading
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from urllib.parse import unquote, urlencode, urlsplit
 
 import pytest
 
 from gptoss_weights.sources import SourceSettings
-from tests.contract.weights.proxy import Cut, Refuse, Request, Trickle
+from tests.contract.weights.proxy import Cut, Refuse, Request, Trickle, listening, send_body
 
 ACCOUNT, CONTAINER, PREFIX = "acme", "models", "gpt-oss-tiny/v1"
 KEY = "c2VjcmV0LWtleQ=="
 SIGNATURE = "secret-signature"
-_CHUNK = 64 * 1024
 
 
 def token(*, start: timedelta | None = None, expiry: timedelta = timedelta(hours=1)) -> str:
@@ -114,19 +112,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._headers({"ETag": _etag(content), "x-ms-blob-type": "BlockBlob", **served}, end - start)
         if self.command == "HEAD":
             return
-        stop = end if fault is None else min(end, start + fault.after)
-        for at in range(start, stop, _CHUNK):
-            self.wfile.write(content[at : min(at + _CHUNK, stop)])
-        request.body_bytes = stop - start
-        if fault is None:
-            return
-        self.close_connection = True
-        if isinstance(fault, Cut):
-            fault.then()
-            return
-        while not self.blobs.closed.is_set():
-            self.wfile.write(b"x")
-            time.sleep(0.02)
+        send_body(self, content[start:end], request, fault, self.blobs.closed)
 
     def _refuse(self, status: int, code: str) -> None:
         body = f'<?xml version="1.0"?><Error><Code>{code}</Code><Message>secret-detail</Message></Error>'.encode()
@@ -156,14 +142,6 @@ def blobs(weights) -> Iterator[Blobs]:
     """A storage account with the signed model in it."""
     files = {path.relative_to(weights.folder).as_posix(): path for path in weights.folder.rglob("*") if path.is_file()}
     state = Blobs({name: path.read_bytes() for name, path in files.items()})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"blobs": state}))
-    server.daemon_threads = True
-    server.handle_error = lambda *_: None  # clients that go away are what these tests are about
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    state.endpoint = f"http://127.0.0.1:{server.server_port}/{ACCOUNT}"
-    yield state
-    state.closed.set()
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with listening(type("Handler", (_Handler,), {"blobs": state}), state.closed) as url:
+        state.endpoint = f"{url}/{ACCOUNT}"
+        yield state

@@ -14,6 +14,11 @@ from tests.unit.weights.builders import MODEL, model
 __all__ = ["proxy", "served_by"]
 
 
+SHARD = "model-00001-of-00002.safetensors"
+SECOND = "model-00002-of-00002.safetensors"
+SERVED = {"config.json", "tokenizer.json", "model.safetensors.index.json", SHARD, SECOND}
+
+
 @pytest.fixture(autouse=True)
 def _no_waiting(monkeypatch):
     """Retries need not really wait."""
@@ -48,6 +53,11 @@ def settings_for(access, **changes) -> SourceSettings:
         **changes,
     }
     return SourceSettings(**values)
+
+
+def nothing_is_visible(tmp_path) -> bool:
+    """Whether the folder that `pulled` pulls into gives nothing out."""
+    return list((tmp_path / "private" / "ready").iterdir()) == []
 
 
 @pytest.fixture

@@ -11,12 +11,10 @@ import re
 import secrets
 import ssl
 import threading
-import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -25,13 +23,12 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from gptoss_weights.sources import SourceSettings
-from tests.contract.weights.proxy import Cut, Refuse, Request, Trickle
+from tests.contract.weights.proxy import Cut, Refuse, Request, Trickle, listening, send_body
 from tests.unit.weights.pki import SERVER, YEAR, issue
 
 OWNER, REPOSITORY, COMMIT = "acme", "gpt-oss-tiny", "0123456789abcdef" * 2 + "01234567"
 TOKEN = "hf_a-tenants-own"
 LARGE = re.compile(r"\.safetensors$|^tokenizer\.json$")
-_CHUNK = 64 * 1024
 
 
 @dataclass
@@ -140,19 +137,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command == "HEAD":
             return
-        end = len(content) if fault is None else request.start + fault.after
-        for at in range(request.start, min(end, len(content)), _CHUNK):
-            self.wfile.write(content[at : min(at + _CHUNK, end)])
-        request.body_bytes = min(end, len(content)) - request.start
-        if fault is None:
-            return
-        self.close_connection = True
-        if isinstance(fault, Cut):
-            fault.then()
-            return
-        while not self.hub.closed.is_set():
-            self.wfile.write(b"x")
-            time.sleep(0.02)
+        send_body(self, content[request.start :], request, fault, self.hub.closed)
 
     def _answer(self, status: int, headers: dict[str, str], body: bytes) -> None:
         self.send_response(status)
@@ -193,9 +178,12 @@ def hub(weights, tmp_path, monkeypatch) -> Iterator[Hub]:
     state = Hub({name: path.read_bytes() for name, path in files.items()})
     context = _certified(tmp_path, state)
     monkeypatch.setenv("SSL_CERT_FILE", str(state.authorities))
-    with _served(_Handler, state, context) as state.endpoint, _served(_Files, state, context) as state.download:
+    resolving, downloading = (type("Handler", (kind,), {"hub": state}) for kind in (_Handler, _Files))
+    with (
+        listening(resolving, state.closed, context) as state.endpoint,
+        listening(downloading, state.closed, context) as state.download,
+    ):
         yield state
-        state.closed.set()
 
 
 def _certified(folder: Path, state: Hub) -> ssl.SSLContext:
@@ -211,21 +199,3 @@ def _certified(folder: Path, state: Hub) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(chain)
     return context
-
-
-@contextmanager
-def _served(kind: type[_Handler], state: Hub, context: ssl.SSLContext) -> Iterator[str]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (kind,), {"hub": state}))
-    server.daemon_threads = True
-    server.handle_error = lambda *_: None  # clients that go away are what these tests are about
-    # Shaken hands with in the thread of each connection, so that a client that waits delays nobody.
-    server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    try:
-        yield f"https://127.0.0.1:{server.server_port}"
-    finally:
-        state.closed.set()
-        server.shutdown()
-        thread.join()
-        server.server_close()

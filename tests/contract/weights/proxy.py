@@ -1,12 +1,17 @@
-"""Between a pull and a real S3 server: passes requests on, counts them, and breaks the answers that a test names."""
+"""Between a pull and a real S3 server: passes requests on, counts them, and breaks the answers that a test names.
+
+The servers that stand for other sources break theirs by the same faults, and listen by the same means.
+"""
 
 import http.client
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import pytest
@@ -152,15 +157,57 @@ def proxy(object_store) -> Iterator[Proxy]:
 def proxied(upstream: str) -> Iterator[Proxy]:
     """A proxy before a server."""
     state = Proxy(upstream)
-    handler = type("Handler", (_Handler,), {"proxy": state})
+    with listening(type("Handler", (_Handler,), {"proxy": state}), state.closed) as state.endpoint:
+        yield state
+
+
+@contextmanager
+def listening(
+    handler: type[BaseHTTPRequestHandler], closed: threading.Event, context: ssl.SSLContext | None = None
+) -> Iterator[str]:
+    """Serve on a free port; yield the URL. ``closed`` is set in the end, for answers that trickle."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     server.daemon_threads = True
     server.handle_error = lambda *_: None  # clients that go away are what these tests are about
+    if context is not None:
+        # Shaken hands with in the thread of each connection, so that a client that waits delays nobody.
+        server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
-    state.endpoint = f"http://127.0.0.1:{server.server_port}"
-    yield state
-    state.closed.set()
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    try:
+        yield f"http{'' if context is None else 's'}://127.0.0.1:{server.server_port}"
+    finally:
+        closed.set()
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def send_body(
+    handler: BaseHTTPRequestHandler,
+    content: bytes,
+    request: Request,
+    fault: Cut | Trickle | None,
+    closed: threading.Event,
+) -> None:
+    """Send a body, or what a fault leaves of it."""
+    stop = len(content) if fault is None else min(len(content), fault.after)
+    for at in range(0, stop, _CHUNK):
+        handler.wfile.write(content[at : min(at + _CHUNK, stop)])
+    request.body_bytes = stop
+    if fault is None:
+        return
+    handler.close_connection = True
+    if isinstance(fault, Cut):
+        fault.then()
+        return
+    while not closed.is_set():
+        handler.wfile.write(b"x")
+        time.sleep(0.02)
+
+
+def on(name: str, fault: object, *, until: int = 10**6, method: str = "GET") -> Callable[[Request], Any]:
+    """The fault for the first requests for one file."""
+    return lambda request: (
+        fault if (request.method, request.name) == (method, name) and request.number < until else None
+    )

@@ -27,13 +27,12 @@ from gptoss_weights.sources import ObjectVersion, SourceSettings, open_source
 from gptoss_weights.sources.azure import _RANGE_BYTES
 from gptoss_weights.trust import read_bundle
 from tests.contract.weights.blobs import ACCOUNT, KEY, PREFIX, SIGNATURE, blobs, token
+from tests.contract.weights.conftest import SERVED, SHARD, nothing_is_visible
 from tests.contract.weights.hub import hub
-from tests.contract.weights.proxy import Cut, Refuse, Trickle
+from tests.contract.weights.proxy import Cut, Refuse, Trickle, on
 
 __all__ = ["blobs", "hub"]
 
-SHARD = "model-00001-of-00002.safetensors"
-SERVED = {"config.json", "tokenizer.json", "model.safetensors.index.json", SHARD, "model-00002-of-00002.safetensors"}
 LARGE = bytes(range(256)) * (2 * _RANGE_BYTES // 256 + 1)
 
 
@@ -47,17 +46,6 @@ def pull(blobs, pulled):
 
 def opened(blobs, **changes):
     return open_source(blobs.uri, settings=blobs.settings(**changes))
-
-
-def nothing_is_visible(tmp_path):
-    ready = tmp_path / "private" / "ready"
-    return not ready.exists() or list(ready.iterdir()) == []
-
-
-def on(name, fault, *, until=10**6, method="GET"):
-    return lambda request: (
-        fault if (request.method, request.name) == (method, name) and request.number < until else None
-    )
 
 
 def test_only_listed_and_served_files_are_asked_for_and_once(pull, blobs, weights):

@@ -21,13 +21,11 @@ from gptoss_weights.limits import PullLimits
 from gptoss_weights.sources import open_source
 from gptoss_weights.sources.connections import _checked
 from gptoss_weights.sources.retry import retrying
+from tests.contract.weights.conftest import SERVED, SHARD, nothing_is_visible
 from tests.contract.weights.hub import COMMIT, TOKEN, hub
 from tests.contract.weights.proxy import Cut, Refuse, Trickle
 
 __all__ = ["hub"]
-
-SHARD = "model-00001-of-00002.safetensors"
-SERVED = {"config.json", "tokenizer.json", "model.safetensors.index.json", SHARD, "model-00002-of-00002.safetensors"}
 
 
 @pytest.fixture
@@ -38,10 +36,6 @@ def pull(hub, pulled):
         return pulled(hub.uri, revision=revision, settings=hub.settings(**changes), limits=limits)
 
     return once
-
-
-def nothing_is_visible(tmp_path):
-    return list((tmp_path / "private" / "ready").iterdir()) == []
 
 
 def on(name, fault, *, host="files", until=10**6):

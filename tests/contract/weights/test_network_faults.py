@@ -12,12 +12,8 @@ from gptoss_weights.errors import (
     StalledTransferError,
 )
 from gptoss_weights.limits import PullLimits
-from tests.contract.weights.conftest import settings_for
-from tests.contract.weights.proxy import Cut, Refuse, Trickle
-
-SHARD = "model-00001-of-00002.safetensors"
-SECOND = "model-00002-of-00002.safetensors"
-SERVED = {"config.json", "tokenizer.json", "model.safetensors.index.json", SHARD, SECOND}
+from tests.contract.weights.conftest import SERVED, SHARD, nothing_is_visible, settings_for
+from tests.contract.weights.proxy import Cut, Refuse, Trickle, on
 
 
 @pytest.fixture
@@ -29,17 +25,6 @@ def pull(object_store, uploaded, pulled, proxy):
         return pulled(object_store.uri(uploaded), settings=settings, limits=limits)
 
     return once
-
-
-def nothing_is_visible(tmp_path):
-    return list((tmp_path / "private" / "ready").iterdir()) == []
-
-
-def on(name, fault, *, until=10**6, method="GET"):
-    """The fault for the first requests for one file."""
-    return lambda request: (
-        fault if (request.method, request.name) == (method, name) and request.number < until else None
-    )
 
 
 def test_only_listed_and_served_files_are_asked_for_and_once(pull, proxy, weights):
