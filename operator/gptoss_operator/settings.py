@@ -5,13 +5,14 @@ from pathlib import Path
 from typing import Annotated, Self
 
 import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from gptoss_api.clusters import RayCluster
 from gptoss_api.model import Name, StrictModel
 from gptoss_operator.election import Terms
 from gptoss_operator.kuberay_settings import KubeRaySettings
 from gptoss_operator.plan.rayservice.workload import KubeRaySite
+from gptoss_weights.sources.download_hosts import check_download_host
 from gptoss_weights.sources.settings import HUB_ENDPOINT, SourceSettings
 
 
@@ -26,19 +27,13 @@ class S3Settings(StrictModel):
     region: str | None = Field(default=None, description="Region to sign requests for.")
 
 
-DownloadHost = Annotated[
-    str, Field(max_length=260, pattern=r"^(\*\.)?[a-z0-9]([a-z0-9.-]*[a-z0-9])?(:[1-9][0-9]{0,4})?$")
-]
-"""``host`` (its port is that of https), ``host:port``, or ``*.domain`` for every host below one."""
-
-
 class HubSettings(StrictModel):
     """A Hugging Face hub, or a mirror of one."""
 
     endpoint: Annotated[str, Field(pattern=r"^https?://")] | None = Field(
         default=None, description="URL of the hub; none is the public one."
     )
-    download_hosts: tuple[DownloadHost, ...] = Field(
+    download_hosts: tuple[Annotated[str, AfterValidator(check_download_host)], ...] = Field(
         default=(), description="Hosts to which the hub may redirect for the bytes of large files; none refuses that."
     )
 

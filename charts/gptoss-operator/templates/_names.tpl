@@ -25,11 +25,16 @@
 {{- define "gptoss.installation" -}}{{ default .Release.Name .Values.installation }}{{- end }}
 
 {{- define "gptoss.gatewayURL" -}}
-{{- default (printf "%s://%s.%s.svc:%s/v1" (ternary "https" "http" (not (empty .Values.gateway.tls.secretName))) (include "gptoss.gatewayName" .) .Release.Namespace (include "gptoss.gatewayPort" .)) .Values.gatewayURL }}
+{{- default (printf "%s://%s.%s.svc:%s/v1" (ternary "https" "http" (eq "true" (include "gptoss.gatewayTLS" .))) (include "gptoss.gatewayName" .) .Release.Namespace (include "gptoss.gatewayPort" .)) .Values.gatewayURL }}
+{{- end }}
+
+{{/* "true" if the gateway speaks HTTPS, wherever that was said: gateway.tls or gateway.settings. */}}
+{{- define "gptoss.gatewayTLS" -}}
+{{- not (empty (include "gptoss.gatewaySettings" . | fromYaml).tls) }}
 {{- end }}
 
 {{- define "gptoss.gatewayPort" -}}
-{{- default (ternary 443 80 (not (empty .Values.gateway.tls.secretName))) .Values.gateway.service.port }}
+{{- default (ternary 443 80 (eq "true" (include "gptoss.gatewayTLS" .))) .Values.gateway.service.port }}
 {{- end }}
 
 {{- define "gptoss.selector" -}}

@@ -1,4 +1,4 @@
-{{/* Out: DNS, and TCP to everything but link-local addresses: API server, Ray clusters, object stores. */}}
+{{/* Out: DNS, and TCP to everything but link-local and clouds' metadata addresses: API server, Ray clusters, stores. */}}
 {{- define "gptoss.egress" -}}
 - ports:
     - {port: 53, protocol: UDP}
@@ -7,12 +7,12 @@
     - ipBlock:
         cidr: 0.0.0.0/0
         {{- if not .Values.networkPolicy.allowLinkLocal }}
-        except: [169.254.0.0/16]
+        except: ["100.100.100.200/32", "169.254.0.0/16"]
         {{- end }}
     - ipBlock:
         cidr: "::/0"
         {{- if not .Values.networkPolicy.allowLinkLocal }}
-        except: ["fe80::/10", "fd00:ec2::254/128"]
+        except: ["fd00:ec2::254/128", "fe80::/10"]
         {{- end }}
   ports: [{port: 1, endPort: 65535, protocol: TCP}]
 {{- end }}

@@ -46,3 +46,18 @@ topologySpreadConstraints:
   {{- end }}
 {{- end }}
 {{- end }}
+
+{{/* What a gateway's pod asks for grows with its workers, each of which has bounds of its own; what is given counts more. */}}
+{{- define "gptoss.gatewayResources" -}}
+{{- $workers := int (include "gptoss.gatewaySettings" . | fromYaml).workers }}
+{{- $resources := dict
+  "requests" (dict "cpu" (printf "%dm" (mul 250 $workers)) "memory" (printf "%dMi" (mul 256 $workers)))
+  "limits" (dict "memory" (printf "%dGi" $workers)) }}
+{{- range $kind, $given := .Values.gateway.resources }}
+{{- range $name, $quantity := $given }}
+{{- if not (hasKey $resources $kind) }}{{ $_ := set $resources $kind dict }}{{ end }}
+{{- if kindIs "invalid" $quantity }}{{ $_ := unset (get $resources $kind) $name }}{{ else }}{{ $_ := set (get $resources $kind) $name $quantity }}{{ end }}
+{{- end }}
+{{- end }}
+{{- toYaml $resources }}
+{{- end }}

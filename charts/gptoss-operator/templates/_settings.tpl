@@ -46,7 +46,8 @@
 {{- with .Values.defaultRayCluster }}{{ $_ := set $settings "defaultRayCluster" . }}{{ end }}
 {{- if .Values.kubeRay.enabled }}
 {{- $access := dict "gatewayTokenFile" "/etc/gptoss/kuberay/token" }}
-{{- with .Values.kubeRay.settings.serviceURL }}{{ $_ := set $access "serviceURL" . }}{{ end }}
+{{- /* Said to the operator, it counts for the gateway too: both must ask the same engines. */}}
+{{- with dig "kubeRay" "serviceURL" .Values.kubeRay.settings.serviceURL .Values.operator.settings }}{{ $_ := set $access "serviceURL" . }}{{ end }}
 {{- $_ := set $settings "kubeRay" $access }}
 {{- end }}
 {{- with .Values.gateway.tls }}

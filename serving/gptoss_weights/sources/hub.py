@@ -30,10 +30,16 @@ from gptoss_weights.errors import (
 )
 from gptoss_weights.location import Location
 from gptoss_weights.sources.connections import connection_pools
+from gptoss_weights.sources.download_hosts import check_download_host
 from gptoss_weights.sources.endpoint import can_be_overheard, check_endpoint
 from gptoss_weights.sources.protocol import ObjectVersion
 from gptoss_weights.sources.retry import asked_wait, retrying
-from gptoss_weights.sources.settings import HUB_TOKEN_VARIABLE, PARALLEL_FILES_VARIABLE, SourceSettings
+from gptoss_weights.sources.settings import (
+    HUB_DOWNLOAD_HOSTS_VARIABLE,
+    HUB_TOKEN_VARIABLE,
+    PARALLEL_FILES_VARIABLE,
+    SourceSettings,
+)
 
 _CHUNK_BYTES: Final = 256 * 1024
 _MOST_REDIRECTS: Final = 5
@@ -56,7 +62,7 @@ class HubSource:
         self._endpoint = urlsplit(settings.hf_endpoint.rstrip("/"))
         self._repository = (location.bucket, *location.segments)
         self._revision = location.revision
-        self._download_hosts = settings.hf_download_hosts
+        self._download_hosts = _checked_hosts(settings.hf_download_hosts)
         self._token = _checked_token(settings.hf_token, self._endpoint)
         self._max_attempts = settings.max_attempts
         self._pools = connection_pools()
@@ -184,7 +190,7 @@ class HubSource:
             )
         raise SourceNotAllowedError(
             f"the hub redirects {name} to a host that no administrator allows: {_printable(url.hostname)}; add it to "
-            "weightSources.huggingFace.downloadHosts (GPTOSS_WEIGHTS_HF_DOWNLOAD_HOSTS), or use a mirror",
+            f"weightSources.huggingFace.downloadHosts ({HUB_DOWNLOAD_HOSTS_VARIABLE}), or use a mirror",
             file=name,
         )
 
@@ -204,6 +210,15 @@ class HubSource:
             _refuse_hub("does not say which commit it answers for", name)
         if commit != self._revision:
             _refuse_hub(f"answers with another commit of {name} than asked for", name)
+
+
+def _checked_hosts(hosts: tuple[str, ...]) -> tuple[str, ...]:
+    try:
+        return tuple(map(check_download_host, hosts))
+    except ValueError as error:
+        raise SourceNotAllowedError(
+            f"{HUB_DOWNLOAD_HOSTS_VARIABLE} (weightSources.huggingFace.downloadHosts): {error}; commas separate several"
+        ) from error
 
 
 def _checked_token(token: str | None, endpoint: SplitResult) -> str | None:

@@ -3,6 +3,7 @@
 import copy
 import json
 import re
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from gptoss_cli.local.control_plane import ControlPlane
 from gptoss_cli.local.errors import StepError
 from gptoss_gateway.settings import GatewaySettings
 from gptoss_operator.settings import load_settings
+from gptoss_weights.sources.endpoint import is_forbidden
 from tests.apiserver.chart.helm import CHART, VALUES_FILES, Helm, HelmError, Raw, of_kind
 from tests.controlplane import CRDS
 
@@ -55,6 +57,20 @@ def rendered(helm: Helm, namespace: str, which: Path | None, values: Raw | None 
     """Render for a namespace; the examples' own namespaces are replaced by it, for it exists."""
     text = (which.read_text() if which else "").replace("watchNamespaces: [ml]", f"watchNamespaces: [{namespace}]")
     return helm.render(namespace, values={**(yaml.safe_load(text) or {}), **(values or {})})
+
+
+def gateway_url(objects: list[Raw]) -> str:
+    """Return the address that every deployment's status tells."""
+    (text,) = (
+        each["data"]["operator.yaml"] for each in of_kind(objects, "ConfigMap") if "operator.yaml" in each["data"]
+    )
+    return str(yaml.safe_load(text)["gatewayURL"])
+
+
+def reaches(block: Raw, address: str) -> bool:
+    """Tell whether a NetworkPolicy's block lets an address through."""
+    reached = ip_address(address)
+    return reached in ip_network(block["cidr"]) and not any(reached in ip_network(each) for each in block["except"])
 
 
 @pytest.mark.parametrize("values", VALUES_FILES, ids=lambda path: path.stem)
@@ -206,6 +222,76 @@ def test_a_certificate_is_mounted_where_the_settings_look_and_the_address_is_htt
     assert str(url) == "https://gptoss-gptoss-operator-gateway.gpt.svc:443/v1"
 
 
+@pytest.mark.parametrize("port", [None, 8443])
+def test_a_certificate_in_the_settings_file_makes_the_address_https_too(helm: Helm, port: int | None):
+    tls = {"certFile": "/certificates/tls.crt", "keyFile": "/certificates/tls.key"}
+    objects = helm.render("gpt", values={"gateway": {"settings": {"tls": tls}, "service": {"port": port}}})
+    ports = [port for each in of_kind(objects, "Service") for port in each["spec"]["ports"] if port["name"] == "http"]
+    assert [(port["port"], port["appProtocol"]) for port in ports] == [(port or 443, "https")]
+    assert gateway_url(objects) == f"https://gptoss-gptoss-operator-gateway.gpt.svc:{port or 443}/v1"
+    assert gateway_url(helm.render("gpt")) == "http://gptoss-gptoss-operator-gateway.gpt.svc:80/v1"
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"kubeRay": {"settings": {"serviceURL": "http://{service}.{namespace}.svc.cluster.test"}}},
+        {
+            "kubeRay": {"settings": {"serviceURL": "http://{service}.overruled"}},
+            "operator": {"settings": {"kubeRay": {"serviceURL": "http://{service}.{namespace}.svc.cluster.test"}}},
+        },
+    ],
+    ids=["kubeRay.settings", "operator.settings"],
+)
+def test_operator_and_gateway_look_for_engines_in_one_place(helm: Helm, tmp_path: Path, values: Raw):
+    kube_ray = {"enabled": True, "image": "images.test/gptoss-serving", **values["kubeRay"]}
+    for each in of_kind(helm.render("gpt", values={**values, "kubeRay": kube_ray}), "ConfigMap"):
+        for name, text in each["data"].items():
+            (tmp_path / name).write_text(text)
+    operator, gateway = load_settings(tmp_path / "operator.yaml"), GatewaySettings.load(tmp_path / "gateway.yaml")
+    assert operator.kube_ray is not None
+    assert gateway.kube_ray is not None
+    url = gateway.kube_ray.engine_url("ml", "a")
+    assert url == operator.kube_ray.engine_url("ml", "a")
+    assert url.startswith("http://a-gptoss.ml.svc.cluster.test/")
+
+
+def test_pods_reach_no_address_that_is_refused_as_a_source(helm: Helm):
+    policies = of_kind(helm.render("gpt"), "NetworkPolicy")
+    assert len(policies) == 2
+    for policy in policies:
+        blocks = [to["ipBlock"] for rule in policy["spec"]["egress"] for to in rule.get("to", ())]
+        for address in ("169.254.169.254", "100.100.100.200", "fd00:ec2::254", "fe80::a9fe:a9fe"):
+            assert is_forbidden(address)
+            assert not any(reaches(block, address) for block in blocks)
+        for address in ("100.100.100.201", "10.0.0.1", "fd00:ec2::253"):
+            assert not is_forbidden(address)
+            assert any(reaches(block, address) for block in blocks)
+
+
+@pytest.mark.parametrize(
+    ("gateway", "requests", "limits"),
+    [
+        ({}, ("250m", "256Mi"), {"memory": "1Gi"}),
+        ({"workers": 4}, ("1000m", "1024Mi"), {"memory": "4Gi"}),
+        ({"settings": {"workers": 2}}, ("500m", "512Mi"), {"memory": "2Gi"}),
+        (
+            {"workers": 4, "resources": {"requests": {"cpu": 3}, "limits": {"memory": "6Gi", "cpu": "8"}}},
+            (3, "1024Mi"),
+            {"memory": "6Gi", "cpu": "8"},
+        ),
+        ({"resources": {"limits": {"memory": None}}}, ("250m", "256Mi"), {}),
+    ],
+)
+def test_the_memory_of_a_gateway_grows_with_its_workers(
+    helm: Helm, gateway: Raw, requests: tuple[str | int, str], limits: Raw
+):
+    deployments = of_kind(helm.render("gpt", values={"gateway": gateway}), "Deployment")
+    pods = {each["metadata"]["name"]: each["spec"]["template"]["spec"] for each in deployments}
+    resources = pods["gptoss-gptoss-operator-gateway"]["containers"][0]["resources"]
+    assert resources == {"requests": {"cpu": requests[0], "memory": requests[1]}, "limits": limits}
+
+
 @pytest.mark.parametrize(
     ("gateway", "seconds"),
     [
@@ -262,6 +348,10 @@ def test_images_come_from_where_the_values_say(helm: Helm, values: Raw, image: s
         ({"gateway": {"tls": {"secretName": "a", "minimumVersion": "1.3"}}}, "/gateway/tls/minimumVersion"),
         ({"gateway": {"tls": {"clientCA": {"secretName": "a"}}}}, "gateway.tls.secretName is not"),
         ({"gateway": {"shutdown": {"graceSeconds": 7200}}}, "/gateway/shutdown/graceSeconds"),
+        (
+            {"operator": {"weightSources": {"huggingFace": {"downloadHosts": ["https://cdn.example.com"]}}}},
+            "/operator/weightSources/huggingFace/downloadHosts/0",
+        ),
     ],
 )
 def test_wrong_values_are_refused_by_name(helm: Helm, values: Raw, said: str):

@@ -21,6 +21,7 @@ from gptoss_weights.limits import PullLimits
 from gptoss_weights.sources import open_source
 from gptoss_weights.sources.connections import _checked
 from gptoss_weights.sources.retry import retrying
+from gptoss_weights.sources.settings import SourceSettings
 from tests.contract.weights.conftest import SERVED, SHARD, nothing_is_visible
 from tests.contract.weights.hub import COMMIT, TOKEN, hub
 from tests.contract.weights.proxy import Cut, Refuse, Trickle
@@ -266,3 +267,18 @@ def test_a_hub_is_left_alone_for_as_long_as_it_asks_within_reason(hub, asked, le
         retrying(2, sleep=waited.append)(ask)
     (seconds,) = waited
     assert least <= seconds <= most
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    ["https://cdn.example.com", "*", "*example.com", "Files.Example.com", "cdn.example.com;x.example",
+     "cdn.example.com:0", "cdn.example.com:65536", "cdn.example.com/path", "[::1]", "-cdn.example.com"],
+)  # fmt: skip
+def test_a_download_host_that_is_none_is_named_before_anything_is_asked_for(hub, pull, wrong):
+    read = SourceSettings.from_environment({"GPTOSS_WEIGHTS_HF_DOWNLOAD_HOSTS": f"*.hf.co, {wrong}"})
+    with pytest.raises(SourceNotAllowedError) as told:
+        pull(hf_download_hosts=read.hf_download_hosts)
+    assert "GPTOSS_WEIGHTS_HF_DOWNLOAD_HOSTS" in told.value.message
+    assert repr(wrong) in told.value.message
+    assert "write host, host:port or *.domain" in told.value.message
+    assert not hub.requests
