@@ -1,5 +1,6 @@
 """docs/compatibility.md names the versions that tests and images really have."""
 
+import json
 import re
 import tomllib
 from pathlib import Path
@@ -28,6 +29,11 @@ def required(module: str, path: str) -> str:
     return found[1]
 
 
+def node_package(tests: str, package: str) -> str:
+    manifest = json.loads((REPOSITORY / "tests" / tests / "package.json").read_text())
+    return str(manifest["dependencies"][package])
+
+
 CHART = yaml.safe_load((REPOSITORY / "charts" / "gptoss-operator" / "Chart.yaml").read_text())
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
 WORKFLOW = yaml.safe_load((REPOSITORY / ".github" / "workflows" / "ci.yaml").read_text())
@@ -54,7 +60,9 @@ ROWS = {
     "kopf": (locked("operator.txt", "kopf"), locked("dev.txt", "kopf")),
     "kubernetes (Python)": (locked("operator.txt", "kubernetes"), locked("dev.txt", "kubernetes")),
     "OpenAI's client for Python": ("any recent", locked("dev.txt", "openai")),
+    "OpenAI's client for Node": ("any recent", node_package("node", "openai")),
     "S3 server": ("any", f"versitygw {required('objectstore', 'github.com/versity/versitygw')}"),
+    "Azure Blob Storage": ("any", f"Azurite {node_package('azure', 'azurite')}"),
     "OpenSSF Model Signing": ("v1 bundles", f"model-signing {locked('dev.txt', 'model-signing')}"),
 }
 
