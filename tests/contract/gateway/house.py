@@ -48,7 +48,7 @@ class Reports:
                 return demand
         return {}
 
-    async def until(self, gateway: str, *, within: float = 2.0, uid: str = UID, **wanted: Any) -> Mapping[str, Any]:
+    async def until(self, gateway: str, *, within: float = 60.0, uid: str = UID, **wanted: Any) -> Mapping[str, Any]:
         """Wait until a gateway's report says all of ``wanted`` about a deployment; a range means any in it."""
         async with asyncio.timeout(within), self._changed:
             while True:
@@ -144,7 +144,7 @@ class House:
         del self.engines.applications[route_prefix(namespace, name)]
 
 
-async def eventually(holds: Callable[[], bool], *, within: float = 30.0) -> None:
+async def eventually(holds: Callable[[], bool], *, within: float = 60.0) -> None:
     """Wait until something that tells nobody when it changes is so."""
     async with asyncio.timeout(within):
         while not holds():  # noqa: ASYNC110
@@ -155,7 +155,7 @@ def hashed(key: str) -> str:
     return "sha256:" + hashlib.sha256(key.encode()).hexdigest()
 
 
-def client(server: Server, *, key: str = KEY, retries: int = 0, timeout: float = 10.0) -> openai.AsyncOpenAI:
+def client(server: Server, *, key: str = KEY, retries: int = 0, timeout: float = 60.0) -> openai.AsyncOpenAI:
     return openai.AsyncOpenAI(base_url=server.url + "/v1", api_key=key, max_retries=retries, timeout=timeout)
 
 
@@ -173,7 +173,7 @@ def model_object(
     state: str, *, name: str = "assistant", namespace: str = "ml", uid: str = UID, epoch: int = 1, **more: Any
 ) -> dict[str, Any]:
     """Return a deployment in a state: serving, idle, draining, waking, suspended or stalled."""
-    spec = {"scaling": {"wakeTimeoutSeconds": 5}} | {key: value for key, value in more.items() if key != "wake"}
+    spec = {"scaling": {"wakeTimeoutSeconds": 60}} | {key: value for key, value in more.items() if key != "wake"}
     raw = deployment_object(name, namespace, uid=uid, **spec)
     raw["metadata"]["creationTimestamp"] = "2026-11-01T00:00:00Z"
     reason = state.capitalize()

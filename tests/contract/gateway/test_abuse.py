@@ -41,7 +41,7 @@ class Wire:
 
     async def rest(self) -> bytes:
         """Read until the gateway closes."""
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             with contextlib.suppress(ConnectionError):
                 return await self.reader.read()
         return b""
@@ -209,7 +209,7 @@ async def test_a_head_that_trickles_is_ended_and_others_do_not_notice(awake, hou
 
 
 async def test_a_second_head_that_trickles_is_ended_too_and_idle_connections_are_not(awake, house):
-    server = await house.open_gateway(limits={"headSeconds": 0.2})
+    server = await house.open_gateway(limits={"headSeconds": 1.0})
     async with wire(server) as connection, wire(server) as idle:
         for each in (connection, idle):
             await each.send(HEAD + LENGTH % len(BODY) + b"\r\n" + BODY)
@@ -234,12 +234,12 @@ async def test_a_body_that_trickles_is_408(awake, house):
 
 
 async def test_a_long_answer_does_not_count_as_a_slow_head(awake, house):
-    server = await house.open_gateway(limits={"headSeconds": 0.1, "bodySeconds": 0.1})
+    server = await house.open_gateway(limits={"headSeconds": 1.0, "bodySeconds": 1.0})
     awake.paused.clear()
     async with client(server) as api:
         answer = ask(api)
         await eventually(lambda: bool(awake.posts))
-        await asyncio.sleep(0.3)
+        await asyncio.sleep(1.5)
         awake.paused.set()
         assert (await answer).choices[0].message.content == "Hello world"
 
@@ -256,12 +256,12 @@ async def test_connections_are_bounded_and_places_come_back(awake, house, bound)
             status, headers, _ = await third.answer()
             assert (status, headers["retry-after"]) == (503, "1")
             assert await third.rest() == b""
-    for _ in range(20):
-        async with wire(server) as connection:
-            await connection.send(request)
-            if (await connection.answer())[0] == 200:
-                return
-    pytest.fail("no place came back")
+    async with asyncio.timeout(60):
+        while True:
+            async with wire(server) as connection:
+                await connection.send(request)
+                if (await connection.answer())[0] == 200:
+                    return
 
 
 async def test_bodies_together_are_bounded_and_memory_comes_back_with_the_first_byte_of_an_answer(awake, house):
@@ -276,7 +276,7 @@ async def test_bodies_together_are_bounded_and_memory_comes_back_with_the_first_
         status, _, body = await streaming.answer()
         assert (status, json.loads(body)["error"]["code"]) == (503, "gateway_busy")
         await coming.send(large[1000:])
-        await asyncio.wait_for(awake.streaming.wait(), 2)
+        await asyncio.wait_for(awake.streaming.wait(), 60)
         await eventually(lambda: server.gateway.intake.taken == 0)
         assert not awake.aborted.is_set()
 

@@ -158,7 +158,7 @@ async def test_the_longest_request_is_ended(awake):
         with pytest.raises(openai.APIError, match="longer than"):
             async for _ in stream:
                 pass
-    await asyncio.wait_for(application.aborted.wait(), 1)
+    await asyncio.wait_for(application.aborted.wait(), 60)
 
 
 async def test_a_model_on_an_unknown_or_foreign_cluster_is_refused_with_the_reason(house):

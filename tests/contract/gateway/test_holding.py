@@ -2,38 +2,42 @@
 
 import asyncio
 import json
+import re
 import time
+from functools import partial
 from itertools import pairwise
 
 import aiohttp
 import openai
 import pytest
 
+from gptoss_gateway import prober
 from gptoss_gateway.admission import RAMP_SECONDS
 from gptoss_gateway.hold import WaitingRoom
 from tests.contract.gateway.house import KEY, OTHER_KEY, UID, House, client, eventually, hashed, model_object
 from tests.contract.gateway.test_passing_through import AUTHORIZED, MESSAGES, metrics
+
+NOT_WAITED = {"model": "assistant", "namespace": "ml", "route": "/v1/chat/completions", "code": "503"}
 
 
 def ask(api: openai.AsyncOpenAI, **more):
     return asyncio.create_task(api.chat.completions.create(model="assistant", messages=MESSAGES, **more))
 
 
-async def test_first_request_for_a_sleeping_model_is_reported_at_once_and_answered_when_the_engine_is(house):
+async def test_first_request_for_a_sleeping_model_is_reported_at_once_and_answered_when_the_engine_is(
+    house, monkeypatch
+):
+    monkeypatch.setattr("gptoss_gateway.report.HEARTBEAT_SECONDS", 3600.0)  # no beat would bring it
     house.apply(model_object("idle"))
     server = await house.open_gateway()
     async with client(server) as api:
-        began = time.monotonic()
         answer = ask(api)
         demand = await house.reports.until("gateway-0", waiting=1)
-        assert time.monotonic() - began < 1
         assert (demand["namespace"], demand["name"], demand["inFlight"]) == ("ml", "assistant", 0)
         assert demand["lastRequest"]
         assert not answer.done()
         house.deploy()
-        began = time.monotonic()
         assert (await answer).choices[0].message.content == "Hello world"
-        assert time.monotonic() - began < 1
     assert 'gptoss_gateway_hold_seconds_count{model="assistant",namespace="ml"} 1.0' in await metrics(server)
 
 
@@ -50,7 +54,8 @@ async def test_listing_models_is_no_demand(house):
     assert house.engines.requests == []
 
 
-async def test_release_does_not_wait_for_hanging_probes(house):
+async def test_release_does_not_wait_for_hanging_probes(house, monkeypatch):
+    monkeypatch.setattr(prober, "answers", partial(prober.answers, within=3600.0))
     house.apply(model_object("idle"))
     application = house.deploy()
     application.deploying = True
@@ -59,9 +64,7 @@ async def test_release_does_not_wait_for_hanging_probes(house):
         answer = ask(api)
         await eventually(lambda: len(house.engines.requests) >= 3)
         application.deploying = False
-        began = time.monotonic()
         await answer
-        assert time.monotonic() - began < 0.7
 
 
 async def test_an_engine_of_an_older_object_does_not_release(house):
@@ -80,13 +83,14 @@ async def test_waiting_stream_gets_heartbeats_that_the_client_library_takes(hous
     house.apply(model_object("waking", wake={"stage": "Pulling", "lastSeconds": 42.4}))
     server = await house.open_gateway()
     async with client(server) as api, aiohttp.ClientSession() as session:
-        stream = await asyncio.wait_for(ask(api, stream=True), 1)  # headers came while it waits
+        stream = await asyncio.wait_for(ask(api, stream=True), 30)  # headers came while it waits
         body = {"model": "assistant", "messages": MESSAGES, "stream": True}
         async with session.post(server.url + "/v1/chat/completions", json=body, headers=AUTHORIZED) as response:
             line = await response.content.readline()
-            assert line == (
-                b": waking ml/assistant, waited 0 s, stage Pulling, the last wake took 42 s, about 42 s to go\n"
+            told = (
+                rb": waking ml/assistant, waited \d s, stage Pulling, the last wake took 42 s, about [34]\d s to go\n"
             )
+            assert re.fullmatch(told, line)
             house.deploy()
             assert "".join([chunk.choices[0].delta.content async for chunk in stream]) == "Hello world"
             assert (await response.read()).endswith(b"data: [DONE]\n\n")
@@ -99,8 +103,8 @@ async def test_wake_time_out_is_503_with_the_measured_wake_as_retry_after(house)
         with pytest.raises(openai.InternalServerError) as caught:
             await ask(api)
     assert caught.value.status_code == 503
-    assert caught.value.response.headers["retry-after"] == "42"  # it took 42.2 s, and one has passed
-    demand = await house.reports.until("gateway-0", within=6, inFlight=0)
+    assert 30 <= int(caught.value.response.headers["retry-after"]) <= 42  # it took 42.2 s, and one has passed
+    demand = await house.reports.until("gateway-0", inFlight=0)
     assert demand["waiting"] == 1  # kept for its retry
 
 
@@ -128,7 +132,7 @@ async def test_more_than_the_bound_is_429_with_retry_after(house):
         await eventually(lambda: server.gateway.ledger.counts(UID) == (2, 0))
         with pytest.raises(openai.RateLimitError) as caught:
             await ask(api)
-        assert caught.value.response.headers["retry-after"] == "43"
+        assert 30 <= int(caught.value.response.headers["retry-after"]) <= 43
         assert "gptoss_gateway_held_requests" in await metrics(server)
         house.deploy()
         await asyncio.gather(*held)
@@ -257,7 +261,7 @@ async def test_a_gateway_that_cannot_report_admits_to_models_that_never_sleep_on
         await api.chat.completions.create(model="always", messages=MESSAGES)
         await eventually(lambda: server.gateway.ledger.counts(UID) == (1, 0))
         house.reports.refuse = False
-        await asyncio.wait_for(held, 5)
+        await asyncio.wait_for(held, 60)
 
 
 async def test_many_held_requests_are_released_in_order_and_as_many_as_the_engine_takes_and_nobody_overtakes(house):
@@ -328,7 +332,8 @@ async def test_never_more_are_released_than_the_replicas_take(house):
         await asyncio.gather(*held)
 
 
-async def test_a_saturated_model_takes_tenants_in_turn_by_priority_and_a_full_queue_is_shared(house):
+async def test_a_saturated_model_takes_tenants_in_turn_by_priority_and_a_full_queue_is_shared(house, monkeypatch):
+    monkeypatch.setattr("gptoss_gateway.report.HEARTBEAT_SECONDS", 3600.0)  # writes are counted
     house.write_keys(
         [
             {"name": "ml", "keys": [hashed(KEY)], "namespaces": ["ml"]},
@@ -379,9 +384,8 @@ async def test_a_waking_model_does_not_block_another(house):
     async with client(server) as api:
         held = [ask(api) for _ in range(20)]
         await eventually(lambda: server.gateway.ledger.counts(UID) == (20, 0))
-        began = time.monotonic()
         await api.chat.completions.create(model="second", messages=MESSAGES)
-        assert time.monotonic() - began < 0.5
+        assert server.gateway.ledger.counts(UID) == (20, 0)
         house.deploy()
         await asyncio.gather(*held)
 
@@ -406,12 +410,12 @@ async def test_a_client_that_will_not_wait_is_answered_at_once_and_its_demand_is
     house.apply(model_object("idle"))
     server = await house.open_gateway()
     async with client(server, retries=2) as api:
-        began = time.monotonic()
         with pytest.raises(openai.InternalServerError, match="Prefer: wait=0") as caught:
             await ask(api, stream=stream, extra_headers={"Prefer": "respond-async, wait=0"})
-        assert time.monotonic() - began < 1, "neither held here nor tried again by its library"
+        refused = server.gateway.metering.registry.get_sample_value("gptoss_gateway_requests_total", NOT_WAITED)
+        assert refused == 1, "its library tried again"
         assert (caught.value.status_code, caught.value.code) == (503, "model_waking")
-        assert caught.value.response.headers["retry-after"] == "43"
+        assert 30 <= int(caught.value.response.headers["retry-after"]) <= 43
         assert (await house.reports.until("gateway-0", waiting=1))["inFlight"] == 0
         house.deploy()
         house.apply(model_object("serving"))
@@ -425,7 +429,7 @@ async def test_a_client_waits_as_long_as_it_says_and_never_longer_than_the_model
         began = time.monotonic()
         with pytest.raises(openai.InternalServerError, match="Prefer: wait=1"):
             await ask(api, extra_headers={"Prefer": "wait=1"})
-        assert 0.9 < time.monotonic() - began < 1.8
+        assert time.monotonic() - began > 0.9
         with pytest.raises(openai.InternalServerError, match="wakeTimeoutSeconds"):
             await ask(api, extra_headers={"Prefer": "wait=100"})
 
@@ -455,7 +459,7 @@ async def test_open_requests_finish_within_the_grace(house):
     house.apply(model_object("serving"))
     application = house.deploy()
     application.paused.clear()
-    server = await house.open_gateway(shutdown={"graceSeconds": 5})
+    server = await house.open_gateway(shutdown={"graceSeconds": 60})
     async with client(server) as api:
         running = ask(api)
         await eventually(lambda: bool(application.posts))
@@ -469,7 +473,7 @@ async def test_open_requests_finish_within_the_grace(house):
                 await session.get(server.url + "/v1/models", headers={"Authorization": f"Bearer {KEY}"})
         application.paused.set()
         assert (await running).choices[0].message.content == "Hello world"
-        await asyncio.wait_for(stopping, 3)
+        await asyncio.wait_for(stopping, 60)
 
 
 async def test_killed_gateways_do_not_disturb_the_others(house: House):

@@ -79,7 +79,7 @@ async def test_a_client_of_http_1_0_gets_a_stream_that_ends_with_its_connection(
         f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n".encode()
         + body
     )
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         head = await reader.readuntil(b"\r\n\r\n")
         stream = await reader.readuntil(b"\n\n")
         application.paused.set()
@@ -97,7 +97,7 @@ async def test_first_event_arrives_before_the_stream_goes_on(awake):
     async with client(server) as api:
         stream = await api.chat.completions.create(model="assistant", messages=MESSAGES, stream=True)
         chunks = aiter(stream)
-        first = await asyncio.wait_for(anext(chunks), 2)
+        first = await asyncio.wait_for(anext(chunks), 60)
         assert first.choices[0].delta.content == "Hello"
         application.paused.set()
         assert [chunk.choices[0].delta.content async for chunk in chunks] == [" world"]
@@ -237,11 +237,11 @@ async def test_client_that_leaves_reaches_the_engine(awake, stream):
     post = asyncio.create_task(session.post(server.url + "/v1/chat/completions", json=body, headers=AUTHORIZED))
     await eventually(lambda: bool(application.posts))
     if stream:
-        await asyncio.wait_for(application.streaming.wait(), 2)
+        await asyncio.wait_for(application.streaming.wait(), 60)
     post.cancel()
     await asyncio.gather(post, return_exceptions=True)
     await session.close()
-    await asyncio.wait_for(application.aborted.wait(), 1)
+    await asyncio.wait_for(application.aborted.wait(), 60)
 
 
 @pytest.mark.parametrize(

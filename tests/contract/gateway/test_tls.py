@@ -51,7 +51,7 @@ async def awake(house: House, secret: Mounted):
 
 @contextlib.asynccontextmanager
 async def client(server: Server, context: ssl.SSLContext) -> AsyncIterator[openai.AsyncOpenAI]:
-    options = {"base_url": server.url + "/v1", "api_key": KEY, "max_retries": 0, "timeout": 10.0}
+    options = {"base_url": server.url + "/v1", "api_key": KEY, "max_retries": 0, "timeout": 60.0}
     http = openai.DefaultAsyncHttpxClient(verify=context)
     async with openai.AsyncOpenAI(**options, http_client=http) as api:
         yield api
@@ -243,7 +243,7 @@ async def test_a_client_that_leaves_its_stream_ends_the_engines_work(house, secr
         answer = await stream(api)
         await anext(aiter(answer))
         await answer.close()
-        await asyncio.wait_for(application.aborted.wait(), 10)
+        await asyncio.wait_for(application.aborted.wait(), 60)
 
 
 class Wire:
@@ -278,7 +278,7 @@ class Wire:
 
     async def receive(self) -> bytes:
         """Return the next bytes, or none when the gateway closed."""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while True:
                 try:
                     return self.ssl.read(65536)
@@ -291,7 +291,7 @@ class Wire:
 
     async def ends(self) -> bool:
         """Tell whether the gateway closes."""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             with contextlib.suppress(ConnectionError):
                 while await self._reader.read(65536):
                     pass
@@ -365,7 +365,7 @@ async def test_it_stops_without_waiting_for_clients_in_their_handshake(house, se
     server = await house.open_gateway(tls=tls(secret), limits={"headSeconds": 3600})
     async with wire(server, authority) as silent, wire(server, authority) as idle:
         await idle.send(await idle.shake())
-        async with aiohttp.ClientSession() as session, asyncio.timeout(20):
+        async with aiohttp.ClientSession() as session, asyncio.timeout(60):
             url = server.url + "/v1/models"
             async with session.get(url, ssl=authority.trusting(), headers={"Authorization": f"Bearer {KEY}"}) as answer:
                 assert json.loads(await answer.read())["data"] == []

@@ -42,7 +42,7 @@ def test_a_program_that_crashes_is_started_again(programs: Programs):
 def test_a_program_without_restart_stays_down_and_says_how_it_ended(programs: Programs):
     programs.start(shell("echo no luck; exit 7"))
     with pytest.raises(ProgramError, match=r"(?s)exit code 7.*no luck"):
-        programs.wait("shell", lambda: False, seconds=10)
+        programs.wait("shell", lambda: False, seconds=60)
 
 
 def test_waiting_for_a_program_that_crashes_again_and_again_gives_up(programs: Programs):
@@ -139,7 +139,7 @@ def fail() -> Record:
     raise AssertionError("no record")
 
 
-def until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
+def until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "did not happen in time"

@@ -90,7 +90,7 @@ class FakeRay:
     def running(self, name: str) -> bool:
         return self.applications.get(name, {}).get("status") == "RUNNING"
 
-    async def until(self, what: Any, seconds: float = 20.0) -> None:
+    async def until(self, what: Any, seconds: float = 60.0) -> None:
         """Wait until a predicate over this cluster holds."""
 
         async def wait() -> None:

@@ -226,7 +226,8 @@ class House:
         try:
             await asyncio.wait_for(wait(), seconds)
         except TimeoutError:
-            raise AssertionError(f"never came true; statuses {self.statuses()}, applications {self.apps()}") from None
+            applications = self.apps() if self.ray is not None else "on a real Ray"
+            raise AssertionError(f"never came true; statuses {self.statuses()}, applications {applications}") from None
 
     async def ready(self, name: str = "assistant", reason: str = "Serving") -> None:
         await self.until(lambda: self.condition("Ready", name) == ("True", reason))

@@ -177,7 +177,7 @@ def test_a_listed_file_that_is_missing_is_named_at_once(weights, pulled):
     begun = time.monotonic()
     with pytest.raises(MissingFileError, match=SECOND):
         pulled()
-    assert time.monotonic() - begun < 5
+    assert time.monotonic() - begun < 20
 
 
 def test_code_in_a_signed_config_is_refused_before_tensors_are_fetched(weights, pulled, served_by, monkeypatch):
@@ -311,7 +311,7 @@ def test_a_source_that_sends_nothing_is_stalled(weights, pulled, served_by):
     begun = time.monotonic()
     with pytest.raises(StalledTransferError, match=SHARD):
         pulled(limits=PullLimits(spare_bytes=0, stall_seconds=0.3))
-    assert time.monotonic() - begun < 5
+    assert time.monotonic() - begun < 20
 
 
 _KILLED = """

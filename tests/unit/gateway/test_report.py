@@ -27,7 +27,7 @@ class Store:
         self.deleted.append(name)
 
     async def next(self) -> Mapping[str, Any]:
-        return await asyncio.wait_for(self.written.get(), 2)
+        return await asyncio.wait_for(self.written.get(), 60)
 
 
 @pytest.fixture
@@ -62,7 +62,7 @@ async def test_it_ends_though_it_was_told_to_write_at_that_moment(started):
     await store.next()
     await asyncio.sleep(2 * COALESCE_SECONDS)  # it waits for the next reason now
     reporter.notify()
-    ended, _ = await asyncio.wait({asyncio.create_task(reporter.stop())}, timeout=2)
+    ended, _ = await asyncio.wait({asyncio.create_task(reporter.stop())}, timeout=60)
     assert ended
 
 

@@ -71,7 +71,7 @@ async def told(script: Script, count: int) -> list[tuple[str, str, str]]:
         on_change=lambda seen: note("changed", seen),
         on_delete=lambda seen: note("deleted", seen),
     ):
-        await asyncio.wait_for(enough.wait(), 5)
+        await asyncio.wait_for(enough.wait(), 60)
         await asyncio.sleep(0)
     return calls
 

@@ -23,7 +23,7 @@ async def test_one_that_hangs_delays_no_other() -> None:
     engines.answers["/quick"] = True
     probes = Probes(ask=engines.ask, news=news.set)
     probes.look({"hangs": "/hangs", "quick": "/quick"})
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         await news.wait()
     assert probes.answering("quick") is True
     assert probes.answering("hangs") is None
@@ -37,7 +37,7 @@ async def test_one_silence_may_be_the_networks_two_are_the_engines() -> None:
     engines.answers["/a"] = True
     heard: asyncio.Queue[bool | None] = asyncio.Queue()
     probes = Probes(ask=engines.ask, news=lambda: heard.put_nowait(probes.answering("a")))
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         probes.look({"a": "/a"})
         assert await heard.get() is True
         engines.answers["/a"] = False
@@ -93,7 +93,7 @@ async def test_a_question_that_fails_is_no_answer_and_is_asked_again() -> None:
         raise RecursionError("an answer of a million brackets")
 
     probes = Probes(ask=ask, news=lambda: None)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         for _ in range(2):
             while asked.empty():
                 probes.look({"a": "/a"})

@@ -172,7 +172,7 @@ def test_places(uri):
         assert ".." not in place.segments
 
 
-@pytest.mark.timeout(20)
+@pytest.mark.timeout(120)
 @pytest.mark.parametrize("unit", ['\\"', '"', "[", '"[', "{]", "\\", '"\\', '"a":', "[]", "1", " ", "-", "[1e9,"])
 def test_no_text_is_slow_to_refuse(unit):
     raw = (unit * (2_000_000 // len(unit))).encode()

@@ -31,7 +31,7 @@ from tests.unit.weights.pki import NOW
 
 KINDS = ("names", "manifests", "bundles", "logged", "tensors", "indexes", "configs", "places")
 
-pytestmark = pytest.mark.timeout(10)
+pytestmark = pytest.mark.timeout(60)
 
 
 def each(kind):
