@@ -40,12 +40,8 @@ class Door(web.Server):
         self._handle = handle
         self._clients: Counter[str] = Counter()
 
-    def __call__(self) -> RequestHandler:
-        """Return the protocol of a new connection."""
-        return _Connection(self, loop=asyncio.get_running_loop())
-
-    def connection(self, came_in: Callable[[], None]) -> RequestHandler:
-        """Return the protocol of a connection that calls ``came_in`` just before it counts itself in."""
+    def connection(self, came_in: Callable[[], None] | None = None) -> RequestHandler:
+        """Return the protocol of a new connection; it calls ``came_in`` just before it counts itself in."""
         return _Connection(self, loop=asyncio.get_running_loop(), came_in=came_in)
 
     def enter(self, client: str) -> RequestError | None:

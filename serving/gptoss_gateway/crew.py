@@ -16,9 +16,10 @@ from pathlib import Path
 
 from aiohttp import web
 
+from gptoss_gateway.acceptor import BACKLOG
 from gptoss_gateway.errors import SettingsError
 from gptoss_gateway.roll_call import RollCall
-from gptoss_gateway.server import BACKLOG, url_of
+from gptoss_gateway.server import url_of
 from gptoss_gateway.settings import GatewaySettings, Listener
 from gptoss_gateway.worker import CANNOT_START, Orders
 
@@ -46,7 +47,7 @@ async def run(settings: GatewaySettings, *, kubeconfig: Path | None, log_level: 
         asyncio.get_running_loop().add_signal_handler(number, on_signal)
     with tempfile.TemporaryDirectory(prefix="gptoss-gateway-") as folder, _listening(settings.listen) as clients:
         places = {str(number): Path(folder, str(number)) for number in range(settings.workers)}
-        roll_call = RollCall(places, stopping=stop.is_set)
+        roll_call = RollCall(places, clients=clients, stopping=stop.is_set)
         workers = [
             _Worker(
                 name,

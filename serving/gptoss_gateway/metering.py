@@ -1,6 +1,7 @@
 """What the gateway counts. Series carry a deployment's namespace and name, and go when it goes."""
 
 import collections
+import socket
 from collections.abc import Callable, Iterable, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
@@ -12,6 +13,7 @@ from gptoss_gateway.catalogue import ServedModel
 from gptoss_gateway.certificate import Certificate
 from gptoss_gateway.demand import Place
 from gptoss_gateway.errors import LimitedError
+from gptoss_gateway.queues import Queues
 from gptoss_gateway.usage import Usage
 
 _MODEL = ("namespace", "model")
@@ -101,6 +103,10 @@ class Metering:
     def watch_tenants(self, places: Callable[[], Mapping[tuple[str, Place], int]]) -> None:
         """Show how many requests of each tenant wait and are in flight, read when somebody looks."""
         self.registry.register(_TenantPlaces(places, self._tenant))
+
+    def watch_queues(self, sockets: Callable[[], Iterable[socket.socket]]) -> None:
+        """Show how many connections wait at listening sockets, read when somebody looks."""
+        self.registry.register(Queues(sockets))
 
     def watch_tasks(self, count: Callable[[], int]) -> None:
         """Show how many tasks the event loop has, read when somebody looks."""

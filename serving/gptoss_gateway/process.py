@@ -47,7 +47,7 @@ async def run(settings: GatewaySettings, *, kubeconfig: Path | None, sockets: So
         async with followed(kube, settings.namespaces, gateway.catalogue):  # also while open requests finish
             try:
                 await server.start()
-                await stop.wait()
+                await server.serve(stop)
             finally:
                 await server.stop(hurry=hurry)
 

@@ -5,6 +5,7 @@ and only a series of its own shows that as what it is.
 """
 
 import asyncio
+import socket
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
@@ -15,19 +16,25 @@ from prometheus_client.exposition import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
+from gptoss_gateway.queues import Queues
+
 ASK_SECONDS = 2.0
 """A worker that takes longer to answer hangs."""
 
 
 class RollCall:
-    """Asks every worker at its socket. ``places`` are the sockets' paths by the workers' names."""
+    """Asks every worker at its socket. ``places`` are the sockets' paths by the workers' names.
 
-    def __init__(self, places: Mapping[str, Path], *, stopping: Callable[[], bool]) -> None:
+    ``clients`` is the listening socket that they share.
+    """
+
+    def __init__(self, places: Mapping[str, Path], *, clients: socket.socket, stopping: Callable[[], bool]) -> None:
         self._stopping = stopping
         self._registry = CollectorRegistry()
         self._replacements = Counter(
             "gptoss_gateway_worker_replacements", "Workers that died and were replaced.", registry=self._registry
         )
+        self._registry.register(Queues(lambda: (clients,)))
         self._sessions = {
             name: aiohttp.ClientSession(
                 connector=aiohttp.UnixConnector(path=str(place)), timeout=aiohttp.ClientTimeout(total=ASK_SECONDS)

@@ -12,16 +12,14 @@ from aiohttp import web
 
 from gptoss_gateway.app import Gateway
 from gptoss_gateway.certificate import Certificate
+from gptoss_gateway.client_listener import ClientListener
 from gptoss_gateway.connection import Door
-from gptoss_gateway.secure_listener import SecureListener
 from gptoss_gateway.settings import Listener
 
 _log = logging.getLogger(__name__)
 
 _REFRESH_SECONDS = 1.0
 _JOIN_SECONDS = 0.05
-BACKLOG = 1024
-"""Connections that wait to be taken."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,8 +55,8 @@ class Server:
         if self._certificate is not None:
             metering.watch_certificate(self._certificate)
         self._clients = web.ServerRunner(self._door, shutdown_timeout=1.0)
-        self._admin = web.AppRunner(_admin_application(gateway), access_log=None, shutdown_timeout=1.0)
-        self._site: web.BaseSite | SecureListener | None = None
+        self._admin = web.AppRunner(_admin_application(self), access_log=None, shutdown_timeout=1.0)
+        self._listener: ClientListener | None = None
         self._refreshing: asyncio.Task[None] | None = None
         self._joining: asyncio.Task[None] | None = None
 
@@ -70,12 +68,35 @@ class Server:
         if self._sockets is not None:
             await self._share(self._sockets)
             return
-        _, self.admin_url = await _listen(self._admin, settings.admin)
-        if self._certificate is None:
-            self._site, self.url = await _listen(self._clients, settings.listen)
-        else:
-            self._site, self.url = await self._listen_securely(self._certificate)
+        self.admin_url = await _listen(self._admin, settings.admin)
+        await self._clients.setup()
+        listener = self._client_listener()
+        await listener.start(settings.listen)
+        self._listener = listener
+        self.gateway.metering.watch_queues(lambda: listener.sockets)
+        self.url = url_of(listener.address, tls=settings.tls is not None)
         _log.info("listening", extra={"url": self.url, "admin": self.admin_url})
+
+    async def serve(self, stop: asyncio.Event) -> None:
+        """Wait until ``stop``; raises whatever keeps this process from taking connections."""
+        stopping = asyncio.create_task(stop.wait(), name="stop")
+        try:
+            if self._joining is not None:
+                await asyncio.wait({stopping, self._joining}, return_when=asyncio.FIRST_COMPLETED)
+                if self._joining.done():
+                    self._joining.result()
+            await stopping
+        finally:
+            stopping.cancel()
+
+    @property
+    def unready(self) -> str | None:
+        """Why clients should not be sent here yet, or any more."""
+        if self.gateway.closing:
+            return "stopping"
+        if not self.gateway.is_ready:
+            return "the catalogue is not complete yet"
+        return "it takes no connections yet" if self._listener is None else None
 
     async def _share(self, sockets: Sockets) -> None:
         await self._admin.setup()
@@ -87,12 +108,9 @@ class Server:
         while not self.gateway.catalogue.synced:  # noqa: ASYNC110 - a moment, once in a process' life
             await asyncio.sleep(_JOIN_SECONDS)
         await self._clients.setup()
-        if self._certificate is None:
-            self._site = web.SockSite(self._clients, clients, backlog=BACKLOG)
-            await self._site.start()
-        else:
-            self._site = self._secure_listener(self._certificate)
-            self._site.share(clients)
+        listener = self._client_listener()
+        listener.share(clients)
+        self._listener = listener
         _log.info("taking connections")
 
     async def stop(self, *, hurry: asyncio.Event | None = None) -> None:
@@ -106,31 +124,25 @@ class Server:
         if self._joining is not None:
             self._joining.cancel()
             await asyncio.wait({self._joining})
-        if self._site is not None:
+        if self._listener is not None:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(shutdown.delay_seconds):
                     await hurry.wait()
-            await self._site.stop()
+            self._listener.stop()
             await self.gateway.finish_open_requests(shutdown.grace_seconds, hurry)
         if self._refreshing is not None:
             self._refreshing.cancel()
             await asyncio.wait({self._refreshing})
-        if isinstance(self._site, SecureListener):
-            await self._site.close()
+        if self._listener is not None:
+            await self._listener.close()
         await self._clients.cleanup()
         await self.gateway.stop()
         await self._admin.cleanup()
         _log.info("stopped")
 
-    async def _listen_securely(self, certificate: Certificate) -> tuple[SecureListener, str]:
-        await self._clients.setup()
-        listener = self._secure_listener(certificate)
-        await listener.start(self.gateway.settings.listen, backlog=BACKLOG)
-        return listener, url_of(listener.address, tls=True)
-
-    def _secure_listener(self, certificate: Certificate) -> SecureListener:
+    def _client_listener(self) -> ClientListener:
         seconds, failed = self.gateway.settings.limits.head_seconds, self.gateway.metering.handshake_failed
-        return SecureListener(self._door, certificate, seconds=seconds, failed=failed)
+        return ClientListener(self._door, self._certificate, seconds=seconds, failed=failed)
 
     def refresh(self) -> None:
         """Take over changed files; called once a second."""
@@ -147,31 +159,29 @@ class Server:
                 _log.exception("changed files were not all taken over")
 
 
-def _admin_application(gateway: Gateway) -> web.Application:
+def _admin_application(server: Server) -> web.Application:
     async def metrics(_: web.Request) -> web.Response:
         return web.Response(
-            body=gateway.metering.expose(), headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"}
+            body=server.gateway.metering.expose(), headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"}
         )
 
     async def healthy(_: web.Request) -> web.Response:
         return web.Response(text="ok\n")
 
     async def ready(_: web.Request) -> web.Response:
-        if gateway.is_ready:
-            return web.Response(text="ok\n")
-        why = "stopping" if gateway.closing else "the catalogue is not complete yet"
-        return web.Response(status=503, text=f"not ready: {why}\n")
+        if (why := server.unready) is not None:
+            return web.Response(status=503, text=f"not ready: {why}\n")
+        return web.Response(text="ok\n")
 
     application = web.Application()
     application.add_routes([web.get("/metrics", metrics), web.get("/healthz", healthy), web.get("/readyz", ready)])
     return application
 
 
-async def _listen(runner: web.BaseRunner, listener: Listener) -> tuple[web.TCPSite, str]:
+async def _listen(runner: web.BaseRunner, listener: Listener) -> str:
     await runner.setup()
-    site = web.TCPSite(runner, listener.host, listener.port, backlog=BACKLOG)
-    await site.start()
-    return site, url_of(runner.addresses[0])
+    await web.TCPSite(runner, listener.host, listener.port).start()
+    return url_of(runner.addresses[0])
 
 
 def url_of(address: Sequence[object], *, tls: bool = False) -> str:

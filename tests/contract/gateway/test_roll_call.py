@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -16,10 +17,11 @@ from gptoss_gateway.roll_call import RollCall
 
 @contextlib.asynccontextmanager
 async def asked(places: dict[str, Path], *, stopping: bool = False) -> AsyncIterator[tuple[RollCall, str]]:
-    call = RollCall(places, stopping=lambda: stopping)
-    async with serving(call.application(), None) as url:
-        yield call, url
-    await call.close()
+    with socket.create_server(("127.0.0.1", 0), backlog=7) as clients:
+        call = RollCall(places, clients=clients, stopping=lambda: stopping)
+        async with serving(call.application(), None) as url:
+            yield call, url
+        await call.close()
 
 
 @contextlib.asynccontextmanager
@@ -74,6 +76,7 @@ async def test_ready_means_all_and_counts_are_told_apart(tmp_path):
     assert 'gptoss_gateway_refused_requests_total{code="401",worker="1"} 3.0' in lines
     assert lines.count("# TYPE gptoss_gateway_refused_requests_total counter") == 1
     assert "gptoss_gateway_worker_replacements_total 1.0" in lines
+    assert "gptoss_gateway_untaken_connections_limit 7.0" in lines, "of the socket that they share, once"
 
 
 async def test_a_worker_that_hangs_is_not_healthy(tmp_path, monkeypatch):

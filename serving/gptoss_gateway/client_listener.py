@@ -1,17 +1,17 @@
-"""The listener that asks for a TLS handshake first.
+"""Where clients come in: in the clear, or after a TLS handshake.
 
-A connection takes its place at the door when it is accepted, not only once its handshake is done: who opens
+With TLS a connection takes its place at the door when it is accepted, not only once its handshake is done: who opens
 connections and leaves it at that is bounded like everybody else. Each handshake is done with the
 certificate of its moment, so a renewed one needs no new listener.
 """
 
 import asyncio
-import errno
 import logging
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Protocol
 
+from gptoss_gateway.acceptor import BACKLOG, Acceptor
 from gptoss_gateway.certificate import Certificate
 from gptoss_gateway.errors import RequestError
 from gptoss_gateway.settings import Listener
@@ -20,9 +20,6 @@ _log = logging.getLogger(__name__)
 
 _GOODBYE_SECONDS = 2.0
 """How long a closing connection waits for its peer's own close."""
-_BREATH_SECONDS = 1.0
-"""Pause where the process has no file left for another connection."""
-_SHORTAGES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 
 class Entrance(Protocol):
@@ -36,18 +33,21 @@ class Entrance(Protocol):
         """Count a connection out."""
         ...
 
-    def connection(self, came_in: Callable[[], None]) -> asyncio.Protocol:
+    def connection(self, came_in: Callable[[], None] | None = None) -> asyncio.Protocol:
         """Return a connection's protocol; it calls ``came_in`` just before it counts itself in."""
         ...
 
 
-class SecureListener:
-    """Accepts connections. ``failed`` is told of each handshake that comes to nothing; it has ``seconds``."""
+class ClientListener:
+    """Accepts connections, with handshakes if there is a ``certificate``.
+
+    A handshake has ``seconds``; ``failed`` is told of each that comes to nothing.
+    """
 
     def __init__(
         self,
         entrance: Entrance,
-        certificate: Certificate,
+        certificate: Certificate | None,
         *,
         seconds: float,
         failed: Callable[[], None],
@@ -56,75 +56,73 @@ class SecureListener:
         self._certificate = certificate
         self._seconds = seconds
         self._failed = failed
-        self._sockets: list[socket.socket] = []
-        self._accepting: list[asyncio.Task[None]] = []
-        self._handshakes: set[asyncio.Task[None]] = set()
+        self._acceptors: list[Acceptor] = []
+        self._arrivals: set[asyncio.Task[None]] = set()
 
     @property
     def address(self) -> tuple[str, int]:
         """The first address that it listens on."""
-        host, port = self._sockets[0].getsockname()[:2]
+        host, port = self.sockets[0].getsockname()[:2]
         return host, port
 
-    async def start(self, listener: Listener, *, backlog: int) -> None:
+    @property
+    def sockets(self) -> tuple[socket.socket, ...]:
+        """What it listens at."""
+        return tuple(acceptor.listening for acceptor in self._acceptors)
+
+    async def start(self, listener: Listener) -> None:
         """Listen; raises OSError where an address can't be bound."""
         found = await asyncio.get_running_loop().getaddrinfo(
             listener.host, listener.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )
         try:
             for family, address in dict.fromkeys((family, address) for family, _, _, _, address in found):
-                listening = socket.create_server(address[:2], family=family, backlog=backlog)
-                self._sockets.append(listening)
+                self.share(socket.create_server(address[:2], family=family, backlog=BACKLOG))
         except OSError:
-            await self.stop()
+            self.stop()
             raise
-        self._open()
 
     def share(self, listening: socket.socket) -> None:
-        """Listen at a socket that other processes listen at, too."""
-        self._sockets = [listening]
-        self._open()
+        """Listen at a socket, which other processes may listen at, too; raises OSError where it can't be."""
+        take = self._let_in if self._certificate is None else self._shake_hands
+        self._acceptors.append(Acceptor(listening, take))
 
-    async def stop(self) -> None:
-        """Accept no more; handshakes that are under way go on."""
-        for task in self._accepting:
-            task.cancel()
-        await asyncio.gather(*self._accepting, return_exceptions=True)
-        for listening in self._sockets:
-            listening.close()
+    def stop(self) -> None:
+        """Accept no more; what is on its way in goes on."""
+        for acceptor in self._acceptors:
+            acceptor.close()
 
     async def close(self) -> None:
         """End the handshakes that are under way."""
-        handshakes = tuple(self._handshakes)
-        for task in handshakes:
+        arrivals = tuple(self._arrivals)
+        for task in arrivals:
             task.cancel()
-        await asyncio.gather(*handshakes, return_exceptions=True)
+        await asyncio.gather(*arrivals, return_exceptions=True)
 
-    def _open(self) -> None:
-        for listening in self._sockets:
-            listening.setblocking(False)  # noqa: FBT003
-        self._accepting = [asyncio.create_task(self._accept(each), name="accept") for each in self._sockets]
+    def _let_in(self, accepted: socket.socket, _: str) -> None:
+        self._expect(self._connect(accepted))
 
-    async def _accept(self, listening: socket.socket) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            try:
-                accepted, address = await loop.sock_accept(listening)
-            except OSError as error:
-                if error.errno in _SHORTAGES:
-                    _log.error("no connection can be accepted", extra={"error": str(error)})
-                    await asyncio.sleep(_BREATH_SECONDS)
-                continue
-            client = str(address[0])
-            if self._entrance.enter(client) is not None:  # nobody can read why before there is a handshake
-                self._entrance.leave(client)
-                accepted.close()
-                continue
-            task = asyncio.create_task(self._shake(accepted, client), name="handshake")
-            self._handshakes.add(task)
-            task.add_done_callback(self._handshakes.discard)
+    def _shake_hands(self, accepted: socket.socket, client: str) -> None:
+        if self._entrance.enter(client) is not None:  # nobody can read why before there is a handshake
+            self._entrance.leave(client)
+            accepted.close()
+            return
+        self._expect(self._shake(accepted, client))
+
+    def _expect(self, arrival: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(arrival, name="arrival")
+        self._arrivals.add(task)
+        task.add_done_callback(self._arrivals.discard)
+
+    async def _connect(self, accepted: socket.socket) -> None:
+        try:
+            await asyncio.get_running_loop().connect_accepted_socket(self._entrance.connection, accepted)
+        except OSError as error:  # there is no socket to be had from it any more
+            accepted.close()
+            _log.debug("connection lost on its way in", extra={"error": str(error)})
 
     async def _shake(self, accepted: socket.socket, client: str) -> None:
+        assert self._certificate is not None  # noqa: S101 - or nobody shakes hands
         place = _Place(self._entrance, client)
         try:
             await asyncio.get_running_loop().connect_accepted_socket(
