@@ -111,7 +111,7 @@ class Admission:
             ticket = self._room.enter(
                 model,
                 size=visit.size,
-                retry_after=self._retry_after(model),
+                retry_after=partial(self._retry_after, model),
                 tenant=visit.tenant,
                 priority=visit.priority,
                 returning=returning,

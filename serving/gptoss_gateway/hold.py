@@ -19,12 +19,15 @@ from gptoss_gateway.errors import Limit, RequestError, TooManyHeldError
 
 @dataclass(eq=False, kw_only=True)
 class Ticket:
-    """One held request. ``called`` completes with None when it may go on, or with why it may not."""
+    """One held request. ``called`` completes with None when it may go on, or with why it may not.
+
+    ``retry_after`` tells, at any time, how many seconds its client should stay away if it is sent away then.
+    """
 
     uid: str
     tenant: str
     size: int
-    retry_after: float
+    retry_after: Callable[[], float]
     called: asyncio.Future[RequestError | None]
 
 
@@ -45,7 +48,7 @@ class WaitingRoom:
         model: ServedModel,
         *,
         size: int,
-        retry_after: float,
+        retry_after: Callable[[], float],
         tenant: str = "",
         priority: int = 1,
         returning: bool = False,
@@ -112,7 +115,9 @@ class WaitingRoom:
         self._requests -= 1
         self._bytes -= ticket.size
 
-    def _make_room(self, model: ServedModel, tenant: str, priority: int, *, size: int, retry_after: float) -> None:
+    def _make_room(
+        self, model: ServedModel, tenant: str, priority: int, *, size: int, retry_after: Callable[[], float]
+    ) -> None:
         """Let everybody go who must, or nobody and raise."""
         displaced: dict[Ticket, Callable[[Ticket], RequestError]] = {}
         if self.waiting(model.uid) >= model.max_held_requests:
@@ -120,8 +125,8 @@ class WaitingRoom:
             ticket = queue.displaced_by(tenant, priority) if queue is not None else None
             crowded = partial(_crowded, model)
             if ticket is None:
-                raise crowded(tenant, retry_after)
-            displaced[ticket] = lambda ticket: crowded(ticket.tenant, ticket.retry_after)
+                raise crowded(tenant, retry_after())
+            displaced[ticket] = lambda ticket: crowded(ticket.tenant, ticket.retry_after())
         places = _Bound(
             limit=self._max_requests, used=self._requests, wanted=1, used_by=lambda user: len(user.tickets), of=_one
         )
@@ -132,8 +137,8 @@ class WaitingRoom:
         while (bound := next((each for each in (places, space) if each.is_exceeded), None)) is not None:
             ticket = self._largest_users_newest(tenant, priority, bound, set(displaced))
             if ticket is None:
-                raise _full(tenant, retry_after)
-            displaced[ticket] = lambda ticket: _full(ticket.tenant, ticket.retry_after)
+                raise _full(tenant, retry_after())
+            displaced[ticket] = lambda ticket: _full(ticket.tenant, ticket.retry_after())
             places.used -= 1
             space.used -= ticket.size
         for ticket, error in displaced.items():

@@ -17,8 +17,8 @@ def room(*, requests: int = 100, size: int = 1000) -> WaitingRoom:
 
 async def test_first_come_first_served_and_those_who_return_before_them():
     hall = room()
-    first, second = (hall.enter(model(), size=1, retry_after=1) for _ in range(2))
-    back = hall.enter(model(), size=1, retry_after=1, returning=True)
+    first, second = (hall.enter(model(), size=1, retry_after=lambda: 1) for _ in range(2))
+    back = hall.enter(model(), size=1, retry_after=lambda: 1, returning=True)
     assert hall.call("u-1", 2) == 1
     assert (back.called.done(), first.called.done(), second.called.done()) == (True, True, False)
 
@@ -27,30 +27,30 @@ async def test_each_model_has_its_bound_and_does_not_take_anothers():
     hall = room()
     small, other = model(max_held_requests=2), model(uid="u-2", name="other")
     for _ in range(2):
-        hall.enter(small, size=1, retry_after=1)
+        hall.enter(small, size=1, retry_after=lambda: 1)
     with pytest.raises(TooManyHeldError, match="maxHeldRequests") as caught:
-        hall.enter(small, size=1, retry_after=41.2)
+        hall.enter(small, size=1, retry_after=lambda: 41.2)
     assert caught.value.headers["Retry-After"] == "42"
-    hall.enter(other, size=1, retry_after=1)
+    hall.enter(other, size=1, retry_after=lambda: 1)
 
 
 @pytest.mark.parametrize(("requests", "size"), [(2, 1000), (100, 25)])
 async def test_requests_and_bytes_are_bounded_over_all_models(requests, size):
     hall = room(requests=requests, size=size)
-    hall.enter(model(), size=10, retry_after=1)
-    ticket = hall.enter(model(uid="u-2"), size=10, retry_after=1)
+    hall.enter(model(), size=10, retry_after=lambda: 1)
+    ticket = hall.enter(model(uid="u-2"), size=10, retry_after=lambda: 1)
     with pytest.raises(TooManyHeldError, match="gateway"):
-        hall.enter(model(uid="u-3"), size=10, retry_after=1)
-    hall.enter(model(uid="u-3"), size=10, retry_after=1, returning=True)
+        hall.enter(model(uid="u-3"), size=10, retry_after=lambda: 1)
+    hall.enter(model(uid="u-3"), size=10, retry_after=lambda: 1, returning=True)
     hall.call("u-3", 1)
     hall.leave(ticket)
     hall.leave(ticket)
-    hall.enter(model(uid="u-3"), size=10, retry_after=1)
+    hall.enter(model(uid="u-3"), size=10, retry_after=lambda: 1)
 
 
 async def test_everyone_is_told_why_they_wait_in_vain():
     hall = room()
-    tickets = [hall.enter(model(), size=1, retry_after=1) for _ in range(3)]
+    tickets = [hall.enter(model(), size=1, retry_after=lambda: 1) for _ in range(3)]
     hall.refuse("u-1", lambda: ModelRefusedError("no"))
     errors = [ticket.called.result() for ticket in tickets]
     assert [str(error) for error in errors] == ["no"] * 3
@@ -71,7 +71,7 @@ def names(hall: WaitingRoom, tickets: dict[Ticket, str], count: int) -> list[str
 
 def enter(hall: WaitingRoom, tickets: dict[Ticket, str], tenant: str, count: int, priority: int = 1) -> None:
     for number in range(count):
-        ticket = hall.enter(model(), size=1, retry_after=1, tenant=tenant, priority=priority)
+        ticket = hall.enter(model(), size=1, retry_after=lambda: 1, tenant=tenant, priority=priority)
         tickets[ticket] = f"{tenant}{number}"
 
 
@@ -95,7 +95,7 @@ async def test_who_comes_late_has_saved_up_no_turns_and_who_came_before_lost_non
 
 async def test_who_was_called_counts_until_it_left():
     hall = room()
-    ticket, other = (hall.enter(model(), size=1, retry_after=1) for _ in range(2))
+    ticket, other = (hall.enter(model(), size=1, retry_after=lambda: 1) for _ in range(2))
     hall.call("u-1", 1)
     assert (hall.waiting("u-1"), hall.called("u-1"), hall.called("u-2")) == (1, 1, 0)
     hall.leave(ticket)
@@ -108,45 +108,59 @@ async def test_who_was_called_counts_until_it_left():
 async def test_a_full_queue_is_shared_and_the_newest_of_the_largest_makes_room():
     hall, tickets = room(), {}
     small = model(max_held_requests=4)
-    greedy = [hall.enter(small, size=1, retry_after=7, tenant="a") for _ in range(4)]
+    greedy = [hall.enter(small, size=1, retry_after=lambda: 7, tenant="a") for _ in range(4)]
     with pytest.raises(TooManyHeldError):
-        hall.enter(small, size=1, retry_after=7, tenant="a")
-    mine = [hall.enter(small, size=1, retry_after=7, tenant="b") for _ in range(2)]
+        hall.enter(small, size=1, retry_after=lambda: 7, tenant="a")
+    mine = [hall.enter(small, size=1, retry_after=lambda: 7, tenant="b") for _ in range(2)]
     assert [ticket.called.done() for ticket in greedy] == [False, False, True, True]
     assert isinstance(greedy[3].called.result(), TooManyHeldError)
     for tenant in ("a", "b"):
         with pytest.raises(TooManyHeldError):
-            hall.enter(small, size=1, retry_after=7, tenant=tenant)
+            hall.enter(small, size=1, retry_after=lambda: 7, tenant=tenant)
     assert (hall.waiting("u-1"), [ticket.called.done() for ticket in mine]) == (4, [False, False])
-    heavy = hall.enter(small, size=1, retry_after=7, tenant="c", priority=3)
+    heavy = hall.enter(small, size=1, retry_after=lambda: 7, tenant="c", priority=3)
     assert not heavy.called.done()
     assert hall.waiting("u-1") == 4
     assert tickets == {}
 
 
+async def test_who_makes_room_is_told_what_is_left_by_then():
+    hall, left = room(), 600
+    small = model(max_held_requests=2)
+    newest = [hall.enter(small, size=1, retry_after=lambda: left, tenant="a") for _ in range(2)][1]
+    left = 60
+    hall.enter(small, size=1, retry_after=lambda: 60, tenant="b")
+    told = newest.called.result()
+    assert isinstance(told, TooManyHeldError)
+    assert told.headers["Retry-After"] == "60"
+
+
 async def test_nobody_is_displaced_for_one_that_the_gateway_cannot_take():
     hall = room(size=3)
     small = model(max_held_requests=2)
-    held = [hall.enter(small, size=1, retry_after=1, tenant="a") for _ in range(2)]
+    held = [hall.enter(small, size=1, retry_after=lambda: 1, tenant="a") for _ in range(2)]
     with pytest.raises(TooManyHeldError, match="gateway"):
-        hall.enter(small, size=3, retry_after=1, tenant="b")
+        hall.enter(small, size=3, retry_after=lambda: 1, tenant="b")
     assert not any(ticket.called.done() for ticket in held)
 
 
 async def test_a_full_room_is_shared_between_tenants_of_different_models():
     hall = room(requests=4)
     models = [model(uid=f"u-{number}", name=f"m{number}") for number in range(5)]
-    greedy = [hall.enter(each, size=1, retry_after=30 + number, tenant="a") for number, each in enumerate(models[:4])]
+    greedy = [
+        hall.enter(each, size=1, retry_after=lambda number=number: 30 + number, tenant="a")
+        for number, each in enumerate(models[:4])
+    ]
     with pytest.raises(TooManyHeldError, match="gateway") as caught:
-        hall.enter(models[4], size=1, retry_after=7, tenant="a")
+        hall.enter(models[4], size=1, retry_after=lambda: 7, tenant="a")
     assert (caught.value.tenant, caught.value.limit) == ("a", Limit.HELD_IN_ALL)
-    mine = [hall.enter(models[4], size=1, retry_after=7, tenant="b") for _ in range(2)]
+    mine = [hall.enter(models[4], size=1, retry_after=lambda: 7, tenant="b") for _ in range(2)]
     assert [ticket.called.done() for ticket in greedy] == [False, False, True, True]
     told = greedy[3].called.result()
     assert isinstance(told, TooManyHeldError)
     assert (told.tenant, told.limit, told.retry_after) == ("a", Limit.HELD_IN_ALL, 33), "its own model's estimate"
     with pytest.raises(TooManyHeldError):
-        hall.enter(models[4], size=1, retry_after=7, tenant="b")
+        hall.enter(models[4], size=1, retry_after=lambda: 7, tenant="b")
     assert not any(ticket.called.done() for ticket in mine)
     for ticket in (*greedy, *mine):
         hall.leave(ticket)
@@ -155,25 +169,25 @@ async def test_a_full_room_is_shared_between_tenants_of_different_models():
 
 async def test_a_large_request_displaces_as_many_as_it_needs_of_a_tenant_that_takes_up_more_bytes_or_none():
     hall = room(size=100)
-    small = [hall.enter(model(), size=10, retry_after=1, tenant="a") for _ in range(9)]
+    small = [hall.enter(model(), size=10, retry_after=lambda: 1, tenant="a") for _ in range(9)]
     with pytest.raises(TooManyHeldError):
-        hall.enter(model(uid="u-2"), size=60, retry_after=1, tenant="b")
+        hall.enter(model(uid="u-2"), size=60, retry_after=lambda: 1, tenant="b")
     assert not any(ticket.called.done() for ticket in small), "it would have taken up more than what is left"
-    hall.enter(model(uid="u-2"), size=30, retry_after=1, tenant="b")
+    hall.enter(model(uid="u-2"), size=30, retry_after=lambda: 1, tenant="b")
     assert [ticket.called.done() for ticket in small] == [False] * 7 + [True] * 2
 
 
 async def test_who_came_back_after_a_failed_attempt_is_never_displaced():
     hall = room(requests=2)
-    back = [hall.enter(model(), size=1, retry_after=1, tenant="a", returning=True) for _ in range(2)]
+    back = [hall.enter(model(), size=1, retry_after=lambda: 1, tenant="a", returning=True) for _ in range(2)]
     with pytest.raises(TooManyHeldError):
-        hall.enter(model(uid="u-2"), size=1, retry_after=1, tenant="b")
+        hall.enter(model(uid="u-2"), size=1, retry_after=lambda: 1, tenant="b")
     assert not any(ticket.called.done() for ticket in back)
 
 
 async def test_a_model_that_holds_nothing_refuses_at_once():
     with pytest.raises(TooManyHeldError):
-        room().enter(model(max_held_requests=0), size=1, retry_after=1)
+        room().enter(model(max_held_requests=0), size=1, retry_after=lambda: 1)
 
 
 moves = st.lists(
@@ -196,7 +210,12 @@ def test_whatever_happens_bounds_hold_and_everyone_is_called_refused_or_waits(st
                 returning = what == "return"
                 try:
                     ticket = hall.enter(
-                        small, size=1, retry_after=1, tenant=tenant, priority=ord(tenant) - 96, returning=returning
+                        small,
+                        size=1,
+                        retry_after=lambda: 1,
+                        tenant=tenant,
+                        priority=ord(tenant) - 96,
+                        returning=returning,
                     )
                 except TooManyHeldError:
                     assert not returning
