@@ -41,6 +41,7 @@ def crds() -> dict[str, dict[str, Any]]:
             _column("Ready", '.status.conditions[?(@.type=="Ready")].status'),
             _column("Reason", '.status.conditions[?(@.type=="Ready")].reason'),
             _column("Replicas", ".status.replicas.ready", kind="integer"),
+            _column("Pull", ".status.pull.progress"),
             _column("URL", ".status.endpoint.url", priority=1),
             _column("Digest", ".status.weights.manifestDigest", priority=1),
             _column("Authority", ".status.weights.authority", priority=1),

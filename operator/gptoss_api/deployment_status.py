@@ -75,6 +75,29 @@ class WeightsStatus(ApiModel):
     verified_at: _Time = Field(description="When signature and policy were checked.", json_schema_extra=DATE_TIME)
 
 
+class PullStatus(ApiModel):
+    """A pull that runs. What nobody can tell is absent."""
+
+    started_at: _Time = Field(description="When the node began.", json_schema_extra=DATE_TIME)
+    progress: Annotated[str, Field(max_length=63)] | None = Field(
+        default=None, description="How much of the weights is verified, for people."
+    )
+    files_done: int | None = Field(default=None, description="Verified files.", json_schema_extra=INT64)
+    files_total: int | None = Field(default=None, description="Files of the model.", json_schema_extra=INT64)
+    bytes_done: int | None = Field(
+        default=None,
+        description="Verified bytes, whether fetched now or found on the node's disk.",
+        json_schema_extra=INT64,
+    )
+    bytes_total: int | None = Field(default=None, description="Bytes of the model.", json_schema_extra=INT64)
+    bytes_per_second: int | None = Field(
+        default=None, description="Verified bytes a second, of late.", json_schema_extra=INT64
+    )
+    seconds_left: int | None = Field(
+        default=None, description="Estimate at that rate; absent while nothing moves.", json_schema_extra=INT64
+    )
+
+
 class Wake(ApiModel):
     """The last or the running wake."""
 
@@ -121,6 +144,11 @@ class GptOssDeploymentStatus(ApiModel):
     endpoint: Endpoint | None = Field(default=None, description="Where clients go.")
     engine: EngineStatus | None = Field(default=None, description="What the engine was started with.")
     weights: WeightsStatus | None = Field(default=None, description="Verified weights.")
+    pull: PullStatus | None = Field(
+        default=None,
+        description="How far nodes are with fetching and verifying weights, of several the one that is least far; "
+        "absent when none is known to.",
+    )
     wake: Wake | None = Field(default=None, description="The last or the running wake.")
     schedule: ScheduleStatus | None = Field(default=None, description="What spec.scaling.schedules ask for.")
     drain_epoch: int | None = Field(

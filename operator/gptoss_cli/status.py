@@ -19,6 +19,7 @@ from gptoss_cli.exit_codes import ExitCode
 from gptoss_kube.client import Kube, Object
 from gptoss_kube.resources import GPT_OSS_DEPLOYMENTS
 
+_MIB = 1024**2
 _COLOURS = {"True": "green", "False": "red", "Unknown": "yellow"}
 _GOOD_WHEN_FALSE = {ConditionType.STALLED, ConditionType.DEGRADED, ConditionType.NAME_CONFLICT}
 _NEUTRAL = {ConditionType.RECONCILING, ConditionType.SCALED_TO_ZERO, ConditionType.ENGINE_READY}
@@ -75,6 +76,7 @@ def _summary(deployment: Mapping[str, Any]) -> dict[str, Any]:
         "replicas": reported.get("replicas"),
         "endpoint": reported.get("endpoint"),
         "weights": reported.get("weights"),
+        "pull": reported.get("pull"),
         "wake": reported.get("wake"),
         "schedule": reported.get("schedule"),
         "conditions": [asdict(seen) for seen in conditions(deployment)],
@@ -119,6 +121,8 @@ def _print_one(deployment: Mapping[str, Any]) -> None:
         signer = weights.get("identity") or weights.get("signer")
         signed = f"{weights.get('authority')} ({signer}), policy {weights.get('policy')}"
         facts.add_row("Signed by", signed)
+    if pull := summary["pull"]:
+        facts.add_row("Pull", _pull(pull))
     facts.add_row("Last wake", _seconds(wake))
     if wake.get("stage"):
         facts.add_row("Waking", f"{wake['stage']}, since {wake.get('startedAt')}")
@@ -141,6 +145,15 @@ def _colour(kind: str, value: str) -> str:
     if kind in _GOOD_WHEN_FALSE and value in {"True", "False"}:
         return _COLOURS["False" if value == "True" else "True"]
     return _COLOURS.get(value, "")
+
+
+def _pull(pull: Mapping[str, Any]) -> str:
+    said = [pull["progress"]] if "progress" in pull else []
+    if pull.get("bytesPerSecond"):
+        said.append(f"{pull['bytesPerSecond'] / _MIB:.0f} MiB/s")
+    if "secondsLeft" in pull:
+        said.append(f"about {pull['secondsLeft']} s to go")
+    return ", ".join([*said, f"since {pull['startedAt']}"])
 
 
 def _schedule(schedule: Mapping[str, Any]) -> str:

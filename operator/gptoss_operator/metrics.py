@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from gptoss_api.deployment_status import Condition, WeightsStatus
+from gptoss_api.deployment_status import Condition, PullStatus, WeightsStatus
 from gptoss_operator.keys import DeploymentKey
 
 _STATUSES = ("True", "False", "Unknown")
@@ -56,6 +56,13 @@ class Metrics:
             ["namespace", "name", "policy", "authority", "signer", "identity", "mode"],
             registry=self.registry,
         )
+        self._pull_bytes = Gauge(
+            "gptoss_deployment_pull_bytes",
+            "Bytes of a pull that runs, where nodes tell it: `total`, and of those `done`, which are verified.",
+            ["namespace", "name", "part"],
+            registry=self.registry,
+        )
+        self._pulling: set[DeploymentKey] = set()
         self._known: dict[DeploymentKey, set[tuple[str, str]]] = {}
         self._vouching: dict[DeploymentKey, tuple[str, str, str, str, str]] = {}
 
@@ -80,9 +87,21 @@ class Metrics:
             self._weights.labels(key.namespace, key.name, *told).set(1)
             self._vouching[key] = told
 
+    def tell_pull(self, key: DeploymentKey, pull: PullStatus | None) -> None:
+        """Show how far a deployment's pull is; its series end with the pull."""
+        if pull is not None and pull.bytes_done is not None and pull.bytes_total is not None:
+            self._pulling.add(key)
+            self._pull_bytes.labels(key.namespace, key.name, "done").set(pull.bytes_done)
+            self._pull_bytes.labels(key.namespace, key.name, "total").set(pull.bytes_total)
+        elif key in self._pulling:
+            self._pulling.discard(key)
+            for part in ("done", "total"):
+                self._pull_bytes.remove(key.namespace, key.name, part)
+
     def forget(self, key: DeploymentKey) -> None:
         """Remove a deployment's series."""
         self.tell_weights(key, None)
+        self.tell_pull(key, None)
         for name, status in self._known.pop(key, set()):
             self._conditions.remove(key.namespace, key.name, name, status)
 

@@ -160,6 +160,7 @@ class Reconciler:
     def _told(self, key: DeploymentKey, planned: Plan, status: GptOssDeploymentStatus) -> None:
         self.metrics.tell_conditions(key, status.conditions)
         self.metrics.tell_weights(key, status.weights)
+        self.metrics.tell_pull(key, status.pull)
         for stage, seconds in planned.timings:
             self.metrics.wake_seconds.labels(stage).observe(seconds)
         if planned.woke_seconds is not None:

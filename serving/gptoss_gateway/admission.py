@@ -203,6 +203,8 @@ class Admission:
         parts = [f"waking {model.qualified_name}", waited]
         if model.wake_stage:
             parts.append(f"stage {model.wake_stage}")
+        if model.pull_progress:
+            parts.append(f"weights {model.pull_progress}")
         if model.last_wake_seconds:
             remaining = self._remaining(model)
             parts.append(f"the last wake took {model.last_wake_seconds:.0f} s")

@@ -65,6 +65,7 @@ class ServedModel:
     manifest_digest: str | None
     last_wake_seconds: float | None
     wake_stage: str | None
+    pull_progress: str | None
 
     @property
     def qualified_name(self) -> str:
@@ -110,6 +111,7 @@ class ServedModel:
             manifest_digest=status.weights.manifest_digest if status.weights else None,
             last_wake_seconds=status.wake.last_seconds if status.wake else None,
             wake_stage=status.wake.stage if status.wake else None,
+            pull_progress=status.pull.progress if status.pull else None,
         )
 
 

@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 from gptoss_api.application import WeightsArguments
-from gptoss_serving import vocabulary
+from gptoss_serving import pull_report, vocabulary
 from gptoss_serving.errors import NodeMisconfiguredError, WeightsRefusedError
 from gptoss_serving.node import Node
 from gptoss_weights.errors import WeightsError
@@ -55,14 +55,16 @@ def verified_copy(weights: WeightsArguments, node: Node) -> Path:
         WeightsRefusedError: with the reason of what is wrong with weights, source or folder.
     """
     try:
-        copy = pull(
-            weights.uri,
-            revision=weights.revision,
-            manifest_digest=weights.manifest_digest,
-            subject=weights.subject,
-            directory=node.weights_dir,
-            settings=SourceSettings.from_environment(),
-        )
+        with pull_report.told(weights) as progress:
+            copy = pull(
+                weights.uri,
+                revision=weights.revision,
+                manifest_digest=weights.manifest_digest,
+                subject=weights.subject,
+                directory=node.weights_dir,
+                settings=SourceSettings.from_environment(),
+                progress=progress,
+            )
     except WeightsError as error:
         raise WeightsRefusedError.because(error) from error
     logger.info(

@@ -506,6 +506,7 @@ async def test_columns_show_what_people_ask_for(kube: Kube, control_plane: Contr
     status = {
         "state": "Idle",
         "replicas": {"ready": 0, "desired": 0},
+        "pull": {"startedAt": "2026-11-21T00:00:00Z", "progress": "41%"},
         "conditions": [
             {
                 "type": "Ready",
@@ -522,8 +523,8 @@ async def test_columns_show_what_people_ask_for(kube: Kube, control_plane: Contr
         field_manager="test",
     )
     header, row = control_plane.kubectl("get", "gptoss", "shown", "-n", namespace).splitlines()
-    assert header.split() == ["NAME", "MODEL", "STATE", "READY", "REASON", "REPLICAS", "AGE"]
-    assert row.split()[:6] == ["shown", "gpt-oss-20b", "Idle", "True", "Idle", "0"]
+    assert header.split() == ["NAME", "MODEL", "STATE", "READY", "REASON", "REPLICAS", "PULL", "AGE"]
+    assert row.split()[:7] == ["shown", "gpt-oss-20b", "Idle", "True", "Idle", "0", "41%"]
     wide = control_plane.kubectl("get", "gptoss", "shown", "-n", namespace, "-o", "wide").splitlines()[0]
     assert "URL" in wide.split()
 

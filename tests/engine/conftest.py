@@ -13,6 +13,7 @@ from gptoss_cli.local import tiny_model
 from gptoss_cli.local.ray_head import RayHead
 from gptoss_weights.sign import KeyPair, generate_key, sign_folder
 from tests.engine.ray import Applications, started_ray_head
+from tests.engine.store import Store, started_store
 
 _numbers = itertools.count(1)
 
@@ -44,9 +45,17 @@ def weights_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def ray_head(tmp_path_factory: pytest.TempPathFactory, weights_root: Path) -> Iterator[RayHead]:
+def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
+    """The object store of the session's Ray, which a test can have answer slowly."""
+    with started_store(tmp_path_factory.mktemp("store")) as started:
+        yield started
+
+
+@pytest.fixture(scope="session")
+def ray_head(tmp_path_factory: pytest.TempPathFactory, weights_root: Path, store: Store) -> Iterator[RayHead]:
     """A real, supervised Ray with token authentication and Serve on a port of its own."""
-    with started_ray_head(tmp_path_factory.mktemp("ray"), weights_root=weights_root) as head:
+    base = tmp_path_factory.mktemp("ray")
+    with started_ray_head(base, weights_root=weights_root, **store.environment()) as head:
         yield head
 
 

@@ -17,6 +17,8 @@ from gptoss_operator.substrates.nodes import hardware_of
 from tests.contract.operator.house import FakeKubernetes, House, ManualClock, TrustSays
 from tests.engine.conftest import SignedFolder
 from tests.engine.ray import GATEWAY_TOKEN, STANDIN, Applications
+from tests.engine.store import Store
+from tests.unit.weights.builders import MODEL, model
 
 APP = "gptoss-operator-ml-assistant"
 SLEEPY = {"minReplicas": 0, "idleSeconds": 60}
@@ -148,6 +150,28 @@ async def test_a_flipped_byte_is_named_and_a_mended_source_serves(
     home.trust.source = "mended"
     home.pass_time(31)
     await ready(home)
+    home.delete()
+    await gone(applications, APP)
+
+
+async def test_the_status_says_how_far_a_pull_is_while_it_runs(
+    home: House, applications: Applications, store: Store
+) -> None:
+    weights = model(store.folder / "slow")
+    shard = next(weights.folder.glob("model-00001-*"))
+    home.trust.digest = weights.sign().manifest.digest
+    released = store.hold(f"slow/{shard.name}")
+    home.apply(model={"name": "custom", "uri": "s3://models/slow"}, verification={"subject": MODEL})
+
+    def held() -> bool:
+        pull = home.status().get("pull", {})
+        return pull.get("bytesDone", 0) == pull.get("bytesTotal", 0) - shard.stat().st_size
+
+    await home.until(held, SECONDS)
+    assert home.condition("Ready") == ("Unknown", "FetchingWeights")
+    released.set()
+    await ready(home)
+    await home.until(lambda: "pull" not in home.status())
     home.delete()
     await gone(applications, APP)
 

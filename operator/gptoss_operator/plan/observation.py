@@ -7,8 +7,9 @@ from enum import StrEnum
 from functools import cached_property
 from typing import Any
 
+from gptoss_api.conditions import Reason
 from gptoss_api.deployment import GptOssDeployment
-from gptoss_api.deployment_status import GptOssDeploymentStatus
+from gptoss_api.deployment_status import GptOssDeploymentStatus, PullStatus
 from gptoss_api.hardware import Accelerator
 from gptoss_operator.plan.demand import Demand
 from gptoss_operator.plan.rayservice.workload import KubeRaySite
@@ -126,6 +127,9 @@ class Failure:
     message: str
 
 
+FETCHING = Failure(reason=Reason.FETCHING_WEIGHTS, message="the weights are being fetched and verified")
+
+
 @dataclass(frozen=True, kw_only=True)
 class ApplicationView:
     """A deployment's application as last seen on its Ray cluster.
@@ -139,6 +143,7 @@ class ApplicationView:
         ready: replicas that run.
         wanted: replicas Ray wants.
         obstacle: what keeps it from starting now, though it may pass.
+        pull: how far a pull for it is, None if none is known to run.
         conflict: why it was left out of the cluster's configuration.
         trouble: reason and message of a problem of the whole cluster.
     """
@@ -151,6 +156,7 @@ class ApplicationView:
     ready: int = 0
     wanted: int = 0
     obstacle: Failure | None = None
+    pull: PullStatus | None = None
     conflict: str | None = None
     trouble: tuple[str, str] | None = None
 

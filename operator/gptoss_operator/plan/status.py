@@ -56,6 +56,7 @@ def status_for(observed: Observation, verdict: Verdict, site: Site) -> GptOssDep
         endpoint=Endpoint(url=site.gateway_url, model=deployment.served_name) if site.gateway_url else None,
         engine=_engine(verdict, before),
         weights=_weights(observed, verdict),
+        pull=observed.application.pull,
         wake=_wake(observed, verdict),
         schedule=_schedule(observed),
         drain_epoch=verdict.drain_epoch,

@@ -14,6 +14,7 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 import aiohttp
 
@@ -23,6 +24,8 @@ from gptoss_api.names import GATEWAY_TOKEN_HEADER
 _PATH = "/api/serve/applications/"
 _NODES_PATH = "/api/v0/nodes?limit=10000"
 _NODES_SECONDS = 5.0
+_LOGS_PATH = "/api/v0/logs"
+_LOG_SECONDS = 3.0
 # While Serve's controller restarts, Ray's answer takes about 6 s (measured with Ray 2.60).
 _GET_SECONDS = 12.0
 _PUT_SECONDS = 60.0
@@ -74,6 +77,24 @@ class RayDashboard:
         except (ClusterError, ValueError, KeyError, TypeError):
             return None
         return [row for row in rows if isinstance(row, Mapping)] if isinstance(rows, list) else None
+
+    async def small_log(self, node: str, name: str, *, limit: int) -> str | None:
+        """Return a file among a node's logs; None if there is none, it is longer, or Ray does not tell.
+
+        It is looked for first: of what is asked for and not there, Ray writes a traceback into its own log.
+        """
+        query = {"node_id": node, "timeout": str(int(_LOG_SECONDS))}
+        try:
+            path = f"{_LOGS_PATH}?{urlencode({**query, 'glob': name})}"
+            status, body = await self._call("GET", None, _LOG_SECONDS, path=path)
+            kinds = json.loads(body)["data"]["result"] if status == 200 else {}
+            if not any(name in names for names in kinds.values()):
+                return None
+            path = f"{_LOGS_PATH}/file?{urlencode({**query, 'filename': name})}"
+            status, body = await self._call("GET", None, _LOG_SECONDS, path=path)
+            return body.decode() if status == 200 and len(body) <= limit else None
+        except (ClusterError, ValueError, KeyError, TypeError, AttributeError):
+            return None
 
     async def put_applications(self, document: Mapping[str, Any], *, within: float = _PUT_SECONDS) -> None:
         """Replace the configuration of all of Serve's applications, within some seconds at most.

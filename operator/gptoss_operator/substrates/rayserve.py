@@ -6,6 +6,7 @@ configuration and writes it if it differs. What it sees flows back to the deploy
 
 import asyncio
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -14,6 +15,7 @@ from gptoss_api.clusters import RayCluster
 from gptoss_api.conditions import Reason
 from gptoss_api.deployment import GptOssDeployment
 from gptoss_api.names import application_name, route_prefix
+from gptoss_api.pull_report import MAX_REPORT_BYTES
 from gptoss_operator.keys import ClusterKey, DeploymentKey, Key
 from gptoss_operator.leadership import Leadership
 from gptoss_operator.plan.applications import (
@@ -25,12 +27,13 @@ from gptoss_operator.plan.applications import (
     covers,
     plan_cluster,
 )
-from gptoss_operator.plan.observation import ApplicationView, Failure, Hardware, Presence
+from gptoss_operator.plan.observation import FETCHING, ApplicationView, Failure, Hardware, Presence
 from gptoss_operator.substrates.dashboard import ClusterError, ClusterRefusedError, RayDashboard
 from gptoss_operator.substrates.failures import failure_of
 from gptoss_operator.substrates.nodes import hardware_of
 from gptoss_operator.substrates.probes import Probes
 from gptoss_operator.substrates.protocol import Outcome
+from gptoss_operator.substrates.pulls import Pulling, Pulls
 
 MOVING_SECONDS = 1.0
 SETTLED_SECONDS = 15.0
@@ -61,6 +64,7 @@ class RayServe:
         self._failed_attempts: dict[str, int] = {}
         self._news = news
         self._probes = Probes(ask=dashboard.answers, news=news)
+        self._pulls = Pulls(read=partial(dashboard.small_log, limit=MAX_REPORT_BYTES), news=news)
         self._trouble: tuple[str, str] | None = None
         self._unreachable = 0
         self._hardware: Hardware | None = None
@@ -100,6 +104,7 @@ class RayServe:
         if config is None or not is_ours({**config, "name": name}, self._installation):
             return ApplicationView(presence=Presence.ABSENT, trouble=self._trouble)
         ready, wanted = _replicas(application)
+        pull = self._pulls.of(name)
         return ApplicationView(
             presence=Presence.PRESENT,
             status=str(application.get("status") or ""),
@@ -108,6 +113,8 @@ class RayServe:
             failure=self._failure(key, name, application),
             ready=ready,
             wanted=wanted,
+            obstacle=FETCHING if pull is not None else None,
+            pull=pull,
             trouble=self._trouble,
         )
 
@@ -118,6 +125,7 @@ class RayServe:
     async def close(self) -> None:
         """End what runs beside reconciles."""
         await self._probes.close()
+        await self._pulls.close()
         if self._learning is not None:
             self._learning.cancel()
             await asyncio.wait({self._learning})
@@ -158,6 +166,7 @@ class RayServe:
                 self._trouble = (reason, f"{error}; it is tried again.")
                 return self._failed()
         self._probes.look(self._prefixes(self._details), steady=_running(self._details))
+        self._pulls.look(self._starting(self._details))
         silent = any(
             isinstance(wish, Present) and self._probes.answering(self._name(key)) is not True
             for key, wish in self._wishes.items()
@@ -261,6 +270,17 @@ class RayServe:
                 prefixes[self._name(key)] = route_prefix(key.namespace, key.name)
         return prefixes
 
+    def _starting(self, details: Mapping[str, Any]) -> dict[str, Pulling]:
+        """Where replicas of ours start, by application name."""
+        found = {}
+        for key in self._wishes.keys() - self._losers.keys():
+            application = details["applications"].get(self._name(key)) or {}
+            weights = ((application.get("deployed_app_config") or {}).get("args") or {}).get("weights") or {}
+            nodes = _starting_on(application)
+            if nodes and weights.get("manifestDigest"):
+                found[self._name(key)] = Pulling(manifest_digest=str(weights["manifestDigest"]), nodes=nodes)
+        return found
+
     def _http_options(self) -> Mapping[str, Any]:
         address = urlsplit(self._cluster.serve_url)
         loopback = address.hostname in {"127.0.0.1", "localhost", "::1"}
@@ -275,6 +295,16 @@ def _runs_for(details: Mapping[str, Any], name: str, key: DeploymentKey) -> bool
     application = (details.get("applications") or {}).get(name) or {}
     arguments = (application.get("deployed_app_config") or {}).get("args") or {}
     return bool(arguments.get("namespace") == key.namespace and arguments.get("name") == key.name)
+
+
+def _starting_on(application: Mapping[str, Any]) -> frozenset[str]:
+    return frozenset(
+        str(replica["node_id"])
+        for name, deployment in (application.get("deployments") or {}).items()
+        if name != ROUTER_DEPLOYMENT
+        for replica in deployment.get("replicas") or []
+        if replica.get("state") == "STARTING" and replica.get("node_id")
+    )
 
 
 def _replicas(application: Mapping[str, Any]) -> tuple[int, int]:

@@ -173,7 +173,8 @@ def model_object(
     state: str, *, name: str = "assistant", namespace: str = "ml", uid: str = UID, epoch: int = 1, **more: Any
 ) -> dict[str, Any]:
     """Return a deployment in a state: serving, idle, draining, waking, suspended or stalled."""
-    spec = {"scaling": {"wakeTimeoutSeconds": 60}} | {key: value for key, value in more.items() if key != "wake"}
+    spec = {"scaling": {"wakeTimeoutSeconds": 60}}
+    spec |= {key: value for key, value in more.items() if key not in ("wake", "pull")}
     raw = deployment_object(name, namespace, uid=uid, **spec)
     raw["metadata"]["creationTimestamp"] = "2026-11-01T00:00:00Z"
     reason = state.capitalize()
@@ -189,6 +190,8 @@ def model_object(
             condition("EngineReady", "False", "Stopped"),
         ]
     raw["status"] = {"conditions": conditions, "drainEpoch": epoch, "wake": more.get("wake") or {"lastSeconds": 42.2}}
+    if "pull" in more:
+        raw["status"]["pull"] = more["pull"]
     if state == "suspended":
         raw["spec"]["suspend"] = True
     return raw

@@ -80,7 +80,8 @@ async def test_an_engine_of_an_older_object_does_not_release(house):
 async def test_waiting_stream_gets_heartbeats_that_the_client_library_takes(house, monkeypatch):
     monkeypatch.setattr("gptoss_gateway.admission.FIRST_HEARTBEAT_SECONDS", 0.05)
     monkeypatch.setattr("gptoss_gateway.admission.HEARTBEAT_SECONDS", 0.05)
-    house.apply(model_object("waking", wake={"stage": "Pulling", "lastSeconds": 42.4}))
+    pull = {"startedAt": "2026-11-01T00:00:00Z", "progress": "41% of 60.8 GiB"}
+    house.apply(model_object("waking", wake={"stage": "deploying", "lastSeconds": 42.4}, pull=pull))
     server = await house.open_gateway()
     async with client(server) as api, aiohttp.ClientSession() as session:
         stream = await asyncio.wait_for(ask(api, stream=True), 30)  # headers came while it waits
@@ -88,7 +89,8 @@ async def test_waiting_stream_gets_heartbeats_that_the_client_library_takes(hous
         async with session.post(server.url + "/v1/chat/completions", json=body, headers=AUTHORIZED) as response:
             line = await response.content.readline()
             told = (
-                rb": waking ml/assistant, waited \d s, stage Pulling, the last wake took 42 s, about [34]\d s to go\n"
+                rb": waking ml/assistant, waited \d s, stage deploying, weights 41% of 60\.8 GiB, "
+                rb"the last wake took 42 s, about [34]\d s to go\n"
             )
             assert re.fullmatch(told, line)
             house.deploy()

@@ -32,6 +32,10 @@ class FakeRay:
         """Rows of Ray's list of nodes; None answers 404."""
         self.nodes_hang = asyncio.Event()
         self.nodes_hang.set()
+        self.logs: dict[tuple[str, str], str] = {}
+        """Texts by node and name of the file."""
+        self.missed_logs = 0
+        """How often a file was asked for that is not there: the real Ray writes a traceback into its log each time."""
         self.fail_with: dict[str, str] = {}
         """Application name → message of its failed deployment."""
         self.status_for_get: int | None = None
@@ -57,6 +61,8 @@ class FakeRay:
         app.router.add_get("/api/serve/applications/", self._get)
         app.router.add_put("/api/serve/applications/", self._put)
         app.router.add_get("/api/v0/nodes", self._nodes)
+        app.router.add_get("/api/v0/logs", self._list_logs)
+        app.router.add_get("/api/v0/logs/file", self._log)
         app.router.add_get("/{path:.*}", self._serve)
         self._runner = web.AppRunner(app, access_log=None)
         await self._runner.setup()
@@ -120,6 +126,24 @@ class FakeRay:
             return web.Response(status=404)
         result = {"total": len(self.nodes), "num_after_truncation": len(self.nodes), "result": self.nodes}
         return web.json_response({"result": True, "msg": "", "data": {"result": result}})
+
+    async def _list_logs(self, request: web.Request) -> web.Response:
+        if self._denied(request):
+            return web.Response(status=401)
+        found = [name for node, name in self.logs if (node, name) == (request.query["node_id"], request.query["glob"])]
+        return web.json_response({"result": True, "msg": "", "data": {"result": {"internal": found} if found else {}}})
+
+    async def _log(self, request: web.Request) -> web.Response:
+        if self._denied(request):
+            return web.Response(status=401)
+        text = self.logs.get((request.query["node_id"], request.query["filename"]))
+        self.missed_logs += text is None
+        return web.Response(status=500) if text is None else web.Response(text=text)
+
+    def replicas_start(self, name: str, *nodes: str) -> None:
+        """Show replicas of an application that have a place and no engine yet."""
+        starting = [{"state": "STARTING", "node_id": node} for node in nodes]
+        self.applications[name]["deployments"] = {"GptOssServer": {"target_num_replicas": 1, "replicas": starting}}
 
     async def _put(self, request: web.Request) -> web.Response:
         await self.hang.wait()

@@ -18,7 +18,7 @@ from gptoss_operator.cache import Kind
 from gptoss_operator.plan.observation import Trusted
 from gptoss_operator.process import Engine
 from gptoss_operator.settings import Settings
-from gptoss_operator.substrates import rayserve
+from gptoss_operator.substrates import pulls, rayserve
 from gptoss_operator.workqueue import Priority
 from tests.builders import DIGEST, deployment_object
 from tests.contract.operator.fake_ray import GATEWAY_TOKEN, TOKEN, FakeRay
@@ -280,6 +280,7 @@ async def house(
     rayserve.MOVING_SECONDS = 0.1
     rayserve.SETTLED_SECONDS = 1.0
     rayserve.NODES_SECONDS = 0.1
+    pulls.PAUSE_SECONDS = 0.05
     ray = FakeRay()
     await ray.start()
     (folder / "ray-token").write_text(TOKEN)

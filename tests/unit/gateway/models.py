@@ -24,5 +24,6 @@ def model(uid: str = "u-1", name: str = "assistant", namespace: str = "ml", **mo
         "manifest_digest": None,
         "last_wake_seconds": None,
         "wake_stage": None,
+        "pull_progress": None,
     }
     return ServedModel(uid=uid, name=name, namespace=namespace, **(values | more))

@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 
+from gptoss_api.deployment_status import PullStatus
 from gptoss_operator.substrates.failures import failure_of
-from gptoss_operator.substrates.kuberay.pods import trouble_of
+from gptoss_operator.substrates.kuberay.pods import pull_of, trouble_of
 
 PATIENT, IMPATIENT = 0, 3
 
@@ -408,6 +409,19 @@ def test_a_broken_pod_has_a_reason_and_an_advice(
     for words in said:
         assert words in found.failure.message
     assert len(found.failure.message) < 1000
+
+
+def test_a_pull_on_kuberay_is_known_by_its_beginning_alone() -> None:
+    def pulling(name: str, begun: str) -> dict[str, Any]:
+        state = {"name": "weights", "state": {"running": {"startedAt": begun}}}
+        return pod(name=name, initContainerStatuses=[state])
+
+    early, late = pulling("a", "2026-11-21T18:00:00Z"), pulling("b", "2026-11-21T18:05:00Z")
+    assert pull_of([late, early]) == PullStatus(started_at="2026-11-21T18:00:00Z")
+    assert pull_of([pod(), *fetching(), *init_running("wait-gcs-ready")]) is None
+    trouble = trouble_of([early])
+    assert trouble is not None
+    assert "`kubectl logs a -c weights` says how far" in trouble.failure.message
 
 
 def test_pods_that_run_have_no_trouble() -> None:

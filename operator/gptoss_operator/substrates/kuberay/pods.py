@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from gptoss_api.conditions import Reason
-from gptoss_operator.plan.observation import Failure
+from gptoss_api.deployment_status import PullStatus
+from gptoss_operator.plan.observation import FETCHING, Failure
 from gptoss_operator.plan.rayservice.workload import ROLE_LABEL, WEIGHTS_CONTAINER, WORKER
 from gptoss_operator.substrates.engine_words import LONGEST, last_line, translated
 
@@ -72,6 +73,22 @@ def trouble_of(pods: Sequence[Mapping[str, Any]], *, refused: str | None = None)
 _PROGRESS = frozenset({Reason.FETCHING_WEIGHTS, Reason.WAITING_FOR_HEAD, Reason.WAITING_FOR_NODE})
 
 
+def pull_of(pods: Sequence[Mapping[str, Any]]) -> PullStatus | None:
+    """Return since when pods have been fetching weights.
+
+    How far they are stands in their logs alone: they have no right to write it anywhere, and nobody but whoever may
+    read logs gets at it.
+    """
+    begun = [
+        str(running["startedAt"])
+        for pod in pods
+        for container in (pod.get("status") or {}).get("initContainerStatuses") or ()
+        if container.get("name") == WEIGHTS_CONTAINER
+        and (running := (container.get("state") or {}).get("running") or {}).get("startedAt")
+    ]
+    return PullStatus(started_at=min(begun)) if begun else None
+
+
 def advice_on(refusal: str) -> str:
     """Return what to do about the API server's words when it refuses an object."""
     known = (advice for pattern, advice in _REFUSALS if re.search(pattern, refusal))
@@ -123,9 +140,8 @@ def _of_init_container(pod: str, container: Mapping[str, Any]) -> Iterator[Troub
         else:
             yield Trouble(failure=_died(pod, container, ended), final=again >= _PATIENCE)
     elif "running" in state and container.get("name") == WEIGHTS_CONTAINER:
-        yield Trouble(
-            failure=Failure(reason=Reason.FETCHING_WEIGHTS, message="the weights are being fetched and verified")
-        )
+        told = f"{FETCHING.message}; `kubectl logs {pod} -c {WEIGHTS_CONTAINER}` says how far"
+        yield Trouble(failure=Failure(reason=FETCHING.reason, message=told))
     elif "running" in state and container.get("name") == _GCS_CONTAINER:
         yield _waits_for_head(pod)
 

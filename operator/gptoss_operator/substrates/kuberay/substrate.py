@@ -22,7 +22,7 @@ from gptoss_operator.plan.rayservice.workload import REVISION_LABEL, ROLE_LABEL,
 from gptoss_operator.substrates.failures import failure_of
 from gptoss_operator.substrates.kuberay.follow import KubeRayObjects
 from gptoss_operator.substrates.kuberay.nodes import hardware_for
-from gptoss_operator.substrates.kuberay.pods import advice_on, trouble_of
+from gptoss_operator.substrates.kuberay.pods import advice_on, pull_of, trouble_of
 from gptoss_operator.substrates.kuberay.seen import SeenRayService, seen_rayservice
 from gptoss_operator.substrates.kuberay.steps import Step, leads_to, next_step
 from gptoss_operator.substrates.probes import Probes
@@ -320,6 +320,7 @@ class KubeRay:
             answering=answering,
             failure=failure,
             obstacle=obstacle,
+            pull=pull_of(current),
             ready=sum(_is_ready(pod) for pod in workers) if answering else 0,
             wanted=-(-len(workers) // _pods_per_replica(seen)),
             trouble=trouble,
