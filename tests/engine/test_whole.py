@@ -94,7 +94,7 @@ def test_sleeps_when_idle_and_answers_the_request_that_wakes_it(
     assert whole.condition("sleepy", "ScaledToZero")[:2] == ("True", "Idle")
     # An engine on its way out still answers what reaches it, and then nobody has to wait for the next one.
     applications._until(
-        lambda: _application(whole, "sleepy") not in applications.all(), seconds=90, what="the engine has ended"
+        lambda: _application(whole, "sleepy") not in applications.all(), seconds=150, what="the engine has ended"
     )
     assert "sleepy" in _models(whole)
 
