@@ -37,7 +37,7 @@ class Trusted:
         authority: entry of the policy that matched.
         identity: whom the certificate that signed was made out to, None for a key.
         policy: name of the policy.
-        source: fingerprint of the bundle and of the listed files' versions; changes when one does.
+        source: mark of the manifest and of the listed files' versions (``plan.sources``).
         checked_at: time of day of the first check with this result.
         valid_until: time of day after which this may not be relied on any more, None if it does not end.
         waived: why no authority vouches, where mode Audit waives that.
