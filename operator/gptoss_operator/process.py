@@ -143,6 +143,7 @@ class Engine:
             news=self.queue.add,
             everything=partial(self.intake.everything, Priority.CHANGE),
         )
+        self.metrics.follow(objects.follows)
         return KubeRay(
             kube_ray,
             objects,

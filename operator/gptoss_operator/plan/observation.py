@@ -141,6 +141,7 @@ class ApplicationView:
         obstacle: what keeps it from starting now, though it may pass.
         conflict: why it was left out of the cluster's configuration.
         trouble: reason and message of a problem of the whole cluster.
+        flaw: reason and message of something that is not as it should be, though nothing stops for it.
     """
 
     presence: Presence = Presence.UNKNOWN
@@ -153,6 +154,7 @@ class ApplicationView:
     obstacle: Failure | None = None
     conflict: str | None = None
     trouble: tuple[str, str] | None = None
+    flaw: tuple[str, str] | None = None
 
 
 KUBERAY = "ray.io/rayservice"
