@@ -42,7 +42,9 @@ class RayCluster(StrictModel):
     token_file: Path | None = Field(
         default=None, description="File with Ray's bearer token; none where Ray's authentication is off."
     )
-    gateway_token_file: Path = Field(description="File with the token that replicas ask of every request.")
+    gateway_token_file: Path = Field(
+        description="File with the token that replicas ask of every request; while that changes, the new one above it."
+    )
     hardware: ClusterHardware | None = Field(
         default=None, description="Its accelerators; by default what Ray's nodes tell."
     )

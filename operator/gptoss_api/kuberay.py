@@ -22,7 +22,9 @@ def engine_service(name: str) -> str:
 class EngineAccess(StrictModel):
     """How operator and gateway reach engines that KubeRay runs."""
 
-    gateway_token_file: Path = Field(description="File with the token that replicas ask of every request.")
+    gateway_token_file: Path = Field(
+        description="File with the token that replicas ask of every request; while that changes, the new one above it."
+    )
     service_url: Annotated[str, Field(alias="serviceURL", pattern=r"^https?://[^ ]+$", max_length=256)] = Field(
         default=f"http://{{service}}.{{namespace}}.svc:{SERVE_PORT}",
         description="Base URL of a deployment's Service; {service} and {namespace} are filled in.",

@@ -77,6 +77,16 @@ class Informer:
             await asyncio.wait({self._task})
 
     @property
+    def resource(self) -> Resource:
+        """What it follows."""
+        return self._resource
+
+    @property
+    def follows(self) -> bool:
+        """Whether the copy is complete, and kept true right now."""
+        return self.synced.is_set() and self.last_error is None
+
+    @property
     def objects(self) -> Mapping[tuple[str, str], Object]:
         """The copy, by (namespace, name); the namespace of a cluster-scoped object is empty."""
         return self._objects

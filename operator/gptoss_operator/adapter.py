@@ -9,7 +9,7 @@ from typing import Any
 
 from gptoss_api.names import CREDENTIALS_SECRET, FIELD_MANAGER, GROUP
 from gptoss_kube.client import Kube
-from gptoss_kube.errors import Conflict, KubeError, NotFound
+from gptoss_kube.errors import Conflict, Forbidden, KubeError, NotFound
 from gptoss_kube.events import record
 from gptoss_kube.resources import (
     GATEWAY_REPORTS,
@@ -87,8 +87,8 @@ class KubernetesAdapter:
         with contextlib.suppress(NotFound):
             await self._kube.delete(GATEWAY_REPORTS, name, namespace=self._settings.system_namespace)
 
-    async def tell(self, deployment: Raw, *, type_: str, reason: str, message: str) -> None:
-        """Record an event; one that can't be written is no reason to fail."""
+    async def tell(self, deployment: Raw, *, type_: str, reason: str, message: str) -> bool:
+        """Record an event, and tell whether it was; one that can't be written is no reason to fail."""
         try:
             await record(
                 self._kube,
@@ -102,7 +102,10 @@ class KubernetesAdapter:
                 timeout=_EVENT_SECONDS,
             )
         except KubeError as error:
-            _LOG.info("an event about %s was not recorded: %s", deployment["metadata"]["name"], error)
+            level = logging.WARNING if isinstance(error, Forbidden) else logging.INFO
+            _LOG.log(level, "an event about %s was not recorded: %s", deployment["metadata"]["name"], error)
+            return False
+        return True
 
     async def _apply_status(self, document: Raw) -> Raw:
         return await self._kube.apply_status(document, resource=GPT_OSS_DEPLOYMENTS, field_manager=FIELD_MANAGER)

@@ -29,6 +29,6 @@ class Kubernetes(Protocol):
         """Delete the report of a gateway that is gone."""
         ...
 
-    async def tell(self, deployment: Raw, *, type_: str, reason: str, message: str) -> None:
-        """Record an event about a deployment. Never fails: events are for people."""
+    async def tell(self, deployment: Raw, *, type_: str, reason: str, message: str) -> bool:
+        """Record an event about a deployment, and tell whether it was. Never fails: events are for people."""
         ...

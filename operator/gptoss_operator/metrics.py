@@ -1,6 +1,7 @@
 """What the operator measures. Series of a deployment end with it."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
@@ -43,6 +44,17 @@ class Metrics:
         self.cluster_writes = Counter(
             "gptoss_operator_ray_cluster_writes", "Configurations written to Ray.", ["cluster"], registry=self.registry
         )
+        self.events_lost = Counter(
+            "gptoss_operator_events_lost",
+            "Events about deployments that were not recorded, for want of a right or of an answer.",
+            registry=self.registry,
+        )
+        self._watches = Gauge(
+            "gptoss_operator_watches",
+            "1 while the copy of these objects is complete and kept true, 0 for example for want of a right.",
+            ["resource"],
+            registry=self.registry,
+        )
         self._conditions = Gauge(
             "gptoss_deployment_condition",
             "1 for the status that a condition of a deployment has.",
@@ -65,6 +77,11 @@ class Metrics:
         self._pulling: set[DeploymentKey] = set()
         self._known: dict[DeploymentKey, set[tuple[str, str]]] = {}
         self._vouching: dict[DeploymentKey, tuple[str, str, str, str, str]] = {}
+
+    def follow(self, watches: Callable[[], Mapping[str, bool]]) -> None:
+        """Show whether each kind of ``watches``, by its plural name, is followed: asked whenever somebody scrapes."""
+        for resource in watches():
+            self._watches.labels(resource).set_function(partial(_follows, watches, resource))
 
     def tell_conditions(self, key: DeploymentKey, conditions: Iterable[Condition]) -> None:
         """Show a deployment's conditions."""
@@ -104,6 +121,10 @@ class Metrics:
         self.tell_pull(key, None)
         for name, status in self._known.pop(key, set()):
             self._conditions.remove(key.namespace, key.name, name, status)
+
+
+def _follows(watches: Callable[[], Mapping[str, bool]], resource: str) -> float:
+    return float(watches()[resource])
 
 
 def _vouching(weights: WeightsStatus) -> tuple[str, str, str, str, str]:

@@ -18,6 +18,7 @@ from gptoss_operator.adapter import KubernetesAdapter
 from gptoss_operator.boundary import Kubernetes
 from gptoss_operator.cache import Cache
 from gptoss_operator.clock import Clock, SystemClock
+from gptoss_operator.gateway_tokens import AcceptedTokens
 from gptoss_operator.handlers import Watches
 from gptoss_operator.health import HealthServer
 from gptoss_operator.intake import Intake
@@ -25,6 +26,7 @@ from gptoss_operator.keys import ClusterKey, Key
 from gptoss_operator.leadership import AlwaysLeader, Elector, Leadership, ReadOnly
 from gptoss_operator.metrics import Metrics
 from gptoss_operator.plan.observation import KUBERAY
+from gptoss_operator.plan.rayservice.workload import KubeRaySite
 from gptoss_operator.reconcile import Reconciler
 from gptoss_operator.releases import ReleaseLedger
 from gptoss_operator.resync import Resync
@@ -77,6 +79,11 @@ class Engine:
             ledger=ReleaseLedger(cache=self.cache, kubernetes=kubernetes, leadership=leadership, seen=self.intake.seen),
             credentials=kubernetes.credentials,
         )
+        self._tokens = (
+            AcceptedTokens(settings.kube_ray.gateway_token_file, clock=self.clock)
+            if settings.kube_ray is not None
+            else None
+        )
         self.kube_ray = self._kube_ray(kube, session, leadership)
         self.reconciler = Reconciler(
             settings=settings,
@@ -95,7 +102,7 @@ class Engine:
                 for cluster in settings.ray_clusters
             }
             | ({KUBERAY: self.kube_ray} if self.kube_ray is not None else {}),
-            kube_ray_site=settings.kube_ray_site,
+            kube_ray_site=self._kube_ray_site,
             trust=self.trust,
             starts=Starts(settings.max_concurrent_starts),
             metrics=self.metrics,
@@ -124,6 +131,8 @@ class Engine:
             self.listed = True
             async with asyncio.TaskGroup() as group:
                 group.create_task(self.resync.forever())
+                if self._tokens is not None:
+                    group.create_task(self._tokens.follow(partial(self.intake.everything, Priority.CHANGE)))
                 await self._take_office()
                 for _ in range(self.settings.workers):
                     group.create_task(self._work())
@@ -143,6 +152,7 @@ class Engine:
             news=self.queue.add,
             everything=partial(self.intake.everything, Priority.CHANGE),
         )
+        self.metrics.follow(objects.follows)
         return KubeRay(
             kube_ray,
             objects,
@@ -150,6 +160,9 @@ class Engine:
             leadership=leadership,
             news=self.queue.add,
         )
+
+    def _kube_ray_site(self) -> KubeRaySite | None:
+        return self.settings.kube_ray_site(self._tokens.hashes()) if self._tokens is not None else None
 
     def sick(self) -> str | None:
         """Say why the process should be restarted: a reconcile that never ends."""

@@ -155,7 +155,8 @@ class Reconciler:
             substrate.ask(key, action.wish)
             self.queue.add(substrate.key(key))
         for event in planned.events:
-            await self.kubernetes.tell(raw, type_=event.type, reason=event.reason, message=event.message)
+            if not await self.kubernetes.tell(raw, type_=event.type, reason=event.reason, message=event.message):
+                self.metrics.events_lost.inc()
 
     def _told(self, key: DeploymentKey, planned: Plan, status: GptOssDeploymentStatus) -> None:
         self.metrics.tell_conditions(key, status.conditions)

@@ -1,6 +1,5 @@
 """The operator's settings file: what an administrator decides, and no custom resource can."""
 
-import hashlib
 from pathlib import Path
 from typing import Annotated, Self
 
@@ -118,15 +117,10 @@ class Settings(StrictModel):
         """Whether KubeRay runs deployments that name no substrate."""
         return self.kube_ray is not None and self.default_ray_cluster is None
 
-    def kube_ray_site(self) -> KubeRaySite | None:
-        """Return what renderings for KubeRay depend on; None without KubeRay. Reads the gateway's token.
-
-        Raises:
-            OSError: the token's file can't be read.
-        """
+    def kube_ray_site(self, gateway_token_hashes: tuple[str, ...]) -> KubeRaySite | None:
+        """Return what renderings for KubeRay depend on; None without KubeRay."""
         if self.kube_ray is None:
             return None
-        token = self.kube_ray.gateway_token_file.read_text().strip()
         sources = self.sources()
         return KubeRaySite(
             settings=self.kube_ray,
@@ -137,7 +131,7 @@ class Settings(StrictModel):
             azure_endpoint=sources.azure_endpoint,
             hf_endpoint=self.weight_sources.hugging_face.endpoint,
             hf_download_hosts=self.weight_sources.hugging_face.download_hosts,
-            gateway_token_hash=hashlib.sha256(token.encode()).hexdigest(),
+            gateway_token_hashes=gateway_token_hashes,
         )
 
     def sources(self) -> SourceSettings:

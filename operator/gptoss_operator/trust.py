@@ -26,9 +26,16 @@ from gptoss_operator.clock import Clock
 from gptoss_operator.keys import DeploymentKey
 from gptoss_operator.metrics import Metrics
 from gptoss_operator.plan.observation import Distrusted, Revocation, Trust, Trusted
+from gptoss_operator.plan.sources import mark
 from gptoss_operator.releases import ReleaseLedger
 from gptoss_operator.threads import Threads
-from gptoss_weights.errors import AccessDeniedError, SourceError, SourceUnavailableError, WeightsError
+from gptoss_weights.errors import (
+    AccessDeniedError,
+    MissingFileError,
+    SourceError,
+    SourceUnavailableError,
+    WeightsError,
+)
 from gptoss_weights.identities import MAX_ROOT_BYTES
 from gptoss_weights.policy import Narrowing, check_source, evaluate, revocation, select_policy
 from gptoss_weights.sources import SourceSettings, open_source
@@ -338,6 +345,7 @@ class SignatureCheck:
             )
             versions = hashlib.sha256(decision.manifest_digest.encode())
             weight_bytes: int | None = 0
+            seen = True
             for file in decision.manifest.files:
                 try:
                     version = source.stat(file.name)
@@ -346,16 +354,21 @@ class SignatureCheck:
                     versions.update(f"\n{file.name} {version.size} {version.etag}".encode())
                 except SourceUnavailableError:
                     raise  # it says nothing of what the source holds: neither that it changed nor that it did not
-                except SourceError as error:
+                except MissingFileError as error:
                     weight_bytes = None
                     versions.update(f"\n{file.name} {error.reason}".encode())
+                except SourceError as error:
+                    # The manifest may be all that the operator is let near: nodes have credentials of their own.
+                    _LOG.debug("the version of %s can't be seen: %s", file.name, error.reason)
+                    seen, weight_bytes = False, None
+                    break
         return Trusted(
             manifest_digest=decision.manifest_digest,
             signer=decision.signer_fingerprint,
             authority=decision.authority_name,
             identity=decision.identity,
             policy=policy.name,
-            source=versions.hexdigest(),
+            source=mark(decision.manifest_digest, versions.hexdigest() if seen else None),
             checked_at=wall,
             valid_until=decision.valid_until,
             waived=decision.waived,

@@ -1,10 +1,12 @@
 """Where a model's engine is reached: the one place that knows substrates. Never derived from a status."""
 
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from gptoss_api.clusters import RayCluster
+from gptoss_api.gateway_token import token_to_send, tokens_of
 from gptoss_api.kuberay import EngineAccess
 from gptoss_api.names import GATEWAY_TOKEN_HEADER, route_prefix
 from gptoss_gateway.catalogue import ServedModel
@@ -82,6 +84,7 @@ class _TokenFile:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._seen: tuple[int, int] | None = None
+        self._tokens: tuple[str, ...] = ()
         self.value = ""
         try:
             self._read()
@@ -100,5 +103,8 @@ class _TokenFile:
         stat = self._path.stat()
         fingerprint = (stat.st_mtime_ns, stat.st_ino)
         if fingerprint != self._seen:
-            self.value = self._path.read_text(encoding="utf-8").strip() or self.value
+            self._tokens = tokens_of(self._path.read_text(encoding="utf-8")) or self._tokens
             self._seen = fingerprint
+        if self._tokens:
+            age_seconds = time.time() - stat.st_mtime
+            self.value = token_to_send(self._tokens, sent=self.value, age_seconds=age_seconds)

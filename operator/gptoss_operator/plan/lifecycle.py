@@ -23,6 +23,7 @@ from gptoss_operator.plan.arguments import wanted_application
 from gptoss_operator.plan.fit import engine_for, fit_of
 from gptoss_operator.plan.observation import Distrusted, Memory, Observation, Presence, Revocation, Site, Trusted
 from gptoss_operator.plan.revoked import acting_revocation, capped, must_stop
+from gptoss_operator.plan.sources import UNKNOWN, has_changed, to_compare_with
 from gptoss_operator.plan.verdict import OF_WEIGHTS, Phase, Stall, Verdict, phase_of, written_stall
 from gptoss_operator.plan.wakes import timed
 
@@ -171,8 +172,10 @@ def _failed(observed: Observation, verdict: Verdict) -> Verdict:
         return _new(observed, replace(verdict, failed_source=None, memory=replace(memory, failures=0)), fresh=True)
     if verdict.failed_source is not None:
         # A node found the bytes wrong: another start is worth it only once the source has changed.
-        if isinstance(observed.trust, Trusted) and observed.trust.source != verdict.failed_source:
-            return _new(observed, replace(verdict, failed_source=None), fresh=True)
+        if isinstance(observed.trust, Trusted):
+            if has_changed(verdict.failed_source, observed.trust.source):
+                return _new(observed, replace(verdict, failed_source=None), fresh=True)
+            verdict = replace(verdict, failed_source=to_compare_with(verdict.failed_source, observed.trust.source))
     elif stall is None or stall.reason == Reason.ENGINE_FAILED:
         retry_at = memory.retry_at if memory.retry_at is not None else now + _retry_delay(memory.failures)
         if now >= retry_at:
@@ -326,7 +329,7 @@ def _broken(observed: Observation, verdict: Verdict) -> Verdict:
     if failure.reason == Reason.SERVING_VERSION_MISMATCH:
         stall = Stall(reason=failure.reason, detail=failure.reason, message=failure.message)
     elif failure.reason in OF_WEIGHTS and failure.reason not in _MAY_PASS:
-        source = observed.trust.source if isinstance(observed.trust, Trusted) else "unknown"
+        source = observed.trust.source if isinstance(observed.trust, Trusted) else UNKNOWN
         stall = Stall(reason=Reason.UNTRUSTED_WEIGHTS, detail=failure.reason, message=failure.message, weights=True)
         verdict = replace(verdict, failed_source=source)
     else:

@@ -38,7 +38,7 @@ class Trusted:
         authority: entry of the policy that matched.
         identity: whom the certificate that signed was made out to, None for a key.
         policy: name of the policy.
-        source: fingerprint of the bundle and of the listed files' versions; changes when one does.
+        source: mark of the manifest and of the listed files' versions (``plan.sources``).
         checked_at: time of day of the first check with this result.
         valid_until: time of day after which this may not be relied on any more, None if it does not end.
         waived: why no authority vouches, where mode Audit waives that.
@@ -146,6 +146,7 @@ class ApplicationView:
         pull: how far a pull for it is, None if none is known to run.
         conflict: why it was left out of the cluster's configuration.
         trouble: reason and message of a problem of the whole cluster.
+        flaw: reason and message of something that is not as it should be, though nothing stops for it.
     """
 
     presence: Presence = Presence.UNKNOWN
@@ -159,6 +160,7 @@ class ApplicationView:
     pull: PullStatus | None = None
     conflict: str | None = None
     trouble: tuple[str, str] | None = None
+    flaw: tuple[str, str] | None = None
 
 
 KUBERAY = "ray.io/rayservice"

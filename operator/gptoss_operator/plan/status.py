@@ -243,7 +243,7 @@ def _revoked(observed: Observation, verdict: Verdict) -> _Claim:
 
 
 def _degraded(observed: Observation) -> _Claim:
-    trouble = observed.application.trouble
+    trouble = observed.application.trouble or observed.application.flaw
     return ("True", *trouble) if trouble is not None else ("False", Reason.HEALTHY, "")
 
 

@@ -10,8 +10,10 @@ Requests carry nothing a browser would send: Ray hides environment variables fro
 it hides can't be written back.
 """
 
+import asyncio
 import json
 from collections.abc import Mapping, Sequence
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -19,6 +21,7 @@ from urllib.parse import urlencode
 import aiohttp
 
 from gptoss_api.clusters import RayCluster
+from gptoss_api.gateway_token import tokens_of
 from gptoss_api.names import GATEWAY_TOKEN_HEADER
 
 _PATH = "/api/serve/applications/"
@@ -159,20 +162,25 @@ class RayDashboard:
 
 
 async def engine_answers(session: aiohttp.ClientSession, url: str, gateway_token_file: Path) -> bool:
-    """Tell whether an engine itself answers under a URL, within a deadline of its own."""
+    """Tell whether an engine itself answers under a URL, within a deadline of its own.
+
+    While the gateway's token changes there are two: replicas may not know the newer one yet.
+    """
     try:
-        headers = {GATEWAY_TOKEN_HEADER: _read(gateway_token_file), "Accept": "application/json"}
-        async with session.get(
-            f"{url}/v1/models",
-            headers=headers,
-            timeout=aiohttp.ClientTimeout(total=_PROBE_SECONDS),
-            allow_redirects=False,
-        ) as response:
-            if response.status != 200:
-                return False
-            return isinstance(json.loads(await response.content.read(1024 * 1024)), dict)
+        async with asyncio.timeout(_PROBE_SECONDS):
+            for token in tokens_of(_read(gateway_token_file)):
+                status, body = await _models(session, url, token)
+                if status != HTTPStatus.UNAUTHORIZED:
+                    return status == HTTPStatus.OK and isinstance(json.loads(body), dict)
     except (aiohttp.ClientError, TimeoutError, OSError, ValueError):
-        return False
+        pass
+    return False
+
+
+async def _models(session: aiohttp.ClientSession, url: str, token: str) -> tuple[int, bytes]:
+    headers = {GATEWAY_TOKEN_HEADER: token, "Accept": "application/json"}
+    async with session.get(f"{url}/v1/models", headers=headers, allow_redirects=False) as response:
+        return response.status, await response.content.read(1024 * 1024)
 
 
 def _read(path: Path) -> str:

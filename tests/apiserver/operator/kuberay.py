@@ -21,7 +21,7 @@ from aiohttp import web
 from gptoss_api.names import GATEWAY_TOKEN_HEADER
 from gptoss_kube.client import Kube
 from gptoss_kube.errors import KubeError, NotFound
-from gptoss_kube.resources import PODS, RAY_SERVICES, SERVICES
+from gptoss_kube.resources import CONFIG_MAPS, PODS, RAY_SERVICES, SERVICES
 
 GATEWAY_TOKEN = "the-secret-of-gateways"
 _PASS_SECONDS = 0.05
@@ -58,6 +58,8 @@ class StandInKubeRay:
     clusters: dict[str, dict[str, Cluster]] = field(default_factory=dict)
     serve_puts: list[Raw] = field(default_factory=list)
     made: list[str] = field(default_factory=list)
+    let_in: set[str] = field(default_factory=set)
+    """Tokens with which an engine has been asked and that its ConfigMap lists."""
 
     async def forever(self) -> None:
         while True:
@@ -227,9 +229,13 @@ class StandInKubeRay:
 
     async def engine(self, request: web.Request) -> web.Response:
         """The engine behind a deployment's own Service: what its selector finds, and nothing else."""
-        if request.headers.get(GATEWAY_TOKEN_HEADER) != GATEWAY_TOKEN:
-            return web.Response(status=401)
+        given = request.headers.get(GATEWAY_TOKEN_HEADER, "")
+        deployment = request.match_info["service"].removesuffix("-gptoss")
         try:
+            accepted = await self.kube.get(CONFIG_MAPS, f"{deployment}-gateway-tokens", namespace=self.namespace)
+            if f"sha256:{hashlib.sha256(given.encode()).hexdigest()}" not in accepted["data"]["gateway-tokens"].split():
+                return web.Response(status=401)
+            self.let_in.add(given)
             service = await self.kube.get(SERVICES, request.match_info["service"], namespace=self.namespace)
         except KubeError:
             return web.Response(status=503)

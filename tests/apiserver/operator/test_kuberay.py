@@ -1,6 +1,7 @@
 """The KubeRay substrate on a real API server, with a stand-in for KubeRay and the rights that we ask for."""
 
 import asyncio
+import hashlib
 import json
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
@@ -11,6 +12,7 @@ from typing import Any
 import aiohttp
 import pytest
 
+from gptoss_api.gateway_token import RETAIN_SECONDS
 from gptoss_cli.local.control_plane import ControlPlane
 from gptoss_kube.client import Kube
 from gptoss_kube.errors import Forbidden, Invalid
@@ -25,6 +27,7 @@ from gptoss_kube.resources import (
     SERVICES,
 )
 from gptoss_kube.watch import Informer
+from gptoss_operator import gateway_tokens
 from gptoss_operator.adapter import KubernetesAdapter
 from gptoss_operator.cache import Kind
 from gptoss_operator.process import Engine
@@ -188,6 +191,7 @@ async def home(
     monkeypatch.setattr(substrate, "MISSING_SECONDS", 0.2)
     monkeypatch.setattr(substrate, "MENDING_SECONDS", 0.1)
     monkeypatch.setattr(substrate, "REFUSED_SECONDS", 0.2)
+    monkeypatch.setattr(gateway_tokens, "LOOK_SECONDS", 0.1)
     (tmp_path / "gateway-token").write_text(GATEWAY_TOKEN)
     control_plane.kubectl("apply", "-f", str(REPOSITORY / "examples" / "local" / "rbac.yaml"))
     async with Kube(kubeconfig=control_plane.kubeconfig) as admin, standing_in(admin, namespace) as kuberay:
@@ -220,6 +224,42 @@ async def test_serves_sleeps_without_kuberays_services_and_wakes_as_another_clus
         assert await home.cluster() == home.kuberay.made[-1] != first
         assert len(home.kuberay.made) == 2
         assert await home.get(SECRETS, f"assistant-ray-{owner[:8]}") == token, "kept over the wake"
+
+
+@pytest.mark.usefixtures("rayservices")
+async def test_replicas_learn_of_another_gateway_token_and_go_on(home: Home) -> None:
+    def listed(*tokens: str) -> str:
+        return "".join(sorted(f"sha256:{hashlib.sha256(token.encode()).hexdigest()}\n" for token in tokens))
+
+    async def known() -> str:
+        return str((await home.get(CONFIG_MAPS, "assistant-gateway-tokens"))["data"]["gateway-tokens"])
+
+    def write(*tokens: str) -> None:
+        """At once, as a kubelet does."""
+        new = home.folder / "new"
+        new.write_text("\n".join(tokens))
+        new.replace(home.folder / "gateway-token")
+
+    async with home.operator():
+        await home.apply(scaling={"minReplicas": 1})
+        await home.until("Ready", "True", "Serving")
+        assert await known() == listed(GATEWAY_TOKEN)
+        before = await home.get(RAY_SERVICES)
+
+        write("another", GATEWAY_TOKEN)
+        await home.true(_async(lambda: "another" in home.kuberay.let_in))
+        assert await known() == listed("another", GATEWAY_TOKEN)
+        write("another")
+        home.clock.time += RETAIN_SECONDS + 1
+
+        async def only_the_new_one() -> bool:
+            return await known() == listed("another")
+
+        await home.true(only_the_new_one)
+        home.kuberay.let_in.clear()
+        await home.true(_async(lambda: "another" in home.kuberay.let_in))
+        assert (await home.condition("Ready"))[:2] == ("True", "Serving")
+        assert (await home.get(RAY_SERVICES))["metadata"]["generation"] == before["metadata"]["generation"]
 
 
 @pytest.mark.usefixtures("rayservices")

@@ -51,6 +51,7 @@ class FakeKubernetes:
         self.status_writes = 0
         self.failing_writes = 0
         self.failing_lists = 0
+        self.records_events = True
         self.secrets: dict[str, Mapping[str, str] | Exception] = {}
         self._version = 10
 
@@ -96,8 +97,9 @@ class FakeKubernetes:
     async def delete_report(self, name: str) -> None:
         self.objects[Kind.REPORT].pop(("gptoss-system", name), None)
 
-    async def tell(self, deployment: Raw, *, type_: str, reason: str, message: str) -> None:
+    async def tell(self, deployment: Raw, *, type_: str, reason: str, message: str) -> bool:
         self.events.append((deployment["metadata"]["name"], reason, message))
+        return self.records_events
 
 
 @dataclass

@@ -204,6 +204,17 @@ async def test_deleting_removes_the_application_and_nothing_else(home: House) ->
     assert b'name="assistant"' not in _metrics(home)
 
 
+async def test_events_that_are_not_recorded_are_counted_and_hinder_nothing(home: House) -> None:
+    home.kubernetes.records_events = False
+    home.report(assistant={})
+    home.apply()
+    await home.ready()
+    assert home.kubernetes.events
+    await home.until(
+        lambda: f"gptoss_operator_events_lost_total {len(home.kubernetes.events)}.0".encode() in _metrics(home)
+    )
+
+
 def _metrics(home: House) -> bytes:
     from prometheus_client import generate_latest
 

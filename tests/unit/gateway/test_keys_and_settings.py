@@ -1,5 +1,7 @@
 """Files that administrators write."""
 
+import os
+import time
 from pathlib import Path
 
 import pytest
@@ -119,3 +121,42 @@ def test_a_model_on_kuberay_is_reached_at_its_own_service(tmp_path):
         assert found.token == "secret"
     with pytest.raises(ModelRefusedError, match="adds kubeRay"):
         Upstreams((), default=None).locate(model(on_kuberay=True))
+
+
+def test_a_new_token_is_sent_only_once_replicas_had_time_to_learn_it(tmp_path):
+    file = tmp_path / "token"
+
+    def write(text, *, age):
+        new = tmp_path / "new"
+        new.write_text(text)
+        os.utime(new, (time.time() - age, time.time() - age))
+        new.replace(file)
+
+    def started():
+        access = EngineAccess.model_validate({"gatewayTokenFile": str(file)})
+        return Upstreams((), default=None, kube_ray=access)
+
+    def sent(upstreams):
+        upstreams.refresh()
+        return upstreams.locate(model(on_kuberay=True)).token
+
+    write("old\n", age=10**6)
+    running = started()
+    assert sent(running) == "old"
+    write("new\nold\n", age=10)
+    assert (sent(running), sent(started())) == ("old", "old")
+    write("old\nnew\n", age=10)
+    assert sent(running) == "old", "in the wrong order too"
+    write("new\nold\n", age=301)
+    assert (sent(running), sent(started())) == ("new", "new")
+    write("new\n", age=1)
+    assert (sent(running), sent(started())) == ("new", "new")
+    write("", age=1)
+    assert sent(running) == "new"
+    write("other\n", age=1)
+    assert sent(running) == "new", "the operator lets it count a while longer"
+    write("other\n", age=301)
+    assert sent(running) == "other"
+    write("", age=1)
+    with pytest.raises(SettingsError, match="is empty"):
+        started()

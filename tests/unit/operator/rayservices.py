@@ -49,6 +49,6 @@ def site(**changes: Any) -> KubeRaySite:
         "system_namespace": "gptoss-system",
         "s3_endpoint": None,
         "s3_region": "eu-central-1",
-        "gateway_token_hash": "ab" * 32,
+        "gateway_token_hashes": ("ab" * 32,),
     }
     return KubeRaySite(**{**values, **changes})

@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from gptoss_kube.errors import Forbidden, KubeError, Unreachable
+from gptoss_kube.resources import Resource
 from gptoss_operator.keys import RayServiceKey
 from gptoss_operator.plan.rayservice.render import leading_to, render
 from gptoss_operator.substrates.kuberay import children
@@ -89,7 +91,9 @@ def around(monkeypatch: pytest.MonkeyPatch) -> tuple[Children, FakeKube, list[Ra
     class Still:
         """An informer that has listed, and hears nothing."""
 
-        def __init__(self, *_: Any, **__: Any) -> None:
+        def __init__(self, _: object, resource: Resource, **__: Any) -> None:
+            self.resource = resource
+            self.last_error: KubeError | None = None
             self.synced = asyncio.Event()
             self.synced.set()
 
@@ -136,3 +140,21 @@ async def test_nothing_is_amiss_while_it_was_not_listed(around: tuple[Children, 
         for informer in informers:
             informer.synced.clear()
     assert [each["kind"] for each in built.amiss(WANTED)] == ["ConfigMap"]
+
+
+async def test_a_right_that_is_missing_is_told_and_stops_nothing(
+    around: tuple[Children, FakeKube, list[RayServiceKey]],
+) -> None:
+    built, _, _ = around
+    assert built.flaw() is None
+    for informer in built.informers:
+        informer.last_error = Unreachable("for a moment")
+    assert built.flaw() is None, "no right is missing"
+    for informer in built.informers:
+        if informer.resource.plural != "services":
+            informer.last_error = Forbidden("list is forbidden")
+    flaw = built.flaw()
+    assert flaw is not None
+    assert flaw[0] == "ConfigurationRefused"
+    assert "may not watch networkpolicies, poddisruptionbudgets: " in flaw[1]
+    assert built.amiss(WANTED) == WANTED, "what is known is still acted upon"

@@ -34,6 +34,9 @@ class Cluster:
     def trouble(self) -> None:
         return None
 
+    def flaw(self) -> None:
+        return None
+
     def rayservice(self, _: object) -> Raw | None:
         return self.raw
 

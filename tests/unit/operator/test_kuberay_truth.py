@@ -50,6 +50,7 @@ class Cluster:
         self.raw: Raw | None = None
         self.seen_pods: list[Raw] = []
         self.amiss: tuple[str, str] | None = None
+        self.flawed: tuple[str, str] | None = None
 
     def rayservice(self, _: object) -> Raw | None:
         return self.raw
@@ -62,6 +63,9 @@ class Cluster:
 
     def trouble(self) -> tuple[str, str] | None:
         return self.amiss
+
+    def flaw(self) -> tuple[str, str] | None:
+        return self.flawed
 
 
 async def _never(_: str) -> bool:
@@ -84,7 +88,12 @@ def observed(substrate: KubeRay, status: GptOssDeploymentStatus, now: float) -> 
 
 
 def told(
-    pods: list[Raw], status: Raw | None, amiss: tuple[str, str] | None = None, *, seconds: float = 1.0
+    pods: list[Raw],
+    status: Raw | None,
+    amiss: tuple[str, str] | None = None,
+    *,
+    flaw: tuple[str, str] | None = None,
+    seconds: float = 1.0,
 ) -> tuple[Plan, Mapping[str, tuple[str, str, str]]]:
     """Start a deployment on a cluster that then shows this; return the plan and the conditions."""
     cluster = Cluster()
@@ -105,7 +114,7 @@ def told(
     cluster.seen_pods = json.loads(json.dumps(pods))
     for each in cluster.seen_pods:
         each["metadata"]["labels"]["ray.io/cluster"] = CLUSTER
-    cluster.amiss = amiss
+    cluster.amiss, cluster.flawed = amiss, flaw
     assert started.status is not None
     after = plan(observed(substrate, started.status, seconds), started.memory, SITE, asked=ask.wish)
     written = after.status or started.status
@@ -330,6 +339,16 @@ def test_trouble_with_kuberay_itself_is_told_and_changes_nothing(reason: str) ->
     assert conditions["Degraded"] == ("True", reason, "an administrator does something")
     assert conditions["Ready"][:2] == ("Unknown", reason)
     assert not any(isinstance(action.wish, Absent) for action in planned.actions)
+
+
+def test_what_nothing_stops_for_is_told_beside_what_goes_on() -> None:
+    flaw = ("ConfigurationRefused", "the operator may not watch networkpolicies")
+    _, conditions = told([], making(), flaw=flaw)
+    assert conditions["Degraded"] == ("True", *flaw)
+    assert conditions["Ready"][:2] == ("Unknown", "Progressing")
+    assert conditions["Stalled"][0] == "False"
+    _, conditions = told([], making(), ("KubeRayMissing", "it is gone"), flaw=flaw)
+    assert conditions["Degraded"] == ("True", "KubeRayMissing", "it is gone"), "what stops everything comes first"
 
 
 def test_a_start_that_goes_well_has_nothing_to_tell() -> None:

@@ -163,8 +163,8 @@ def idle() -> World:
 
 EVENTS = [
     "time", "long", "demand", "quiet", "unknown", "ack", "answers", "mute", "fails", "refused", "lost", "unreachable",
-    "reachable", "cluster", "cluster", "unsigned", "away", "signed", "resigned", "spec", "bounds", "suspend", "resume",
-    "restart", "retry", "wake", "floor", "schedule", "drained", "kept", "pardoned", "grows",
+    "reachable", "cluster", "cluster", "unsigned", "away", "signed", "resigned", "blind", "spec", "bounds", "suspend",
+    "resume", "restart", "retry", "wake", "floor", "schedule", "drained", "kept", "pardoned", "grows",
     "roomy", "small", "bare",
 ]  # fmt: skip
 
@@ -212,6 +212,8 @@ def happen(world: World, event: str) -> None:
             world.view = replace(world.view, ready=2, wanted=2)
         case "resigned":
             world.trust = replace(TRUSTED, manifest_digest="sha256:" + "cd" * 32, source="two")
+        case "blind":
+            world.trust = replace(TRUSTED, source="unknown")
         case "spec":
             world.spec = {**world.spec, "engine": {"maxNumSeqs": world.generation + 1}}
             world.generation += 1
@@ -411,6 +413,40 @@ def test_bounds_alone_are_no_roll_out_to_prove() -> None:
     assert isinstance(world.asked, Present)
     assert world.asked.config["args"] == arguments
     assert world.condition("Ready") == ("True", "Serving")
+
+
+def test_bytes_that_a_node_refused_are_tried_again_only_when_others_were_seen() -> None:
+    world = World()
+    world.settle()
+    world.cluster()
+    happen(world, "refused")
+    for seen in (TRUSTED.source, "unknown", TRUSTED.source, "unknown", TRUSTED.source):
+        # The operator is let near the files, then not, then again: nothing of that is news of the bytes.
+        world.trust = replace(TRUSTED, source=seen)
+        world.now += 700
+        world.settle()
+        world.cluster()
+        assert world.phase is Phase.FAILED
+        assert world.view.presence is Presence.ABSENT
+    world.trust = replace(TRUSTED, source="two")
+    world.live()
+    assert world.phase is Phase.SERVING
+
+
+def test_bytes_that_nobody_could_see_when_they_were_refused_are_compared_with_from_then_on() -> None:
+    world = World()
+    world.trust = replace(TRUSTED, source="unknown")
+    world.settle()
+    world.cluster()
+    happen(world, "refused")
+    for seen in ("unknown", "one", "unknown", "one"):
+        world.trust = replace(TRUSTED, source=seen)
+        world.settle()
+        world.cluster()
+        assert world.phase is Phase.FAILED
+    world.trust = replace(TRUSTED, source="two")
+    world.live()
+    assert world.phase is Phase.SERVING
 
 
 def test_a_start_waits_while_no_permit_is_free() -> None:

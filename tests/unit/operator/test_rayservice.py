@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from gptoss_api.accelerator import AcceleratorRequest
 from gptoss_api.pod import Pod
 from gptoss_operator.kuberay_settings import KubeRaySettings, NamespaceLimits
-from gptoss_operator.plan.rayservice.render import canonical, leading_to, render
+from gptoss_operator.plan.rayservice.render import Rendered, canonical, leading_to, render
 from gptoss_operator.plan.rayservice.resolve import check_kuberay, workload_of
 from gptoss_operator.plan.rayservice.workload import KubeRaySite, Workload
 from tests.builders import DIGEST, deployment
@@ -419,3 +419,15 @@ def test_settings_are_read_as_administrators_write_them() -> None:
     )
     assert found.memory_gib_per_accelerator == 64
     assert found.engine_url("ml", "assistant") == "http://assistant-gptoss.ml:1/gptoss/ml/assistant"
+
+
+def test_replicas_take_each_of_the_gateways_tokens_and_start_anew_for_none() -> None:
+    def config(made: Rendered) -> dict[str, Any]:
+        return next(each for each in made.others if each["kind"] == "ConfigMap")
+
+    one, other = "ab" * 32, "01" * 32
+    before = render(workload(), site(gateway_token_hashes=(one,)))
+    both = render(workload(), site(gateway_token_hashes=(other, one)))
+    assert config(before)["data"] == {"gateway-tokens": f"sha256:{one}\n"}
+    assert config(both)["data"] == {"gateway-tokens": f"sha256:{other}\nsha256:{one}\n"}
+    assert (both.revision, both.rayservice) == (before.revision, before.rayservice)

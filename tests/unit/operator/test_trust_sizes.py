@@ -1,4 +1,4 @@
-"""The check of a signature also learns how large the weights are."""
+"""The check of a signature also learns how large the weights are, and whether the source has changed."""
 
 from pathlib import Path
 
@@ -7,8 +7,9 @@ import pytest
 from gptoss_api.deployment import GptOssDeployment
 from gptoss_api.policy import WeightTrustPolicy, WeightTrustPolicySpec
 from gptoss_operator.cache import Cache
+from gptoss_operator.plan.sources import has_changed
 from gptoss_operator.trust import SignatureCheck
-from gptoss_weights.errors import SourceUnavailableError
+from gptoss_weights.errors import AccessDeniedError, SourceError, SourceUnavailableError
 from gptoss_weights.sign import generate_key
 from gptoss_weights.sources import ObjectVersion
 from gptoss_weights.sources.file import FileSource
@@ -59,3 +60,25 @@ def test_a_source_that_is_away_tells_of_no_change_and_is_not_asked_for_every_fil
     with pytest.raises(SourceUnavailableError):
         check(asked, [policy], WALL, {})
     assert len(asked_for) == 1
+
+
+@pytest.mark.parametrize("error", [AccessDeniedError("no right to stat it"), SourceError("no size, no ETag")])
+def test_files_that_can_not_be_seen_tell_of_no_change(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: SourceError
+) -> None:
+    def refused(_: FileSource, name: str) -> ObjectVersion:
+        raise error
+
+    folder, policy, asked = signed(tmp_path)
+    check = SignatureCheck(cache=Cache(), sources=SourceSettings(file_roots=(tmp_path,)))
+    seen = check(asked, [policy], WALL, {})
+    with monkeypatch.context() as patched:
+        patched.setattr(FileSource, "stat", refused)
+        unseen = check(asked, [policy], WALL, {})
+    assert unseen.manifest_digest == seen.manifest_digest
+    assert unseen.weight_bytes is None
+    assert not has_changed(seen.source, unseen.source)
+    assert not has_changed(unseen.source, check(asked, [policy], WALL, {}).source)
+
+    (folder / "model.safetensors").unlink()
+    assert has_changed(seen.source, check(asked, [policy], WALL, {}).source), "what is missing is a change"

@@ -133,6 +133,7 @@ def _operator() -> CollectorRegistry:
     metrics.trust_checks.labels("Trusted")
     metrics.cluster_reachable.labels("shared")
     metrics.cluster_writes.labels("shared")
+    metrics.follow(lambda: {"pods": True})
     told = [
         Condition(type=kind, status="True", reason="Any", last_transition_time="2026-01-01T00:00:00Z")
         for kind in ConditionType

@@ -159,7 +159,7 @@ def _gateway_tokens(workload: Workload, site: KubeRaySite) -> Raw:
         "apiVersion": "v1",
         "kind": "ConfigMap",
         "metadata": workload.metadata(gateway_tokens_config(workload.name)),
-        "data": {"gateway-tokens": f"sha256:{site.gateway_token_hash}\n"},
+        "data": {"gateway-tokens": "".join(f"sha256:{each}\n" for each in site.gateway_token_hashes)},
     }
 
 

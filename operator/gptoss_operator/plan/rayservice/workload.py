@@ -108,7 +108,7 @@ class KubeRaySite:
         azure_endpoint: URL of its blob service; None is the public cloud's.
         hf_endpoint: URL of the hub; None is the public one.
         hf_download_hosts: where the hub may redirect to.
-        gateway_token_hash: SHA-256 of the token that gateways send, in hexadecimal digits.
+        gateway_token_hashes: SHA-256 of each token that gateways may send, in hexadecimal digits and a fixed order.
     """
 
     settings: KubeRaySettings
@@ -119,7 +119,7 @@ class KubeRaySite:
     azure_endpoint: str | None = None
     hf_endpoint: str | None = None
     hf_download_hosts: tuple[str, ...] = ()
-    gateway_token_hash: str
+    gateway_token_hashes: tuple[str, ...]
 
 
 def ray_token_secret(name: str, uid: str) -> str:

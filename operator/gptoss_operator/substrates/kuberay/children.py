@@ -12,8 +12,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from gptoss_api.conditions import Reason
 from gptoss_api.names import FIELD_MANAGER
 from gptoss_kube.client import Kube, Object
+from gptoss_kube.errors import Forbidden
 from gptoss_kube.resources import NETWORK_POLICIES, POD_DISRUPTION_BUDGETS, SERVICES, Resource, resource_of
 from gptoss_kube.watch import Informer
 from gptoss_operator.keys import RayServiceKey
@@ -67,13 +69,28 @@ class Children:
 
     async def start(self) -> None:
         """Begin to follow."""
-        for informers in self._informers.values():
-            for informer in informers:
-                await self._stack.enter_async_context(informer)
+        for informer in self.informers:
+            await self._stack.enter_async_context(informer)
 
     async def close(self) -> None:
         """End it."""
         await self._stack.aclose()
+
+    @property
+    def informers(self) -> list[Informer]:
+        """Everything that is watched."""
+        return [informer for informers in self._informers.values() for informer in informers]
+
+    def flaw(self) -> tuple[str, str] | None:
+        """Say what can't be looked after for want of a right. Nothing stops for it."""
+        refused = {each.resource.plural for each in self.informers if isinstance(each.last_error, Forbidden)}
+        if not refused:
+            return None
+        return (
+            Reason.CONFIGURATION_REFUSED,
+            f"the operator may not watch {', '.join(sorted(refused))}: what others change or delete of them around "
+            "engines does not come back; an administrator grants its role for KubeRay (list and watch)",
+        )
 
     async def apply(self, document: Raw) -> None:
         """Apply one by server-side apply, and take the answer in; raises KubeError."""

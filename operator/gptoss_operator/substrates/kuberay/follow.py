@@ -106,6 +106,14 @@ class KubeRayObjects:
             return list(self._nodes.values())
         return None
 
+    def follows(self) -> dict[str, bool]:
+        """Tell of each kind that is watched, by its plural name, whether the copy is kept true right now."""
+        informers = [*self._informers, *self.children.informers]
+        if self._node_informer is not None:
+            informers.append(self._node_informer)
+        kinds = {each.resource.plural for each in informers}
+        return {kind: all(each.follows for each in informers if each.resource.plural == kind) for kind in kinds}
+
     def trouble(self) -> tuple[str, str] | None:
         """Say why nothing can be known or done now."""
         for informer in self._informers:
@@ -128,6 +136,10 @@ class KubeRayObjects:
                 "or later, and this goes on by itself",
             )
         return None
+
+    def flaw(self) -> tuple[str, str] | None:
+        """Say what is not as it should be, though nothing stops for it."""
+        return self.children.flaw()
 
     @property
     def synced(self) -> bool:

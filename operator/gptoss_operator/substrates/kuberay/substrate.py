@@ -6,7 +6,7 @@ answers becomes the same view that the Ray Serve substrate gives.
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from gptoss_api.conditions import Reason
 from gptoss_api.deployment import GptOssDeployment
@@ -114,6 +114,14 @@ class KubeRay:
 
     def view(self, key: DeploymentKey) -> ApplicationView:
         """Return what was last seen of a deployment's application."""
+        return replace(self._view(key), flaw=self._objects.flaw())
+
+    def hardware(self, deployment: GptOssDeployment) -> Hardware | None:
+        """Return the accelerators that a deployment may run on, None if nodes were not looked at yet."""
+        nodes = self._objects.nodes()
+        return hardware_for(deployment.spec, self._settings, nodes) if nodes is not None else None
+
+    def _view(self, key: DeploymentKey) -> ApplicationView:
         trouble = self._objects.trouble()
         if trouble is not None or not self._objects.synced:
             return ApplicationView(trouble=trouble)
@@ -134,11 +142,6 @@ class KubeRay:
             # What it would run when it wakes is told too: it is to be kept if nothing else is wanted.
             return ApplicationView(presence=Presence.ABSENT, deployed=seen.config, trouble=trouble)
         return self._awake_view(key, seen, trouble)
-
-    def hardware(self, deployment: GptOssDeployment) -> Hardware | None:
-        """Return the accelerators that a deployment may run on, None if nodes were not looked at yet."""
-        nodes = self._objects.nodes()
-        return hardware_for(deployment.spec, self._settings, nodes) if nodes is not None else None
 
     async def reconcile(self, key: Key, *, complete: Callable[[], bool]) -> Outcome:  # noqa: ARG002 - all are alone
         """Look at one deployment's RayService, and bring about what is wanted; raises KubeError."""
