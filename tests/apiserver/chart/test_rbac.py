@@ -242,7 +242,7 @@ async def test_the_operator_works_with_the_namespaced_rights(
             home.process = await home.spawn("operator", settings, kubeconfig=_kubeconfig(home, token))
             await home.apply()
             await home.wait_for("Ready", "True", "Serving")
-            assert (await home.get("/readyz"))[0] == 200
+            await home.wait_until_ready()
             assert "forbidden" not in (tmp_path / "operator.log").read_text().lower()
             assert await home.stop_operator() == 0
             held = await home.kubectl("get", "lease", LEASE, "-n", namespace, "-o", "jsonpath={.spec.holderIdentity}")
