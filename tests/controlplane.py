@@ -31,7 +31,7 @@ def install_crds(plane: ControlPlane, *, folder: Path = CRDS) -> list[str]:
     """Apply the generated CRDs server-side and return their names once all are established."""
     plane.kubectl("apply", "--server-side", "--force-conflicts", "-f", str(folder))
     names = [json.loads(path.read_text())["metadata"]["name"] for path in sorted(folder.glob("*.yaml"))]
-    plane.kubectl("wait", "--for=condition=Established", "--timeout=30s", *(f"crd/{name}" for name in names))
+    plane.kubectl("wait", "--for=condition=Established", "--timeout=150s", *(f"crd/{name}" for name in names))
     return names
 
 

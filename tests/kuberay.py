@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from gptoss_cli.local.control_plane import ControlPlane
+from gptoss_cli.local.errors import StepError
 
 CRDS_VARIABLE = "KUBERAY_CRDS"
 
@@ -34,17 +35,31 @@ def install_real_rayservices(plane: ControlPlane, folder: Path) -> None:
     wait_until_served(plane)
 
 
-def wait_until_served(plane: ControlPlane) -> None:
-    """Wait until the API server serves RayServices. (`kubectl wait` fails on a CRD without any condition yet.)"""
-    deadline = time.monotonic() + 60
-    while "rayservices" not in plane.kubectl("api-resources", "--api-group=ray.io", "-o", "name"):
-        assert time.monotonic() < deadline, "the RayService was never served"
+def wait_until_served(plane: ControlPlane, *, served: bool = True) -> None:
+    """Wait until the API server serves RayServices, or does not any more.
+
+    Discovery lags behind: it goes on naming what was removed, and a list is the proof.
+    """
+    deadline = time.monotonic() + 180
+    while _serves_rayservices(plane) is not served:
+        assert time.monotonic() < deadline, f"the RayService was {'never' if served else 'still'} served"
         time.sleep(0.2)
+
+
+def _serves_rayservices(plane: ControlPlane) -> bool:
+    try:
+        plane.kubectl("get", "--raw", "/apis/ray.io/v1/rayservices?limit=1")
+    except StepError as error:
+        if "could not find the requested resource" not in str(error):
+            raise
+        return False
+    return True
 
 
 def remove_rayservices(plane: ControlPlane) -> None:
     """Take the CRD away, and all objects with it."""
     plane.kubectl("delete", "crd", "rayservices.ray.io", "--wait=true", "--ignore-not-found")
+    wait_until_served(plane, served=False)
 
 
 def rayservice_crd(suspend: bool = True) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 import json
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -116,15 +115,21 @@ def test_wake_leaves_a_new_token_each_time(cluster: Cluster):
 def test_wake_waits_until_the_engine_answers(cluster: Cluster):
     cluster.report(engine="False")
 
+    ended = threading.Event()
+
     def operator() -> None:
         while "serving.gptoss.dev/wake" not in cluster.read()["metadata"].get("annotations", {}):
-            time.sleep(0.05)
+            if ended.wait(0.05):
+                return
         cluster.report(engine="True")
 
     thread = threading.Thread(target=operator)
     thread.start()
-    result = cluster.gptoss("wake", "assistant", "--wait", "--timeout", "30")
-    thread.join(30)
+    try:
+        result = cluster.gptoss("wake", "assistant", "--wait", "--timeout", "150")
+    finally:
+        ended.set()
+        thread.join()
     assert result.exit_code == ExitCode.OK, result.output
     assert "awake after" in result.output
 
@@ -138,7 +143,7 @@ def test_wake_that_takes_too_long_is_a_no(cluster: Cluster):
 
 def test_wake_of_a_stalled_one_says_what_to_do(cluster: Cluster):
     cluster.report(engine="False", stalled="True", ready="False")
-    result = cluster.gptoss("wake", "assistant", "--wait", "--timeout", "30")
+    result = cluster.gptoss("wake", "assistant", "--wait", "--timeout", "150")
     assert result.exit_code == ExitCode.NEGATIVE
     assert "can't start (EngineFailed): Stalled says so" in result.output
     assert "serving.gptoss.dev/retry" in result.output

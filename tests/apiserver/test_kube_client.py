@@ -33,6 +33,7 @@ from gptoss_kube.watch import Informer
 from tests.controlplane import OPERATOR_USER
 
 MANAGER = "gptoss-test"
+PATIENCE = 150.0
 WIDGETS = Resource(group="example.dev", version="v1", plural="widgets", kind="Widget", namespaced=True)
 
 
@@ -55,7 +56,7 @@ async def apply(kube: Kube, obj: Object, **options: object) -> Object:
     return await kube.apply(obj, resource=CONFIG_MAPS, field_manager=MANAGER, **options)  # type: ignore[arg-type]
 
 
-async def eventually(condition: Callable[[], object], *, seconds: float = 30.0) -> None:
+async def eventually(condition: Callable[[], object], *, seconds: float = PATIENCE) -> None:
     async with asyncio.timeout(seconds):
         while not condition():  # noqa: ASYNC110 - what is awaited has no event
             await asyncio.sleep(0.02)
@@ -209,7 +210,7 @@ async def test_a_hanging_server_costs_no_more_than_the_deadline(
             await apply(kube, config_map(namespace) | {"data": {"colour": "red"}}, timeout=0.5)
         with pytest.raises(Unreachable):
             await kube.list(CONFIG_MAPS, namespace=namespace, timeout=0.5)
-        assert time.monotonic() - started < 2.5
+        assert time.monotonic() - started < 10, "two calls of half a second each, on a busy machine"
     assert await kube.get(CONFIG_MAPS, "settings", namespace=namespace)
 
 
@@ -295,7 +296,7 @@ async def test_follows_changes_and_deletions(kube: Kube, namespace: str):
     await apply(kube, config_map(namespace, "before"))
     copy = Copy()
     async with copy.follow(kube, namespace) as informer:
-        await asyncio.wait_for(informer.synced.wait(), 10)
+        await asyncio.wait_for(informer.synced.wait(), PATIENCE)
         assert known(informer) == {"before"}
         await apply(kube, config_map(namespace, "after"))
         await eventually(lambda: known(informer) == {"before", "after"})
@@ -310,7 +311,7 @@ async def test_a_callback_that_fails_ends_nothing(kube: Kube, namespace: str):
         raise RuntimeError("broken on purpose")
 
     async with Informer(kube, CONFIG_MAPS, namespace=namespace, on_change=fail, on_delete=fail) as informer:
-        await asyncio.wait_for(informer.synced.wait(), 10)
+        await asyncio.wait_for(informer.synced.wait(), PATIENCE)
         await apply(kube, config_map(namespace, "one"))
         await apply(kube, config_map(namespace, "two"))
         await eventually(lambda: known(informer) == {"one", "two"})
@@ -362,7 +363,7 @@ async def test_a_recreated_object_is_deleted_before_it_is_changed(
 async def test_a_silent_stream_is_given_up(kube: Kube, control_plane: ControlPlane, namespace: str):
     copy = Copy()
     async with copy.follow(kube, namespace, stall_seconds=0.5) as informer:
-        await asyncio.wait_for(informer.synced.wait(), 10)
+        await asyncio.wait_for(informer.synced.wait(), PATIENCE)
         with frozen(control_plane):
             await eventually(lambda: isinstance(informer.last_error, Unreachable))
         await apply(kube, config_map(namespace, "after"))

@@ -24,8 +24,8 @@ from gptoss_cli.local.ports import LOOPBACK, free_ports
 from gptoss_cli.local.programs import Program, Programs
 
 ADMIN = "admin"
-START_SECONDS = 120.0
-KUBECTL_SECONDS = 60.0
+START_SECONDS = 240.0
+KUBECTL_SECONDS = 180.0
 # What makes ownership and namespaces work; nothing here needs pods.
 CONTROLLERS = "garbage-collector-controller,namespace-controller,serviceaccount-controller"
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 NAME = "object-store"
 BUCKET = "models"
 REGION = "us-east-1"
-START_SECONDS = 30.0
+START_SECONDS = 120.0
 
 
 @dataclass(frozen=True, kw_only=True)

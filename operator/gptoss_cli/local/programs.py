@@ -22,7 +22,7 @@ from gptoss_cli.local.folders import private_folder
 
 POLL_SECONDS = 0.05
 HOPELESS_RESTARTS = 3
-RECORD_SECONDS = 15.0
+RECORD_SECONDS = 60.0
 
 
 @dataclass(frozen=True, kw_only=True)

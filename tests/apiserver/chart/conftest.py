@@ -45,5 +45,5 @@ def monitoring_kinds(control_plane: ControlPlane, tmp_path_factory: pytest.TempP
     path.write_text(json.dumps({"apiVersion": "v1", "kind": "List", "items": items}))
     control_plane.kubectl("apply", "-f", str(path))
     names = [f"crd/{plural}.monitoring.coreos.com" for plural in _MONITORING]
-    control_plane.kubectl("wait", "--for=condition=Established", "--timeout=30s", *names)
+    control_plane.kubectl("wait", "--for=condition=Established", "--timeout=150s", *names)
     return path

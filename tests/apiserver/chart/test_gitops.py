@@ -87,7 +87,7 @@ def tools(control_plane: ControlPlane) -> None:
             }
             control_plane.kubectl("apply", "-f", "-", stdin=json.dumps(crd))
             names.append(f"crd/{plural}.{group}")
-    control_plane.kubectl("wait", "--for=condition=Established", "--timeout=30s", *names)
+    control_plane.kubectl("wait", "--for=condition=Established", "--timeout=150s", *names)
 
 
 @pytest.mark.parametrize("path", sorted((EXAMPLES / "gitops").glob("*.yaml")), ids=lambda path: path.name)

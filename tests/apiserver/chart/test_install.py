@@ -4,6 +4,7 @@ import asyncio
 import base64
 import json
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from tests.apiserver.chart.helm import RELEASE, Helm, Raw
 from tests.controlplane import TENANT_USER, install_crds
 
 NAME = f"{RELEASE}-gptoss-operator"
+PATIENCE = 150.0
 WITHOUT_CRDS = {"crds": {"enabled": False}}
 
 
@@ -118,7 +120,7 @@ def test_naming_a_policy_takes_the_verb_use(control_plane: ControlPlane, crds: l
     control_plane.kubectl("apply", "-f", "-", stdin=json.dumps({**kind, "metadata": {"name": role}, "rules": [rule]}))
     control_plane.kubectl("create", "clusterrolebinding", role, "--clusterrole", role, "--user", TENANT_USER)
     try:
-        _dry_run(control_plane, released, named)
+        _eventually_allowed(lambda: _dry_run(control_plane, released, named), "may not use WeightTrustPolicy")
     finally:
         control_plane.kubectl("delete", "clusterrolebinding,clusterrole", role)
 
@@ -168,7 +170,8 @@ def _write_status(plane: ControlPlane, namespace: str, token: str) -> None:
 
 def _eventually_refused(what: Callable[[], None], why: str) -> None:
     """The API server takes a moment to see a new policy or parameter."""
-    for _ in range(100):
+    deadline = time.monotonic() + PATIENCE
+    while time.monotonic() < deadline:
         try:
             what()
         except (StepError, Invalid) as error:
@@ -176,3 +179,16 @@ def _eventually_refused(what: Callable[[], None], why: str) -> None:
                 raise
             return
     raise AssertionError("never refused")
+
+
+def _eventually_allowed(what: Callable[[], None], why: str) -> None:
+    """The API server takes a moment to see a new role."""
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        try:
+            what()
+        except StepError as error:
+            if why not in str(error) or time.monotonic() > deadline:
+                raise
+        else:
+            return

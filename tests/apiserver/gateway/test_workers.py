@@ -16,18 +16,18 @@ from gptoss_api.names import engine_model_id, route_prefix
 from tests.apiserver.gateway.test_process import (
     KEYED,
     MESSAGES,
+    PATIENCE,
     Process,
     engines,  # noqa: F401 - a fixture
     gateway_process,
     reports,
     rights,  # noqa: F401 - a fixture
+    until,
     without_uid,
 )
 from tests.builders import deployment_object
 from tests.contract.gateway.engine import Application
 from tests.contract.gateway.house import condition
-
-PATIENCE = 60.0
 
 
 @pytest.fixture
@@ -52,12 +52,6 @@ async def text(url: str) -> str:
         return await answer.text()
 
 
-async def until(holds) -> None:
-    async with asyncio.timeout(PATIENCE):
-        while not await holds():  # noqa: ASYNC110
-            await asyncio.sleep(0.05)
-
-
 def ask(session: aiohttp.ClientSession, process: Process, *, stream: bool = False):
     body = {"model": "busy", "messages": MESSAGES, "stream": stream}
     return session.post(process.url + "/v1/chat/completions", json=body, headers=KEYED)
@@ -67,7 +61,7 @@ async def test_a_worker_that_is_killed_is_replaced_and_the_others_serve_meanwhil
     rights, engines, busy, namespace, tmp_path  # noqa: F811
 ):  # fmt: skip
     async with gateway_process(rights, tmp_path, engines, namespace, workers=2) as process:
-        assert len(reports(rights, namespace)) == 2
+        assert len(await reports(rights, namespace)) == 2
         before = pids(process)
         assert len(before) == 2
         os.kill(min(before), signal.SIGKILL)
@@ -75,7 +69,7 @@ async def test_a_worker_that_is_killed_is_replaced_and_the_others_serve_meanwhil
         async def noticed() -> bool:
             return "gptoss_gateway_worker_replacements_total 1.0" in await text(process.admin + "/metrics")
 
-        await until(noticed)
+        await until(noticed, process.log)
         async with aiohttp.ClientSession() as session:
             for _ in range(5):
                 async with ask(session, process) as answer:
@@ -84,13 +78,13 @@ async def test_a_worker_that_is_killed_is_replaced_and_the_others_serve_meanwhil
         async def is_ready() -> bool:
             return len(pids(process) - before) == 1 and await text(process.admin + "/readyz") == "ok\n"
 
-        await until(is_ready)
+        await until(is_ready, process.log)
         assert len(pids(process)) == 2
         counts = re.findall(
             r'gptoss_gateway_requests_total\{[^}]*worker="\d"\} (\d+)', await text(process.admin + "/metrics")
         )
         assert sum(map(int, counts)) == 5
-        assert len(reports(rights, namespace)) == 3  # the dead one's is for the operator to judge
+        assert len(await reports(rights, namespace)) == 3  # the dead one's is for the operator to judge
 
 
 async def test_all_workers_drain_and_take_their_reports_along(
@@ -107,24 +101,23 @@ async def test_all_workers_drain_and_take_their_reports_along(
         async def stops() -> bool:
             return "stopping" in await text(process.admin + "/readyz")
 
-        await until(stops)
+        await until(stops, process.log)
         busy.paused.set()
         for stream in streams:
             assert (await stream.text()).endswith("data: [DONE]\n\n")
-        async with asyncio.timeout(PATIENCE):
-            assert await process.program.wait() == 0
-    assert reports(rights, namespace) == []
+        assert await process.ended() == 0
+    assert await reports(rights, namespace) == []
 
 
 async def test_workers_whose_keeper_is_gone_drain_too(rights, engines, namespace, tmp_path):  # noqa: F811
     async with gateway_process(rights, tmp_path, engines, namespace, workers=2) as process:
-        assert len(reports(rights, namespace)) == 2
+        assert len(await reports(rights, namespace)) == 2
         process.program.kill()
 
         async def gone() -> bool:
-            return not reports(rights, namespace)
+            return not await reports(rights, namespace)
 
-        await until(gone)
+        await until(gone, process.log)
 
 
 async def test_a_worker_that_cannot_start_is_the_gateways_failure(tmp_path):

@@ -64,7 +64,7 @@ metadata:
 """,
     )
     control_plane.kubectl("delete", "configmap", "owner", "-n", namespace)
-    control_plane.kubectl("wait", "--for=delete", "configmap/child", "-n", namespace, "--timeout=30s")
+    control_plane.kubectl("wait", "--for=delete", "configmap/child", "-n", namespace, "--timeout=150s")
 
 
 def test_the_object_store_takes_and_gives_back(object_store: S3Access):
@@ -98,7 +98,7 @@ time.sleep(600)
     _until(lambda: not program.alive() and not record.supervisor.alive())
 
 
-def _until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
+def _until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "did not happen in time"

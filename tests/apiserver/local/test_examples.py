@@ -1,5 +1,6 @@
 """Every example is accepted by a real API server, strictly: no unknown field, no refused value."""
 
+import time
 from pathlib import Path
 
 import pytest
@@ -65,7 +66,7 @@ class TestRights:
         ],
     )
     def test_may(self, control_plane: ControlPlane, user: str, verb: str, what: str):
-        assert _may(control_plane, user, verb, what, "--all-namespaces")
+        _eventually_may(control_plane, user, verb, what, "--all-namespaces")
 
     @pytest.mark.parametrize(
         ("user", "verb", "what"),
@@ -89,7 +90,15 @@ class TestRights:
 
     def test_the_gateway_reports_in_the_system_namespace_only(self, control_plane: ControlPlane):
         reports = "gatewayreports.serving.gptoss.dev"
-        assert _may(control_plane, GATEWAY_USER, "create", reports, "--namespace", "gptoss-system")
+        _eventually_may(control_plane, GATEWAY_USER, "create", reports, "--namespace", "gptoss-system")
+
+
+def _eventually_may(control_plane: ControlPlane, user: str, verb: str, what: str, *where: str) -> None:
+    """The API server takes a moment to see new roles."""
+    deadline = time.monotonic() + 60
+    while not _may(control_plane, user, verb, what, *where):
+        assert time.monotonic() < deadline, f"{user} may not {verb} {what}"
+        time.sleep(0.2)
 
 
 def _may(control_plane: ControlPlane, user: str, verb: str, what: str, *where: str) -> bool:

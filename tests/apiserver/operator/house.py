@@ -6,7 +6,7 @@ import os
 import signal
 import struct
 import sys
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +22,8 @@ from tests.contract.operator.fake_ray import GATEWAY_TOKEN, TOKEN, FakeRay
 from tests.controlplane import OPERATOR_USER, REPOSITORY
 
 SYSTEM = "gptoss-system"
+PATIENCE = 150.0
+"""Seconds that a busy machine may take for what takes one or two: a deadline costs nothing where all is well."""
 
 
 def signed_weights(folder: Path, key: Path, *, model: str = "gpt-oss-20b", content: bytes = b"\x00" * 8) -> Path:
@@ -99,42 +101,94 @@ class Stack:
     async def deployment(self, name: str = "assistant") -> dict[str, Any]:
         return json.loads(await self.kubectl("get", "gptoss", name, "-n", self.namespace, "-o", "json"))
 
-    async def wait_for(self, kind: str, status: str, reason: str, name: str = "assistant", seconds: float = 45) -> Any:
+    async def wait_for(self, kind: str, status: str, reason: str, name: str = "assistant") -> Any:
         """Wait until a condition has a status and reason, and return the object."""
         found: Any = None
 
-        async def wait() -> Any:
+        async def has_it() -> bool:
             nonlocal found
-            while True:
-                found = await self.deployment(name)
-                for condition in (found.get("status") or {}).get("conditions", ()):
-                    if (condition["type"], condition["status"], condition["reason"]) == (kind, status, reason):
-                        return found
-                await asyncio.sleep(0.1)
+            found = await self.deployment(name)
+            return any(
+                (each["type"], each["status"], each["reason"]) == (kind, status, reason)
+                for each in (found.get("status") or {}).get("conditions", ())
+            )
 
-        try:
-            return await asyncio.wait_for(wait(), seconds)
-        except TimeoutError:
-            log = (self.folder / "operator.log").read_text()[-6000:]
-            raise AssertionError(
-                f"{kind} never became {status} {reason}: {json.dumps(found.get('status'), indent=1)}\n{log}"
-            ) from None
+        await self.eventually(has_it, f"{name}: {kind} is {status} {reason}")
+        return found
 
-    async def wait_for_weights(self, name: str = "assistant", seconds: float = 45, **expected: str) -> Any:
-        """Wait until status.weights holds the expected values, and return them."""
-        weights: Any = None
+    async def wait_for_weights(self, name: str = "assistant", **expected: str) -> None:
+        """Wait until status.weights holds the expected values."""
+
+        async def holds() -> bool:
+            weights = ((await self.deployment(name)).get("status") or {}).get("weights") or {}
+            return expected.items() <= weights.items()
+
+        await self.eventually(holds, f"status.weights of {name} is {expected}")
+
+    async def wait_for_metric(self, line: str) -> None:
+        """Wait until the operator counts it: it tells its metrics after the status."""
+
+        async def counted() -> bool:
+            return line in await self.metrics()
+
+        await self.eventually(counted, f"metric {line}")
+
+    async def wait_for_events(self, *reasons: str) -> None:
+        """Wait until the operator has told of all of it: events come after the status."""
+
+        async def told() -> bool:
+            return set(reasons) <= set(await self._event_reasons())
+
+        await self.eventually(told, f"events {reasons}")
+
+    async def wait_until_ready(self) -> None:
+        """Wait until the operator has listed everything and watches."""
+
+        async def ready() -> bool:
+            try:
+                return (await self.get("/readyz"))[0] == 200
+            except (aiohttp.ClientError, OSError):
+                return False
+
+        await self.eventually(ready, "the operator is ready")
+
+    async def until(self, what: Callable[[], object]) -> None:
+        """Wait until something about the fake Ray cluster holds."""
+
+        async def holds() -> object:
+            return what()
+
+        await self.eventually(holds, "the Ray cluster is as it should be")
+
+    async def eventually(self, reached: Callable[[], Awaitable[object]], what: str) -> None:
+        """Wait until something holds; when it was in vain, all that can be seen is told."""
         try:
-            async with asyncio.timeout(seconds):
-                while True:
-                    weights = ((await self.deployment(name)).get("status") or {}).get("weights") or {}
-                    if expected.items() <= weights.items():
-                        return weights
+            async with asyncio.timeout(PATIENCE):
+                while not await reached():  # noqa: ASYNC110 - it happens in another process
                     await asyncio.sleep(0.1)
         except TimeoutError:
-            raise AssertionError(f"status.weights never became {expected}: {weights}") from None
+            raise AssertionError(f"not within {PATIENCE:.0f} s: {what}\n{await self.seen()}") from None
 
-    async def until(self, what: Callable[[], object], seconds: float = 30.0) -> None:
-        await self.ray.until(what, seconds)
+    async def seen(self) -> str:
+        """All that can be seen from outside, for people who read of a failure."""
+        listed = json.loads(await self.kubectl("get", "gptoss", "-n", self.namespace, "-o", "json"))["items"]
+        ours = [
+            line for line in (await self.metrics()).splitlines() if not line.startswith("#") and "_bucket{" not in line
+        ]
+        logs = [f"{path.name}\n{path.read_text()[-6000:]}" for path in sorted(self.folder.glob("*.log"))]
+        ray = {name: application["status"] for name, application in self.ray.applications.items()}
+        return "\n── ".join(
+            [
+                json.dumps({each["metadata"]["name"]: each.get("status") for each in listed}, indent=1),
+                f"events: {await self._event_reasons()}",
+                f"Ray: {ray}, {len(self.ray.puts)} writes, starts {self.ray.starts}",
+                "\n".join(ours),
+                *logs,
+            ]
+        )
+
+    async def _event_reasons(self) -> list[str]:
+        return (await self.kubectl("get", "events", "-n", self.namespace, "-o", "jsonpath={.items[*].reason}")).split()
 
     async def report(self, gateway: str = "gateway-0", **deployments: Mapping[str, Any]) -> None:
         """A gateway's heartbeat, with what it says about deployments by name."""
@@ -206,14 +260,21 @@ class Stack:
         if self.process is None or self.process.returncode is not None:
             return self.process.returncode if self.process is not None else 0
         self.process.send_signal(number)
-        return await asyncio.wait_for(self.process.wait(), 20)
+        return await asyncio.wait_for(self.process.wait(), PATIENCE)
 
     async def kill_operator(self) -> None:
         await self.stop_operator(signal.SIGKILL)
 
+    async def metrics(self) -> str:
+        """What the operator counts; why it can't be read, if it can't."""
+        try:
+            return (await self.get("/metrics"))[1]
+        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+            return repr(error)
+
     async def get(self, path: str) -> tuple[int, str]:
         async with (
-            aiohttp.ClientSession() as session,
+            aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=30)) as session,
             session.get(f"http://127.0.0.1:{self.metrics_port}{path}") as answer,
         ):
             return answer.status, await answer.text()

@@ -15,7 +15,7 @@ import pytest
 from gptoss_api.gateway_token import RETAIN_SECONDS
 from gptoss_cli.local.control_plane import ControlPlane
 from gptoss_kube.client import Kube
-from gptoss_kube.errors import Forbidden, Invalid
+from gptoss_kube.errors import Forbidden, Invalid, KubeError
 from gptoss_kube.resources import (
     CONFIG_MAPS,
     GPT_OSS_DEPLOYMENTS,
@@ -43,6 +43,7 @@ from tests.kuberay import install_rayservices, remove_rayservices
 pytestmark = pytest.mark.usefixtures("crds")
 SLEEPY = {"minReplicas": 0, "idleSeconds": 60}
 IMAGE = "serving@sha256:" + "1" * 64
+PATIENCE = 150.0
 
 
 @pytest.fixture
@@ -141,22 +142,39 @@ class Home:
         self.clock.time += seconds
         self.engine.intake.everything(Priority.CHANGE)
 
-    async def until(self, kind: str, status: str, reason: str, seconds: float = 40) -> str:
+    async def until(self, kind: str, status: str, reason: str) -> str:
         """Wait for a condition; return its message."""
         found = ("", "", "")
-        try:
-            async with asyncio.timeout(seconds):
-                while (found := await self.condition(kind))[:2] != (status, reason):  # noqa: ASYNC110 - it is elsewhere
-                    await asyncio.sleep(0.05)
-        except TimeoutError:
-            status = (await self.get(GPT_OSS_DEPLOYMENTS)).get("status")
-            raise AssertionError(f"{kind} never became {reason}: {json.dumps(status, indent=1)}") from None
+
+        async def has_it() -> bool:
+            nonlocal found
+            found = await self.condition(kind)
+            return found[:2] == (status, reason)
+
+        await self.true(has_it, f"{kind} is {status} {reason}")
         return found[2]
 
-    async def true(self, what: Callable[[], Any], seconds: float = 40) -> None:
-        async with asyncio.timeout(seconds):
-            while not await what():  # noqa: ASYNC110 - it happens in another process
-                await asyncio.sleep(0.05)
+    async def true(self, what: Callable[[], Any], said: str = "what is waited for") -> None:
+        """Wait until something holds; when it was in vain, all that can be seen is told."""
+        try:
+            async with asyncio.timeout(PATIENCE):
+                while not await what():  # noqa: ASYNC110 - it happens in another process
+                    await asyncio.sleep(0.05)
+        except TimeoutError:
+            raise AssertionError(f"not within {PATIENCE:.0f} s: {said}\n{await self.seen()}") from None
+
+    async def seen(self) -> str:
+        """All that can be seen, for people who read of a failure."""
+        listed = {}
+        for resource in (GPT_OSS_DEPLOYMENTS, RAY_SERVICES, SERVICES):
+            try:
+                items = (await self.admin.list(resource, namespace=self.namespace)).items
+            except KubeError as error:
+                listed[resource.kind] = repr(error)
+            else:
+                listed[resource.kind] = [{name: raw.get(name) for name in ("metadata", "status")} for raw in items]
+        stand_in = f"made {self.kuberay.made}, has {self.kuberay.clusters}"
+        return f"{json.dumps(listed, indent=1)}\nKubeRay {stand_in}"
 
     async def cluster(self) -> str:
         """The Ray cluster that the deployment's Service leads to."""
@@ -506,10 +524,16 @@ async def test_what_others_delete_or_change_comes_back_and_what_they_add_stays(h
 
         for kind, name in CHILDREN:
             await home.admin.delete(resources[kind], name, namespace=home.namespace)
-        await home.true(lambda: _all(home, lambda now, name: now["metadata"]["uid"] != made[name]["metadata"]["uid"]))
-        assert {name: raw["spec"].get("selector") for name, raw in (await children(home)).items()} == {
-            name: raw["spec"].get("selector") for name, raw in made.items()
-        }
+        await home.true(
+            lambda: _all(
+                home,
+                lambda now, name: (
+                    now["metadata"]["uid"] != made[name]["metadata"]["uid"]
+                    and now["spec"].get("selector") == made[name]["spec"].get("selector")
+                ),
+            ),
+            "all are made anew",
+        )
 
         made = await children(home)
         for (kind, name), change in CHILDREN.items():
@@ -520,7 +544,7 @@ async def test_what_others_delete_or_change_comes_back_and_what_they_add_stays(h
         await home.true(lambda: _all(home, lambda now, name: _same(now["spec"], made[name]["spec"])))
         mended = await children(home)
         assert all(raw["metadata"]["annotations"]["theirs"] == "kept" for raw in mended.values())
-        assert await home.condition("Ready") == ("True", "Serving", "The engine answers.")
+        assert await home.until("Ready", "True", "Serving") == "The engine answers."
 
 
 async def _all(home: Home, holds: Callable[[dict[str, Any], tuple[str, str]], bool]) -> bool:

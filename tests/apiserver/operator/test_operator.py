@@ -1,6 +1,5 @@
 """The operator's process against a real API server: apply, ready, sleep, wake, kill, delete."""
 
-import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -28,13 +27,10 @@ async def test_apply_becomes_ready_and_delete_leaves_nothing_of_ours(home: Stack
     assert found["status"]["weights"]["authority"] == "release"
     assert "finalizers" not in found["metadata"]
     assert not any(name.startswith("kopf") for name in found["metadata"].get("annotations") or {})
-    status, metrics = await home.get("/metrics")
-    assert status == 200
-    assert (
-        f'gptoss_deployment_condition{{name="assistant",namespace="{home.namespace}",status="True",type="Ready"}} 1.0'
-        in metrics
-    )
-    assert (await home.get("/readyz"))[0] == (await home.get("/healthz"))[0] == 200
+    assert (await home.get("/metrics"))[0] == 200
+    await home.wait_for_metric(_is_told_ready(home))
+    await home.wait_until_ready()
+    assert (await home.get("/healthz"))[0] == 200
     await home.kubectl("delete", "gptoss", "assistant", "-n", home.namespace)
     await home.until(lambda: list(home.ray.applications) == ["theirs"])
     assert f'namespace="{home.namespace}"' not in (await home.get("/metrics"))[1]
@@ -59,9 +55,8 @@ async def test_sleeps_and_wakes_with_what_gateways_report(home: Stack) -> None:
     await home.report(assistant={"waiting": 1, "lastRequest": "2026-01-01T00:00:01.000000Z"})
     await home.wait_for("Ready", "True", "Serving")
     assert home.ray.starts[home.app("assistant")] == 2
-    assert 'gptoss_operator_wake_seconds_count{stage="total"} 1.0' in (await home.get("/metrics"))[1]
-    events = await home.kubectl("get", "events", "-n", home.namespace, "-o", "jsonpath={.items[*].reason}")
-    assert {"Idle", "Waking", "Woke"} <= set(events.split())
+    await home.wait_for_metric('gptoss_operator_wake_seconds_count{stage="total"} 1.0')
+    await home.wait_for_events("Idle", "Waking", "Woke")
 
 
 @pytest.mark.parametrize("when", ["before the first write", "while it starts", "at rest", "while it drains", "asleep"])
@@ -87,8 +82,9 @@ async def test_killed_at_any_moment_ends_in_the_same_state(home: Stack, when: st
     await home.kill_operator()
     home.ray.hang.set()
     await home.start_operator()
+    await home.wait_until_ready()
+    await home.wait_for_metric(_is_told_ready(home))  # by the new process: only its own looks are told there
     if when == "asleep":
-        await _restarted(home)
         await home.wait_for("ScaledToZero", "True", "Idle")
         assert home.ray.starts[app] == 1
         await home.report(assistant={"waiting": 1, "lastRequest": "2026-01-01T00:00:01.000000Z"})
@@ -128,54 +124,49 @@ async def test_a_changed_engine_is_rolled_out_and_proved_anew(home: Stack) -> No
     await home.wait_for("Ready", "True", "Serving")
     await home.apply(engine={"maxNumSeqs": 8})
     await home.until(lambda: home.ray.starts[home.app("assistant")] == 2)
-    await asyncio.wait_for(_proved(home, 2), 30)
+    await home.eventually(lambda: _proved(home, 2), "generation 2 is proved")
     await home.apply(engine={"maxNumSeqs": 8}, scaling={"maxReplicas": 3})
-    await asyncio.wait_for(_proved(home, 3), 30)
+    await home.eventually(lambda: _proved(home, 3), "generation 3 is proved")
     assert home.ray.starts[home.app("assistant")] == 2
 
 
-async def _proved(home: Stack, generation: int) -> None:
-    while True:
-        status = (await home.deployment())["status"]
-        ready = next(each for each in status["conditions"] if each["type"] == "Ready")
-        if status.get("provedGeneration") == generation and ready["status"] == "True":
-            return
-        await asyncio.sleep(0.1)
+async def _proved(home: Stack, generation: int) -> bool:
+    status = (await home.deployment())["status"]
+    ready = next(each for each in status["conditions"] if each["type"] == "Ready")
+    return status.get("provedGeneration") == generation and ready["status"] == "True"
 
 
-async def _restarted(home: Stack) -> None:
-    async def ready() -> None:
-        while True:
-            try:
-                if (await home.get("/readyz"))[0] == 200:
-                    return
-            except OSError:
-                pass
-            await asyncio.sleep(0.1)
-
-    await asyncio.wait_for(ready(), 30)
+def _is_told_ready(home: Stack) -> str:
+    return (
+        f'gptoss_deployment_condition{{name="assistant",namespace="{home.namespace}",status="True",type="Ready"}} 1.0'
+    )
 
 
-async def _drain(home: Stack) -> int:
-    """Beat until the operator drains; returns the epoch."""
+async def _drain(home: Stack) -> None:
+    """Beat until the operator drains."""
 
-    async def drain() -> int:
-        while True:
-            await home.report(assistant={})
-            status = (await home.deployment())["status"]
-            zero = next(each for each in status["conditions"] if each["type"] == "ScaledToZero")
-            if zero["reason"] == "Draining":
-                return status["drainEpoch"]
-            await asyncio.sleep(0.5)
+    async def drains() -> bool:
+        await home.report(assistant={})
+        return await _zero(home) == "Draining"
 
-    return await asyncio.wait_for(drain(), 45)
+    await home.eventually(drains, "it drains")
 
 
 async def _fall_asleep(home: Stack) -> None:
-    epoch = await _drain(home)
-    await home.report(assistant={"drainEpochSeen": epoch})
-    await home.wait_for("ScaledToZero", "True", "Idle")
+    """Beat, and acknowledge whatever drain there is, until the operator has put it to sleep."""
+
+    async def asleep() -> bool:
+        reason, epoch = await _zero(home), (await home.deployment())["status"].get("drainEpoch")
+        await home.report(assistant={"drainEpochSeen": epoch} if reason == "Draining" else {})
+        return reason == "Idle"
+
+    await home.eventually(asleep, "it sleeps")
     await home.until(lambda: home.app("assistant") not in home.ray.applications)
+
+
+async def _zero(home: Stack) -> str:
+    status = (await home.deployment())["status"]
+    return str(next(each["reason"] for each in status["conditions"] if each["type"] == "ScaledToZero"))
 
 
 async def test_what_does_not_fit_is_told_before_anything_starts_and_starts_once_it_does(home: Stack) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 from aiohttp import web
 
 from gptoss_api.names import GATEWAY_TOKEN_HEADER
+from gptoss_cli.local.ports import free_ports
 
 TOKEN = "gateway-token"
 TEXT_404 = "Path '%s' not found. Ping http://127.0.0.1:8000/-/routes for available routes."
@@ -38,7 +39,8 @@ class Engines:
         self.applications: dict[str, Application] = {}
         self.requests: list[str] = []
         self._runner: web.AppRunner | None = None
-        self.port = 0
+        # One that nobody else is given while it is closed, for tests that open it again.
+        (self.port,) = free_ports(1)
 
     @property
     def url(self) -> str:
@@ -51,7 +53,6 @@ class Engines:
         await self._runner.setup()
         site = web.TCPSite(self._runner, "127.0.0.1", self.port)
         await site.start()
-        self.port = self._runner.addresses[0][1]
 
     async def stop(self) -> None:
         if self._runner is not None:

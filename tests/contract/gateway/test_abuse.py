@@ -57,6 +57,12 @@ async def wire(server):
 
 
 @pytest.fixture
+def time_to_read(monkeypatch):
+    """A refusal waits for a client that still sends, on a busy machine too."""
+    monkeypatch.setattr("gptoss_gateway.connection._LINGER_SECONDS", 60.0)
+
+
+@pytest.fixture
 async def awake(house):
     house.apply(model_object("serving"))
     return house.deploy()
@@ -119,7 +125,7 @@ async def test_chunking_that_breaks_after_the_head_is_400(awake, house):
     assert house.engines.requests == []
 
 
-async def test_a_body_that_never_ends_is_refused_by_its_size(awake, house):
+async def test_a_body_that_never_ends_is_refused_by_its_size(awake, house, time_to_read):
     server = await house.open_gateway(limits={"maxBodyBytes": 65536})
     async with wire(server) as connection:
         await connection.send(HEAD + CHUNKED + b"\r\n")
@@ -172,7 +178,7 @@ async def test_a_compressed_bomb_is_never_opened(awake, house):
     ids=["one long header", "long headers", "many headers"],
 )
 @pytest.mark.parametrize("at_once", [True, False])
-async def test_large_heads_are_431(awake, house, head, at_once):
+async def test_large_heads_are_431(awake, house, time_to_read, head, at_once):
     server = await house.open_gateway()
     async with wire(server) as connection:
         sent = HEAD + head + LENGTH % 0 + b"\r\n"
@@ -190,7 +196,7 @@ async def test_large_heads_are_431(awake, house, head, at_once):
     assert house.engines.requests == []
 
 
-async def test_a_head_that_trickles_is_ended_and_others_do_not_notice(awake, house):
+async def test_a_head_that_trickles_is_ended_and_others_do_not_notice(awake, house, time_to_read):
     server = await house.open_gateway(limits={"headSeconds": 0.4})
     async with contextlib.AsyncExitStack() as stack:
         slow = [await stack.enter_async_context(wire(server)) for _ in range(100)]
@@ -220,7 +226,7 @@ async def test_a_second_head_that_trickles_is_ended_too_and_idle_connections_are
         assert (await idle.answer())[0] == 200
 
 
-async def test_a_body_that_trickles_is_408(awake, house):
+async def test_a_body_that_trickles_is_408(awake, house, time_to_read):
     server = await house.open_gateway(limits={"bodySeconds": 0.3})
     async with wire(server) as connection:
         await connection.send(HEAD + LENGTH % len(BODY) + b"\r\n")

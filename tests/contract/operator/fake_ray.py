@@ -12,6 +12,7 @@ from typing import Any
 from aiohttp import web
 
 from gptoss_api.names import GATEWAY_TOKEN_HEADER
+from gptoss_cli.local.ports import free_ports
 
 TOKEN = "dashboard-token"
 GATEWAY_TOKEN = "gateway-token"
@@ -50,13 +51,14 @@ class FakeRay:
         self.changed = asyncio.Condition()
         self._tasks: set[asyncio.Task[None]] = set()
         self._runner: web.AppRunner | None = None
-        self.port = 0
+        # One that nobody else is given while it is closed, for tests that open it again.
+        (self.port,) = free_ports(1)
 
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
-    async def start(self, port: int = 0) -> None:
+    async def start(self) -> None:
         app = web.Application()
         app.router.add_get("/api/serve/applications/", self._get)
         app.router.add_put("/api/serve/applications/", self._put)
@@ -66,8 +68,7 @@ class FakeRay:
         app.router.add_get("/{path:.*}", self._serve)
         self._runner = web.AppRunner(app, access_log=None)
         await self._runner.setup()
-        await web.TCPSite(self._runner, "127.0.0.1", port or self.port).start()
-        self.port = self._runner.addresses[0][1]
+        await web.TCPSite(self._runner, "127.0.0.1", self.port).start()
 
     async def stop(self) -> None:
         for task in self._tasks:
