@@ -55,7 +55,7 @@ async def test_each_change_is_told_once_and_the_end_of_a_token_too(
     accepted = AcceptedTokens(file, clock=clock)
     accepted.hashes()
     following = asyncio.create_task(accepted.follow(lambda: told.put_nowait(accepted.hashes())))
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(120):
         await asyncio.sleep(0)
         write(file, "new\nold\n")
         assert await told.get() == hashed("new", "old")
