@@ -1,6 +1,7 @@
 """A real Ray for tests, and what they ask of it: deploy an application, wait for it, talk to it."""
 
 import contextlib
+import http.client
 import json
 import os
 import signal
@@ -8,7 +9,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,9 @@ from gptoss_cli.local.ray_head import RayHead
 GATEWAY_TOKEN = "the-gateways-token"
 STANDIN = "tests.engine.standin:build"
 REPOSITORY = Path(__file__).parents[2]
-START_SECONDS = 150.0
+START_SECONDS = 240.0
+SECONDS = 180.0
+"""How long a busy machine may take for what takes seconds: a deadline costs nothing where all is well."""
 
 
 @contextmanager
@@ -54,11 +57,19 @@ class KilledRay:
     processes: frozenset[int]
 
     def wait_for_the_next(self) -> None:
-        """Wait until the supervisor has cleaned up and its next Ray takes applications."""
+        """Wait until the supervisor has cleaned up and its next Ray takes applications.
+
+        The killed one's dashboard goes on answering until it is cleaned up: only what answers while the
+        next control store runs, which starts after that, is the next Ray's answer.
+        """
         deadline = time.monotonic() + START_SECONDS
-        while self.processes & _pids(self.head) or not self.head.ready():
-            assert time.monotonic() < deadline, "Ray did not come back"
+        while not self._is_followed() or not self.head.ready():
+            assert time.monotonic() < deadline, f"Ray did not come back: {sorted(_pids(self.head))} run"
             time.sleep(0.2)
+
+    def _is_followed(self) -> bool:
+        running = _pids(self.head)
+        return bool(running) and not running & self.processes
 
 
 def kill_ray(head: RayHead) -> KilledRay:
@@ -163,7 +174,7 @@ class Applications:
         """Take an application away and wait until it is gone."""
         self._wanted.pop(application, None)
         self.head.request("PUT", {"applications": list(self._wanted.values())})
-        self._until(lambda: application not in self.all(), seconds=60, what=f"{application} is gone")
+        self.until(lambda: application not in self.all(), what=f"{application} is gone")
 
     def forget_all(self) -> None:
         """Take every application away. Not waited for: a replica drains for half a minute, and names are not reused."""
@@ -172,21 +183,34 @@ class Applications:
             self.head.request("PUT", {"applications": []})
 
     def all(self) -> dict[str, Any]:
-        return self.head.request("GET").get("applications") or {}
+        """What Ray says of its applications. While its controller is busy or starts again, it may answer late."""
+        deadline = time.monotonic() + SECONDS
+        while True:
+            try:
+                return self.head.request("GET").get("applications") or {}
+            except (OSError, ValueError, http.client.HTTPException):
+                if time.monotonic() > deadline:
+                    raise
+            time.sleep(0.25)
 
-    def wait(self, application: str, status: str, *, seconds: float = 60) -> dict[str, Any]:
+    def wait(self, application: str, status: str, *, seconds: float = SECONDS) -> dict[str, Any]:
         """Wait until an application has a status; return Ray's details of it."""
-        self._until(
-            lambda: self.all().get(application, {}).get("status") == status, seconds=seconds, what=f"status {status}"
-        )
-        return dict(self.all()[application])
+        found: dict[str, Any] = {}
 
-    def wait_for_answer(self, name: str, *, seconds: float = 60) -> None:
+        def has_it() -> bool:
+            found.clear()
+            found.update(self.all().get(application, {}))
+            return found.get("status") == status
+
+        self.until(has_it, seconds=seconds, what=f"{application} is {status}")
+        return found
+
+    def wait_for_answer(self, name: str, *, seconds: float = SECONDS) -> None:
         """RUNNING is not answering: wait for the model list itself."""
-        self._until(lambda: self.ask(name, "/v1/models").status == 200, seconds=seconds, what=f"{name} answers")
+        self.until(lambda: self.ask(name, "/v1/models").status == 200, seconds=seconds, what=f"{name} answers")
 
     def ask(
-        self, name: str, path: str, body: Any = None, *, token: str | None = GATEWAY_TOKEN, seconds: float = 60
+        self, name: str, path: str, body: Any = None, *, token: str | None = GATEWAY_TOKEN, seconds: float = SECONDS
     ) -> Answer:
         """Send a request through HAProxy; a broken connection is status 0."""
         headers = {"Content-Type": "application/json"} | ({GATEWAY_TOKEN_HEADER: token} if token else {})
@@ -201,10 +225,11 @@ class Applications:
         except urllib.error.HTTPError as error:
             with error:
                 return Answer(status=error.code, text=error.read().decode())
-        except OSError as error:
-            return Answer(status=0, text=str(error))
+        except (OSError, http.client.HTTPException) as error:
+            return Answer(status=0, text=repr(error))
 
-    def _until(self, reached: Any, *, seconds: float, what: str) -> None:
+    def until(self, reached: Callable[[], object], *, seconds: float = SECONDS, what: str) -> None:
+        """Wait for what can only be asked for; what Ray says of its applications goes into the failure."""
         deadline = time.monotonic() + seconds
         while not reached():
             if time.monotonic() > deadline:

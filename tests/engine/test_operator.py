@@ -22,7 +22,9 @@ from tests.unit.weights.builders import MODEL, model
 
 APP = "gptoss-operator-ml-assistant"
 SLEEPY = {"minReplicas": 0, "idleSeconds": 60}
-SECONDS = 90
+SECONDS = 180
+
+pytestmark = pytest.mark.timeout(900)
 
 
 @pytest.fixture
@@ -59,11 +61,8 @@ def use(home: House, source: SignedFolder) -> dict[str, Any]:
 
 
 async def gone(applications: Applications, name: str) -> None:
-    async def wait() -> None:
-        while name in await asyncio.to_thread(applications.all):  # noqa: ASYNC110 - Ray tells nobody
-            await asyncio.sleep(0.2)
-
-    await asyncio.wait_for(wait(), SECONDS)
+    what = f"{name} is gone"
+    await asyncio.to_thread(applications.until, lambda: name not in applications.all(), seconds=SECONDS, what=what)
 
 
 async def ready(home: House, reason: str = "Serving") -> None:

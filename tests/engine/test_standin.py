@@ -11,6 +11,7 @@ from tests.engine.conftest import SignedFolder
 from tests.engine.ray import Applications, kill_ray, messages
 from tests.engine.standin import ANSWER
 
+pytestmark = pytest.mark.timeout(900)
 CHAT = {"model": "any", "messages": [{"role": "user", "content": "Hello"}]}
 
 
@@ -40,7 +41,7 @@ def test_a_flipped_byte_fails_the_application_with_a_reason_and_the_files_name(
 ) -> None:
     source = signed("flipped")
     source.flip_a_byte("model.safetensors")
-    details = applications.wait(applications.put("flipped", weights=source.weights), "DEPLOY_FAILED", seconds=90)
+    details = applications.wait(applications.put("flipped", weights=source.weights), "DEPLOY_FAILED")
 
     assert _reason(details) == "DigestMismatch"
     assert "model.safetensors" in messages(details)
@@ -63,7 +64,7 @@ def test_other_faults_of_the_source_keep_their_reason(
     change(source)
     application = applications.put(reason.lower(), weights=source.weights)
 
-    assert _reason(applications.wait(application, "DEPLOY_FAILED", seconds=90)) == reason
+    assert _reason(applications.wait(application, "DEPLOY_FAILED")) == reason
 
 
 def test_a_killed_ray_comes_back_without_a_hand_on_it(

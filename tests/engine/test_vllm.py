@@ -14,10 +14,10 @@ from tests.engine.ray import Applications, messages, new_engines
 
 SERVING = "gptoss_serving.app:build"
 ENGINE = {"enable_auto_tool_choice": True, "tool_call_parser": "openai", "max_model_len": 2048, "max_num_seqs": 8}
-START_SECONDS = 480
+START_SECONDS = 600
 ELSEWHERE = ("/health", "/metrics", "/version", "/docs", "/openapi.json", "/load", "/tokenize")
 
-pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(1500)]
 
 
 def test_serves_verified_weights_through_the_openai_routes(

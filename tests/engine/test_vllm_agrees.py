@@ -77,6 +77,7 @@ CASES = [
 
 
 @pytest.mark.engine
+@pytest.mark.timeout(700)
 def test_the_kv_cache_is_counted_and_arguments_are_named_as_vllm_does() -> None:
     shapes = {name: architecture_of(name) for name in ("gpt-oss-20b", "gpt-oss-120b")}
     asked = [{**case, "layers": shapes[case["model"]].stage_layers(case["pipeline"])} for case in CASES]
@@ -95,7 +96,7 @@ def test_the_kv_cache_is_counted_and_arguments_are_named_as_vllm_does() -> None:
         [sys.executable, "-c", PROBE, json.dumps(asked), json.dumps(sorted(names)), json.dumps(lines)],
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=600,
         check=False,
     )
     line = next((line for line in done.stdout.splitlines() if line.startswith("ANSWERS ")), None)

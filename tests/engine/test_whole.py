@@ -18,8 +18,12 @@ from tests.engine.ray import Applications, kill_ray
 from tests.engine.standin import ANSWER
 from tests.engine.whole import Whole
 
-SLEEPY = {"minReplicas": 0, "idleSeconds": 5, "wakeTimeoutSeconds": 110}
-AWAKE = {"minReplicas": 1}
+pytestmark = pytest.mark.timeout(1200)
+PATIENT = {"wakeTimeoutSeconds": 400}
+"""Longer than a killed Ray takes to come back, on a busy machine too."""
+SLEEPY = {"minReplicas": 0, "idleSeconds": 5, **PATIENT}
+AWAKE = {"minReplicas": 1, **PATIENT}
+ENDLESS = {"chunks": 100_000, "pace": 0.5}
 
 
 @pytest.fixture
@@ -46,6 +50,7 @@ def whole(
         built.start_gateway()
         yield built
     finally:
+        print(built.seen())
         built.stop()
         control_plane.kubectl("delete", "weighttrustpolicy", f"policy-{namespace}", "--ignore-not-found")
         control_plane.kubectl("delete", "gatewayreports", "--all", "-n", "gptoss-system")
@@ -73,15 +78,13 @@ def test_two_models_and_a_stranger_share_one_ray(
 
     second = _config_and_pids(applications.all()[_application(whole, "second")])
     whole.delete("first")
-    applications._until(
-        lambda: _application(whole, "first") not in applications.all(), seconds=90, what="the application is gone"
-    )
+    applications.until(lambda: _application(whole, "first") not in applications.all(), what="the application is gone")
     assert _config_and_pids(applications.all()["theirs"]) == theirs
     assert _config_and_pids(applications.all()[_application(whole, "second")]) == second
+    whole.until(lambda: "first" not in _models(whole), what="the gateway knows that it is gone")
     assert whole.chat("first").status == 404
-    assert "first" not in _models(whole)
-    whole.until(lambda: '"first"' not in whole.metrics(), seconds=15, what="the operator's series are gone")
-    whole.until(lambda: '"first"' not in whole.metrics("gateway-0"), seconds=15, what="the gateway's series are gone")
+    whole.until(lambda: '"first"' not in whole.metrics(), what="the operator's series are gone")
+    whole.until(lambda: '"first"' not in whole.metrics("gateway-0"), what="the gateway's series are gone")
     assert whole.chat("second").content == ANSWER
 
 
@@ -93,9 +96,7 @@ def test_sleeps_when_idle_and_answers_the_request_that_wakes_it(
     whole.wait("sleepy", "Ready", "True", "Idle")
     assert whole.condition("sleepy", "ScaledToZero")[:2] == ("True", "Idle")
     # An engine on its way out still answers what reaches it, and then nobody has to wait for the next one.
-    applications._until(
-        lambda: _application(whole, "sleepy") not in applications.all(), seconds=150, what="the engine has ended"
-    )
+    applications.until(lambda: _application(whole, "sleepy") not in applications.all(), what="the engine has ended")
     assert "sleepy" in _models(whole)
 
     with ThreadPoolExecutor(4) as pool:
@@ -103,12 +104,9 @@ def test_sleeps_when_idle_and_answers_the_request_that_wakes_it(
     assert [reply.status for reply in replies] == [200] * 4
     assert {reply.content for reply in replies} == {ANSWER}
     whole.until(
-        lambda: 'gptoss_operator_wake_seconds_count{stage="total"} 1.0' in whole.metrics(),
-        seconds=60,
-        what=lambda: f"the wake is counted, but {json.dumps(whole.status('sleepy'), indent=1)}",
+        lambda: 'gptoss_operator_wake_seconds_count{stage="total"} 1.0' in whole.metrics(), what="the wake is counted"
     )
-    events = json.loads(whole.plane.kubectl("get", "events", "-n", whole.namespace, "-o", "json"))["items"]
-    assert {"Waking", "Woke"} <= {event["reason"] for event in events}
+    whole.until(lambda: {"Waking", "Woke"} <= set(whole.events()), what="the wake is told")
     assert whole.status("sleepy")["wake"]["lastSeconds"] > 0
 
 
@@ -116,17 +114,17 @@ def test_a_tampered_source_never_starts_and_a_mended_one_does_by_itself(whole: W
     good = (source.folder / "model.safetensors").read_bytes()
     source.flip_a_byte("model.safetensors")
     whole.apply("tampered", source.folder.as_uri(), scaling=AWAKE)
-    whole.wait("tampered", "WeightsVerified", "False", "DigestMismatch", seconds=120)
+    whole.wait("tampered", "WeightsVerified", "False", "DigestMismatch")
     assert "model.safetensors" in whole.condition("tampered", "WeightsVerified")[2]
     assert whole.condition("tampered", "Ready")[0] == "False"
     assert whole.condition("tampered", "Stalled")[0] == "True"
     refused = whole.chat("tampered")
     assert refused.status == 503
-    assert refused.seconds < 10
+    assert refused.seconds < PATIENT["wakeTimeoutSeconds"] / 4, "it was held, though nothing can wake it"
     assert "DigestMismatch" in refused.text
 
     (source.folder / "model.safetensors").write_bytes(good)
-    whole.wait("tampered", "Ready", "True", "Serving", seconds=150)
+    whole.wait("tampered", "Ready", "True", "Serving", seconds=300)
     assert whole.chat("tampered").content == ANSWER
 
 
@@ -136,6 +134,7 @@ def test_every_way_not_to_be_trusted_has_its_reason_and_ends_when_the_source_is_
     signing_key: KeyPair,
     weights_root: Path,
     ray_head: RayHead,
+    applications: Applications,
     tmp_path: Path,
 ) -> None:
     stranger = generate_key(tmp_path / "stranger.key")
@@ -146,6 +145,9 @@ def test_every_way_not_to_be_trusted_has_its_reason_and_ends_when_the_source_is_
     another.sign(key=signing_key, subject="gpt-oss-120b")
     whole.trust(unsigned.folder, foreign.folder, another.folder, public_key=signing_key.public_key.read_text())
     elsewhere = signed("elsewhere")
+    # Under the policy of before it could sleep; what tells otherwise has seen the one of now.
+    whole.apply("probe", elsewhere.folder.as_uri(), scaling={**SLEEPY, "initial": "Idle"})
+    whole.wait("probe", "WeightsVerified", "False", "SourceNotAllowed")
     reasons = {
         "unsigned": (unsigned, "Unsigned"),
         "foreign": (foreign, "UntrustedSigner"),
@@ -158,7 +160,7 @@ def test_every_way_not_to_be_trusted_has_its_reason_and_ends_when_the_source_is_
         whole.wait(name, "WeightsVerified", "False", reason)
         assert whole.condition(name, "Ready")[0] == "False"
         assert whole.condition(name, "EngineReady")[0] != "True"
-        assert _application(whole, name) not in json.dumps(ray_head.request("GET")), "Ray was never asked"
+        assert _application(whole, name) not in applications.all(), "Ray was never asked"
 
     (unsigned.folder / "extra.bin").unlink()
     unsigned.sign(key=signing_key)
@@ -167,19 +169,21 @@ def test_every_way_not_to_be_trusted_has_its_reason_and_ends_when_the_source_is_
     another.sign(key=signing_key)
     whole.trust(weights_root, public_key=signing_key.public_key.read_text())
     for name in reasons:
-        whole.wait(name, "Ready", "True", "Serving", seconds=150)
+        whole.wait(name, "Ready", "True", "Serving", seconds=300)
         assert whole.chat(f"{whole.namespace}/{name}").content == ANSWER
     copies = Node.from_environment(ray_head.node_environment()).weights_dir
     assert any(copies.rglob("model.safetensors"))
     assert not any(copies.rglob("extra.bin")), "what nobody signed was fetched"
 
 
-def test_an_operator_killed_in_a_wake_loses_no_request(whole: Whole, source: SignedFolder) -> None:
+def test_an_operator_killed_in_a_wake_loses_no_request(
+    whole: Whole, source: SignedFolder, applications: Applications
+) -> None:
     whole.apply("sleepy", source.folder.as_uri(), scaling={**SLEEPY, "initial": "Idle"})
     whole.wait("sleepy", "ScaledToZero", "True", "Idle")
     with ThreadPoolExecutor(1) as pool:
         held = pool.submit(whole.chat, "sleepy")
-        whole.until(lambda: "sleepy" in json.dumps(whole.head.request("GET")), seconds=30, what="Ray was asked")
+        whole.until(lambda: _application(whole, "sleepy") in applications.all(), what="Ray was asked")
         whole.kill("operator")
         reply = held.result()
     assert (reply.status, reply.content) == (200, ANSWER)
@@ -196,18 +200,17 @@ def test_an_operator_killed_at_rest_restarts_no_replica(
     whole.until_restarted("operator")
     whole.wait("steady", "Ready", "True", "Serving")
     whole.apply("steady", source.folder.as_uri(), scaling={**AWAKE, "maxReplicas": 2})
-    whole.until(
-        lambda: whole.status("steady").get("observedGeneration") == 2, seconds=60, what="the new operator works"
-    )
+    whole.until(lambda: _most(applications, whole, "steady") == 2, what="the new operator works")
+    whole.wait("steady", "Ready", "True", "Serving")
     assert _config_and_pids(applications.all()[_application(whole, "steady")])[1] == before[1]
 
     # And once more in the middle of a roll-out.
     whole.apply("steady", source.folder.as_uri(), scaling=AWAKE, engine={"maxModelLen": 1024})
-    whole.until(lambda: _deployed(applications, whole, "steady") == 1024, seconds=30, what="the roll-out began")
+    whole.until(lambda: _deployed(applications, whole, "steady") == 1024, what="the roll-out began")
     whole.kill("operator")
     replies = [whole.chat("steady") for _ in range(3)]
     assert [reply.status for reply in replies] == [200] * 3
-    whole.until(lambda: _pids_of(applications, whole, "steady") != before[1], seconds=90, what="the roll-out ended")
+    whole.until(lambda: _pids_of(applications, whole, "steady") != before[1], what="another replica started")
     whole.wait("steady", "Ready", "True", "Serving")
     assert whole.status("steady")["observedGeneration"] == 3
 
@@ -215,46 +218,46 @@ def test_an_operator_killed_at_rest_restarts_no_replica(
 def test_a_killed_ray_at_rest_breaks_open_streams_loudly_and_loses_nothing_else(
     whole: Whole, source: SignedFolder, ray_head: RayHead, applications: Applications
 ) -> None:
-    whole.apply("steady", source.folder.as_uri(), scaling={**AWAKE, "wakeTimeoutSeconds": 150})
+    whole.apply("steady", source.folder.as_uri(), scaling=AWAKE)
     whole.wait("steady", "Ready", "True", "Serving")
     with whole.stream("steady", chunks=600, pace=0.5) as lines:
         assert next(lines).startswith("data: {")
         killed = kill_ray(ray_head)
         with ThreadPoolExecutor(3) as pool:
-            replies = pool.map(lambda _: whole.chat("steady", seconds=160), range(3))
+            replies = pool.map(lambda _: whole.chat("steady"), range(3))
             rest = list(lines)
             assert [reply.status for reply in replies] == [200] * 3
     errors = [json.loads(line[6:])["error"] for line in rest if line.startswith("data: {") and '"error"' in line]
     assert len(errors) == 1, rest[-5:]
     assert "data: [DONE]" not in rest
     killed.wait_for_the_next()
-    applications.wait(_application(whole, "steady"), "RUNNING", seconds=120)
-    whole.wait("steady", "Ready", "True", "Serving", seconds=120)
+    applications.wait(_application(whole, "steady"), "RUNNING")
+    whole.wait("steady", "Ready", "True", "Serving")
     assert whole.chat("steady").content == ANSWER
 
 
 def test_a_ray_killed_in_a_wake_and_in_a_roll_out_ends_where_it_should(
     whole: Whole, source: SignedFolder, ray_head: RayHead, applications: Applications
 ) -> None:
-    scaling = {"minReplicas": 0, "idleSeconds": 600, "initial": "Idle", "wakeTimeoutSeconds": 150}
+    scaling = {"minReplicas": 0, "idleSeconds": 3600, "initial": "Idle", **PATIENT}
     whole.apply("sleepy", source.folder.as_uri(), scaling=scaling)
     whole.wait("sleepy", "ScaledToZero", "True", "Idle")
     with ThreadPoolExecutor(1) as pool:
-        held = pool.submit(whole.chat, "sleepy", seconds=160)
-        whole.until(lambda: "sleepy" in json.dumps(ray_head.request("GET")), seconds=30, what="Ray was asked")
+        held = pool.submit(whole.chat, "sleepy")
+        whole.until(lambda: _application(whole, "sleepy") in applications.all(), what="Ray was asked")
         killed = kill_ray(ray_head)
         assert held.result().status == 200
     killed.wait_for_the_next()
-    applications.wait(_application(whole, "sleepy"), "RUNNING", seconds=120)
-    whole.wait("sleepy", "Ready", "True", "Serving", seconds=120)
+    applications.wait(_application(whole, "sleepy"), "RUNNING")
+    whole.wait("sleepy", "Ready", "True", "Serving")
 
     whole.apply("sleepy", source.folder.as_uri(), scaling=scaling, engine={"maxModelLen": 1024})
-    whole.until(lambda: _deployed(applications, whole, "sleepy") == 1024, seconds=30, what="the roll-out began")
+    whole.until(lambda: _deployed(applications, whole, "sleepy") == 1024, what="the roll-out began")
     killed = kill_ray(ray_head)
-    assert whole.chat("sleepy", seconds=160).status == 200
+    assert whole.chat("sleepy").status == 200
     killed.wait_for_the_next()
-    applications.wait(_application(whole, "sleepy"), "RUNNING", seconds=120)
-    whole.wait("sleepy", "Ready", "True", "Serving", seconds=120)
+    applications.wait(_application(whole, "sleepy"), "RUNNING")
+    whole.wait("sleepy", "Ready", "True", "Serving")
     assert _deployed(applications, whole, "sleepy") == 1024
     assert whole.status("sleepy")["observedGeneration"] == 2
 
@@ -262,17 +265,19 @@ def test_a_ray_killed_in_a_wake_and_in_a_roll_out_ends_where_it_should(
 def test_a_killed_gateway_costs_its_connections_only(whole: Whole, source: SignedFolder) -> None:
     whole.start_gateway(1)
     whole.apply("sleepy", source.folder.as_uri(), scaling=SLEEPY)
-    whole.wait("sleepy", "EngineReady", "True", "Answering")
-    drains = whole.status("sleepy").get("drainEpoch", 0)
-    with ThreadPoolExecutor(2) as pool:
-        dropped = pool.submit(whole.chat, "sleepy", gateway=0, pace=8.0)
-        kept = pool.submit(whole.chat, "sleepy", gateway=1, pace=8.0)
-        whole.until(lambda: _in_flight(whole, "gateway-0"), seconds=15, what="the request is in flight")
+    for gateway in (0, 1):
+        whole.until(lambda: "sleepy" in _models(whole, gateway), what="the gateways know the model")  # noqa: B023
+    # Both wait from the first start on, so that it was never idle before the kill.
+    with whole.stream("sleepy", gateway=1, **ENDLESS) as kept, whole.stream("sleepy", gateway=0, **ENDLESS) as dropped:
+        assert _goes_on(dropped)
+        assert _goes_on(kept)
+        drains = whole.status("sleepy").get("drainEpoch", 0)
         whole.kill("gateway-0")
-        assert dropped.result().status == 0
-        assert kept.result().status == 200
-    whole.until(lambda: whole.chat("sleepy", seconds=60).status == 200, seconds=60, what="a retry is answered")
-    assert whole.status("sleepy").get("drainEpoch", 0) == drains, "it was put to sleep meanwhile"
+        assert "data: [DONE]" not in dropped
+        whole.until(lambda: whole.chat("sleepy").status == 200, what="a retry is answered")
+        # For longer than the model may be idle, by the engine's own pace.
+        assert all(_goes_on(kept) for _ in range(int(2 * SLEEPY["idleSeconds"] / ENDLESS["pace"])))
+        assert whole.status("sleepy").get("drainEpoch", 0) == drains, "it was put to sleep meanwhile"
 
 
 def test_a_name_claimed_twice_is_a_condition(whole: Whole, source: SignedFolder) -> None:
@@ -281,8 +286,9 @@ def test_a_name_claimed_twice_is_a_condition(whole: Whole, source: SignedFolder)
         whole.apply(name, source.folder.as_uri(), model=shared, scaling={**SLEEPY, "initial": "Idle"})
     for name in ("one", "two"):
         whole.wait(name, "NameConflict", "True", "NameTaken")
-    ambiguous = whole.chat("shared")
-    assert ambiguous.status == 404
+    both = {f"{whole.namespace}/{name}" for name in ("one", "two")}
+    whole.until(lambda: both <= _models(whole), what="the gateway knows both")
+    assert whole.chat("shared").status == 404
     assert whole.chat(f"{whole.namespace}/one").content == ANSWER
 
 
@@ -296,12 +302,18 @@ def _deployed(applications: Applications, whole: Whole, name: str) -> int | None
     return ((config.get("args") or {}).get("engine") or {}).get("max_model_len")
 
 
+def _most(applications: Applications, whole: Whole, name: str) -> int | None:
+    """The most replicas that Ray was told to run."""
+    config = applications.all().get(_application(whole, name), {}).get("deployed_app_config") or {}
+    return next((each["autoscaling_config"]["max_replicas"] for each in config.get("deployments") or ()), None)
+
+
 def _pids_of(applications: Applications, whole: Whole, name: str) -> list[int]:
     return _config_and_pids(applications.all()[_application(whole, name)])[1]
 
 
-def _models(whole: Whole) -> set[str]:
-    return {model["id"] for model in whole.ask("/v1/models").json()["data"]}
+def _models(whole: Whole, gateway: int = 0) -> set[str]:
+    return {model["id"] for model in whole.ask("/v1/models", gateway=gateway).json()["data"]}
 
 
 def _config_and_pids(details: dict[str, object]) -> tuple[str, list[int]]:
@@ -315,8 +327,7 @@ def _config_and_pids(details: dict[str, object]) -> tuple[str, list[int]]:
     return json.dumps(details["deployed_app_config"], sort_keys=True), sorted(pids)
 
 
-def _in_flight(whole: Whole, gateway: str) -> bool:
-    return any(
-        line.startswith("gptoss_gateway_") and "in_flight" in line and not line.endswith(" 0.0")
-        for line in whole.metrics(gateway).splitlines()
-    )
+def _goes_on(lines: Iterator[str]) -> bool:
+    """Take the next piece of a stream; False when it has ended or says that it can't go on."""
+    piece = next((line for line in lines if line.startswith("data: ")), "")
+    return piece.startswith("data: {") and '"error"' not in piece

@@ -5,9 +5,10 @@ Only the engine is a stand-in. Everything is asked from outside: kubectl, HTTP, 
 
 import contextlib
 import hashlib
+import http.client
 import json
 import secrets
-import signal
+import subprocess
 import sys
 import time
 import urllib.error
@@ -21,14 +22,18 @@ import yaml
 
 from gptoss_api.names import API_VERSION
 from gptoss_cli.local.control_plane import ControlPlane
+from gptoss_cli.local.errors import StepError
 from gptoss_cli.local.health import is_well
 from gptoss_cli.local.ports import free_ports
 from gptoss_cli.local.programs import Program, Programs
 from gptoss_cli.local.ray_head import RayHead
 from tests.controlplane import GATEWAY_USER, OPERATOR_USER, REPOSITORY
-from tests.engine.ray import GATEWAY_TOKEN, STANDIN
+from tests.engine.ray import GATEWAY_TOKEN, SECONDS, STANDIN
 
 SYSTEM = "gptoss-system"
+ANSWER_SECONDS = 420.0
+"""Longer than any request of these tests is held."""
+_NO_ANSWER = (OSError, http.client.HTTPException, StepError, subprocess.TimeoutExpired)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +60,7 @@ class Whole:
         self.key = f"gptoss-{secrets.token_urlsafe(32)}"
         self.gateways: list[str] = []
         self._folder = folder
+        self._restarts: dict[str, int] = {}
         self._programs = Programs(folder / "run", attached=True)
         self._ports = dict(
             zip(("operator", "gateway-0", "gateway-1", "admin-0", "admin-1"), free_ports(5), strict=True)
@@ -92,21 +98,22 @@ class Whole:
         self._start(name, "gptoss_gateway", GATEWAY_USER, settings, self._ports[f"admin-{number}"])
 
     def kill(self, name: str) -> None:
-        """SIGKILL one of our processes; its supervisor starts it again."""
+        """SIGKILL one of our processes and return when it is gone; its supervisor starts it again."""
         record = self._programs.record(name)
         assert record is not None
         assert record.program is not None
-        record.program.signal(signal.SIGKILL)
+        self._restarts[name] = record.restarts
+        self._programs.kill(name)
 
-    def until_restarted(self, name: str, *, seconds: float = 60) -> None:
+    def until_restarted(self, name: str) -> None:
         """Wait until a killed process runs anew and is ready."""
 
         def restarted() -> bool:
             record = self._programs.record(name)
-            port = self._ports[name if name == "operator" else name.replace("gateway", "admin")]
-            return record is not None and record.restarts > 0 and record.program is not None and _is_ready(port)
+            anew = record is not None and record.restarts > self._restarts[name] and record.program is not None
+            return anew and _is_ready(self._admin_port(name))
 
-        self.until(restarted, seconds=seconds, what=f"{name} is back")
+        self.until(restarted, what=f"{name} is back")
 
     def stop(self) -> None:
         self._programs.stop_all()
@@ -150,11 +157,11 @@ class Whole:
     def status(self, name: str) -> dict[str, Any]:
         return dict(self._object(name).get("status") or {})
 
-    def wait(self, name: str, kind: str, status: str, reason: str, *, seconds: float = 90) -> None:
+    def wait(self, name: str, kind: str, status: str, reason: str, *, seconds: float = SECONDS) -> None:
         self.until(
             lambda: self.condition(name, kind)[:2] == (status, reason),
             seconds=seconds,
-            what=lambda: f"{name} {kind}={status} {reason}, but {json.dumps(self.status(name), indent=1)}",
+            what=f"{name} {kind}={status} {reason}",
         )
 
     def _object(self, name: str) -> dict[str, Any]:
@@ -165,13 +172,11 @@ class Whole:
     def url(self, gateway: int = 0) -> str:
         return f"http://127.0.0.1:{self._ports[f'gateway-{gateway}']}"
 
-    def chat(self, model: str, *, gateway: int = 0, seconds: float = 120, key: str | None = None, **more: Any) -> Reply:
+    def chat(self, model: str, *, gateway: int = 0, key: str | None = None, **more: Any) -> Reply:
         body = {"model": model, "messages": [{"role": "user", "content": "Hello"}], **more}
-        return self.ask("/v1/chat/completions", body, gateway=gateway, seconds=seconds, key=key)
+        return self.ask("/v1/chat/completions", body, gateway=gateway, key=key)
 
-    def ask(
-        self, path: str, body: Any = None, *, gateway: int = 0, seconds: float = 120, key: str | None = None
-    ) -> Reply:
+    def ask(self, path: str, body: Any = None, *, gateway: int = 0, key: str | None = None) -> Reply:
         key = self.key if key is None else key
         request = urllib.request.Request(
             self.url(gateway) + path,
@@ -180,41 +185,74 @@ class Whole:
         )
         began = time.monotonic()
         try:
-            with urllib.request.urlopen(request, timeout=seconds) as reply:
+            with urllib.request.urlopen(request, timeout=ANSWER_SECONDS) as reply:
                 return Reply(status=reply.status, text=reply.read().decode(), seconds=time.monotonic() - began)
         except urllib.error.HTTPError as error:
             with error:
                 return Reply(status=error.code, text=error.read().decode(), seconds=time.monotonic() - began)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, http.client.HTTPException) as error:
             return Reply(status=0, text=repr(error), seconds=time.monotonic() - began)
 
     @contextlib.contextmanager
-    def stream(self, model: str, **more: Any) -> Iterator[Iterator[str]]:
+    def stream(self, model: str, *, gateway: int = 0, **more: Any) -> Iterator[Iterator[str]]:
         """Open a stream and yield its lines; whatever ends it ends the lines."""
         body = {"model": model, "messages": [{"role": "user", "content": "Hello"}], "stream": True, **more}
         request = urllib.request.Request(
-            self.url() + "/v1/chat/completions",
+            self.url(gateway) + "/v1/chat/completions",
             data=json.dumps(body).encode(),
             headers={"Content-Type": "application/json", "Authorization": f"Bearer {self.key}"},
         )
-        with urllib.request.urlopen(request, timeout=120) as reply:
-            yield (line.decode().rstrip("\n") for line in reply)
+        with urllib.request.urlopen(request, timeout=ANSWER_SECONDS) as reply:
+            yield _lines(reply)
 
     def metrics(self, name: str = "operator") -> str:
-        port = self._ports[name if name == "operator" else name.replace("gateway", "admin")]
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as reply:
+        with urllib.request.urlopen(f"http://127.0.0.1:{self._admin_port(name)}/metrics", timeout=30) as reply:
             return str(reply.read().decode())
 
-    def until(
-        self, reached: Callable[[], object], *, seconds: float, what: str | Callable[[], str], every: float = 0.2
-    ) -> None:
-        """Wait for what can only be asked for, with a deadline."""
+    # ── waiting, and what is told when it was in vain ──
+
+    def until(self, reached: Callable[[], object], *, what: str, seconds: float = SECONDS) -> None:
+        """Wait for what can only be asked for; somebody who does not answer has not said yes."""
         deadline = time.monotonic() + seconds
-        while not reached():
+        trouble: Exception | None = None
+        while True:
+            try:
+                if reached():
+                    return
+                trouble = None
+            except _NO_ANSWER as error:
+                trouble = error
             if time.monotonic() > deadline:
-                text = what if isinstance(what, str) else what()
-                raise AssertionError(f"not within {seconds:.0f} s: {text}\n{self.log('operator')}")
-            time.sleep(every)
+                raise AssertionError(f"not within {seconds:.0f} s: {what} (last trouble: {trouble!r})\n{self.seen()}")
+            time.sleep(0.2)
+
+    def events(self) -> list[str]:
+        """The reasons of all events that were told in this namespace."""
+        return [event["reason"] for event in self._events()]
+
+    def seen(self) -> str:
+        """All that can be seen from outside, for people who read of a failure."""
+        found: dict[str, Callable[[], str]] = {
+            "deployments": lambda: json.dumps(self._statuses(), indent=1),
+            "events": lambda: "\n".join(f"{each['reason']}: {each.get('message')}" for each in self._events()),
+            "Ray": lambda: json.dumps(self.head.request("GET").get("applications"), indent=1)[:6000],
+            "operator's metrics": lambda: _ours(self.metrics()),
+            **{f"{name}'s metrics": lambda name=name: _ours(self.metrics(name)) for name in self.gateways},
+            "operator's log": lambda: self.log("operator"),
+            **{f"{name}'s log": lambda name=name: self.log(name, 20) for name in self.gateways},
+        }
+        return "\n".join(f"── {name}\n{_told(tell)}" for name, tell in found.items())
+
+    def _statuses(self) -> dict[str, Any]:
+        listed = json.loads(self.plane.kubectl("get", "gptoss", "-n", self.namespace, "-o", "json"))
+        return {each["metadata"]["name"]: each.get("status") for each in listed["items"]}
+
+    def _events(self) -> list[dict[str, Any]]:
+        listed = json.loads(self.plane.kubectl("get", "events", "-n", self.namespace, "-o", "json"))
+        return list(listed["items"])
+
+    def _admin_port(self, name: str) -> int:
+        return self._ports[name if name == "operator" else name.replace("gateway", "admin")]
 
     def _common(self) -> dict[str, Any]:
         ray = {
@@ -232,7 +270,7 @@ class Whole:
         command = [sys.executable, "-P", "-m", module, "--settings", str(path)]
         command += ["--kubeconfig", str(self.plane.kubeconfig_for(user))]
         self._programs.start(Program(name=name, command=command, environment={}, restart=True))
-        self._programs.wait(name, lambda: _is_ready(health), seconds=60)
+        self._programs.wait(name, lambda: _is_ready(health), seconds=SECONDS)
 
     def _apply(self, kind: str, name: str, spec: dict[str, Any], *, namespaced: bool = True) -> None:
         metadata = {"name": name} | ({"namespace": self.namespace} if namespaced else {})
@@ -242,3 +280,21 @@ class Whole:
 
 def _is_ready(port: int) -> bool:
     return is_well(f"http://127.0.0.1:{port}/readyz")
+
+
+def _lines(reply: http.client.HTTPResponse) -> Iterator[str]:
+    with contextlib.suppress(OSError, http.client.HTTPException):
+        for line in reply:
+            yield line.decode().rstrip("\n")
+
+
+def _ours(metrics: str) -> str:
+    """Our own series, without histograms' buckets."""
+    return "\n".join(line for line in metrics.splitlines() if line.startswith("gptoss_") and "_bucket{" not in line)
+
+
+def _told(tell: Callable[[], str]) -> str:
+    try:
+        return tell()
+    except Exception as error:  # noqa: BLE001 - it must not hide the failure that it explains
+        return repr(error)
