@@ -1,6 +1,7 @@
 """What the engine's side gets wrong, and what a client sees of it."""
 
 import asyncio
+import os
 
 import aiohttp
 import openai
@@ -138,7 +139,9 @@ async def test_no_plain_text_of_the_engines_side_reaches_a_client(awake, house):
 async def test_a_refused_gateway_token_is_not_the_clients_401(awake, house, state):
     server, _ = awake
     house.apply(model_object(state))
-    (house.folder / "token").write_text("another")
+    token = house.folder / "token"
+    token.write_text("another")
+    os.utime(token, (0, 0))  # long enough ago that every replica should know it
     server.gateway.refresh()
     async with client(server) as api:
         with pytest.raises(openai.InternalServerError) as caught:
