@@ -1,4 +1,4 @@
-"""How long newcomers wait at a process that has no time left: uvloop's own server beside the gateway's acceptor.
+"""How long newcomers wait at a process that has no time left: uvloop's own server beside the gateway's listener.
 
 One event loop is given more to read than it can. Some clients connect and leave again after a quarter of a second,
 as impatient ones do; others wait. Both ways to take connections are tried in turn, in the same run.
@@ -16,10 +16,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from typing import cast
 
 import uvloop
 
-from gptoss_gateway.acceptor import Acceptor, queue
+from gptoss_gateway.acceptor import queue
+from gptoss_gateway.client_listener import ClientListener
 
 BACKLOG = 1024
 IMPATIENT = 16
@@ -42,8 +44,7 @@ class Busy(asyncio.Protocol):
         self._seconds = seconds
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport) or hasattr(transport, "write")
-        self._transport = transport
+        self._transport = cast("asyncio.WriteTransport", transport)
 
     def data_received(self, data: bytes) -> None:
         over = time.perf_counter() + self._seconds
@@ -58,19 +59,29 @@ async def with_uvloop(listening: socket.socket, protocols: Protocols) -> None:
     await asyncio.get_running_loop().create_server(protocols, sock=listening, backlog=BACKLOG)
 
 
-async def with_acceptor(listening: socket.socket, protocols: Protocols) -> None:
+async def with_listener(listening: socket.socket, protocols: Protocols) -> None:
     """Take connections as the gateway does."""
-    loop, arrivals = asyncio.get_running_loop(), set()
-
-    def take(accepted: socket.socket, _: str) -> None:
-        arrival = asyncio.ensure_future(loop.connect_accepted_socket(protocols, accepted))
-        arrivals.add(arrival)
-        arrival.add_done_callback(arrivals.discard)
-
-    Acceptor(listening, take)
+    # Seconds and failures are those of TLS handshakes, which nobody asks for here.
+    ClientListener(_OpenDoor(protocols), None, seconds=0, failed=lambda: None).share(listening)
 
 
-WAYS = {"uvloop": with_uvloop, "gateway": with_acceptor}
+class _OpenDoor:
+    """Lets everybody in."""
+
+    def __init__(self, protocols: Protocols) -> None:
+        self._protocols = protocols
+
+    def enter(self, client: str) -> None:
+        pass
+
+    def leave(self, client: str) -> None:
+        pass
+
+    def connection(self, came_in: Callable[[], None] | None = None) -> asyncio.Protocol:  # noqa: ARG002 - no handshakes
+        return self._protocols()
+
+
+WAYS = {"uvloop": with_uvloop, "gateway": with_listener}
 
 
 async def serve(way: str, options: argparse.Namespace) -> tuple[list[float], int]:

@@ -93,7 +93,7 @@ class ClientListener:
             acceptor.close()
 
     async def close(self) -> None:
-        """End the handshakes that are under way."""
+        """End what is on its way in."""
         arrivals = tuple(self._arrivals)
         for task in arrivals:
             task.cancel()
