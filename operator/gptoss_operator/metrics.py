@@ -83,6 +83,13 @@ class Metrics:
         for resource in watches():
             self._watches.labels(resource).set_function(partial(_follows, watches, resource))
 
+    def count_wake(self, timings: Iterable[tuple[str, float]], seconds: float | None) -> None:
+        """Count stages of a wake that ended, and the wake itself if it did, by their seconds."""
+        for stage, each in timings:
+            self.wake_seconds.labels(stage).observe(each)
+        if seconds is not None:
+            self.wake_seconds.labels("total").observe(seconds)
+
     def tell_conditions(self, key: DeploymentKey, conditions: Iterable[Condition]) -> None:
         """Show a deployment's conditions."""
         known = self._known.setdefault(key, set())

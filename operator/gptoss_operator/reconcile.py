@@ -137,7 +137,7 @@ class Reconciler:
         except NotFound:
             self._vanished(key, raw)
             return None
-        self._told(key, planned, planned.status or status)
+        self._tell(key, planned.status or status)
         pauses = [pause for pause in (planned.requeue_after, look_in) if pause is not None]
         return min(pauses, default=None)
 
@@ -150,6 +150,8 @@ class Reconciler:
         if planned.status is not None:
             self.intake.seen(Kind.DEPLOYMENT, await self.kubernetes.write_status(raw, _wire(planned.status)))
         self._memory[raw["metadata"]["uid"]] = planned.memory
+        # At once, so that nothing that fails below has a wake counted twice, or never.
+        self.metrics.count_wake(planned.timings, planned.woke_seconds)
         for action in planned.actions:
             substrate = self.substrates[action.cluster]
             substrate.ask(key, action.wish)
@@ -158,14 +160,10 @@ class Reconciler:
             if not await self.kubernetes.tell(raw, type_=event.type, reason=event.reason, message=event.message):
                 self.metrics.events_lost.inc()
 
-    def _told(self, key: DeploymentKey, planned: Plan, status: GptOssDeploymentStatus) -> None:
+    def _tell(self, key: DeploymentKey, status: GptOssDeploymentStatus) -> None:
         self.metrics.tell_conditions(key, status.conditions)
         self.metrics.tell_weights(key, status.weights)
         self.metrics.tell_pull(key, status.pull)
-        for stage, seconds in planned.timings:
-            self.metrics.wake_seconds.labels(stage).observe(seconds)
-        if planned.woke_seconds is not None:
-            self.metrics.wake_seconds.labels("total").observe(planned.woke_seconds)
 
     async def _unreadable(self, key: DeploymentKey, raw: Raw, error: ValidationError) -> float | None:
         """The API server let something through that we can't read: say so, and touch nothing."""

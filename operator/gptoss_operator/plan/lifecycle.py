@@ -25,7 +25,7 @@ from gptoss_operator.plan.observation import Distrusted, Memory, Observation, Pr
 from gptoss_operator.plan.revoked import acting_revocation, capped, must_stop
 from gptoss_operator.plan.sources import UNKNOWN, has_changed, to_compare_with
 from gptoss_operator.plan.verdict import OF_WEIGHTS, Phase, Stall, Verdict, phase_of, written_stall
-from gptoss_operator.plan.wakes import timed
+from gptoss_operator.plan.wakes import read_back, timed
 
 FIRST_RETRY_SECONDS = 30.0
 LAST_RETRY_SECONDS = 600.0
@@ -61,6 +61,7 @@ def decide(observed: Observation, memory: Memory | None, site: Site) -> Verdict:
         last_retry=annotations.get(RETRY_ANNOTATION, status.last_retry),
         last_wake=annotations.get(WAKE_ANNOTATION, status.last_wake),
     )
+    verdict = read_back(verdict, observed)
     if observed.deployment.deleting:
         return replace(verdict, wish=Absent())
     if not observed.placement.cluster:

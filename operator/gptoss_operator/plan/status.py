@@ -4,7 +4,7 @@ Messages are deterministic, so that a status is written only when something chan
 condition's transition time moves only when its status does.
 """
 
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from gptoss_api.conditions import MAX_MESSAGE_LENGTH, ConditionType, Reason
 from gptoss_api.deployment_status import (
@@ -355,18 +355,17 @@ def _weights(observed: Observation, verdict: Verdict) -> WeightsStatus | None:
 
 
 def _wake(observed: Observation, verdict: Verdict) -> Wake | None:
-    before = observed.status.wake
-    if verdict.woke_seconds is not None:
-        started = before.started_at if before is not None else None
-        return Wake(started_at=started, last_seconds=round(verdict.woke_seconds, 3))
+    before, memory = observed.status.wake, verdict.memory
+    started = before.started_at if before is not None else None
     last = before.last_seconds if before is not None else None
-    if verdict.memory.stage is not None:
-        running = before is not None and before.stage is not None
-        started = before.started_at if before is not None and running else observed.wall
-        return Wake(started_at=started, stage=verdict.memory.stage, last_seconds=last)
-    if before is not None and before.stage is not None and verdict.phase is not Phase.STARTING:
-        return Wake(started_at=before.started_at, last_seconds=last)
-    return before
+    if verdict.woke_seconds is not None:
+        last = round(verdict.woke_seconds, 3)
+    if memory.stage is not None and memory.wake_began is not None:
+        if before is None or before.stage is None:
+            demand = datetime.fromisoformat(observed.wall) - timedelta(seconds=observed.now - memory.wake_began)
+            started = _moment(demand)
+        return Wake(started_at=started, stage=memory.stage, last_seconds=last)
+    return Wake(started_at=started, last_seconds=last) if before is not None or last is not None else None
 
 
 def _sentence(message: str) -> str:

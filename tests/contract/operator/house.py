@@ -50,6 +50,10 @@ class FakeKubernetes:
         self.events: list[tuple[str, str, str]] = []
         self.status_writes = 0
         self.failing_writes = 0
+        self.loses_answer_to: Callable[[Mapping[str, Any]], bool] = lambda status: False
+        """Whether the answer to a write of this status, which is taken, gets lost; asked once a write."""
+        self.watch: Callable[[Kind, Raw], None] = lambda kind, raw: None
+        """Who hears of a write whose answer was lost."""
         self.failing_lists = 0
         self.records_events = True
         self.secrets: dict[str, Mapping[str, str] | Exception] = {}
@@ -77,7 +81,11 @@ class FakeKubernetes:
         if stored is None or stored["metadata"]["uid"] != metadata["uid"]:
             raise NotFound("gone", status=404)
         self.status_writes += 1
-        return self.put(Kind.DEPLOYMENT, {**stored, "status": copy.deepcopy(dict(status))})
+        written = self.put(Kind.DEPLOYMENT, {**stored, "status": copy.deepcopy(dict(status))})
+        if self.loses_answer_to(status):
+            self.watch(Kind.DEPLOYMENT, written)
+            raise ServerFailed("injected")
+        return written
 
     async def write_policy_status(self, policy: Raw, status: Mapping[str, Any]) -> Raw:
         if self.failing_writes:
@@ -309,6 +317,7 @@ async def house(
         parsed = Settings(**values)
         engine = Engine(settings=parsed, kubernetes=kubernetes, session=session, clock=clock, check=trust)
         built = House(kubernetes, ray, trust, clock, parsed, session, engine)
+        kubernetes.watch = lambda kind, raw: built.engine.intake.seen(kind, raw)
         if start:
             built.start()
         try:
