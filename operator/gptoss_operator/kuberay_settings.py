@@ -11,6 +11,7 @@ from gptoss_api.hardware import Family, accelerators_of_product
 from gptoss_api.kuberay import EngineAccess
 from gptoss_api.model import Name, StrictModel
 from gptoss_api.pod import ClassName, Pod, Quantity
+from gptoss_operator.workload_identity import WorkloadIdentity
 
 OLDEST_RAY = (2, 60)
 """Before, `ray.serve.llm` has no direct streaming as we use it."""
@@ -116,6 +117,10 @@ class KubeRaySettings(EngineAccess):
     limits: tuple[NamespaceLimits, ...] = Field(
         default=(NamespaceLimits(),), description="What namespaces may choose; no fitting entry means: not here."
     )
+    workload_identities: tuple[WorkloadIdentity, ...] = Field(
+        default=(),
+        description="Identities of a cloud that fetch weights in the place of keys from gptoss-model-credentials.",
+    )
     network: Network = Field(default_factory=Network)
     read_nodes: bool = Field(
         default=True,
@@ -144,6 +149,13 @@ class KubeRaySettings(EngineAccess):
     def limits_of(self, namespace: str) -> NamespaceLimits | None:
         """Return what a namespace may choose; None if it may not run here."""
         for entry in self.limits:
+            if "*" in entry.namespaces or namespace in entry.namespaces:
+                return entry
+        return None
+
+    def identity_of(self, namespace: str) -> WorkloadIdentity | None:
+        """Return what a namespace's weights are fetched as; None if with what its Secret holds."""
+        for entry in self.workload_identities:
             if "*" in entry.namespaces or namespace in entry.namespaces:
                 return entry
         return None

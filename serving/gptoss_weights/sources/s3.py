@@ -53,6 +53,8 @@ _THROTTLED_CODES: Final = frozenset(
     {"SlowDown", "SlowDownRead", "Throttling", "ThrottlingException", "TooManyRequests", "RequestLimitExceeded"}
 )
 _BUSY_CODES: Final = frozenset({"RequestTimeout", "ServiceUnavailable", "InternalError"})
+_TAKES_ON_A_ROLE: Final = "AssumeRoleWithWebIdentity"
+_ERROR_CODE: Final = re.compile(r"[A-Za-z]{1,64}")
 
 
 class S3Source:
@@ -125,6 +127,7 @@ class S3Source:
 def _client(settings: SourceSettings) -> "S3Client":
     # Importing boto3 takes a third of a second, which a file:// source need not pay.
     import boto3
+    import botocore.session
     from botocore.config import Config
 
     if settings.s3_endpoint is not None:
@@ -143,7 +146,17 @@ def _client(settings: SourceSettings) -> "S3Client":
         # The endpoint is an administrator's; a stray ~/.aws/config must not move it.
         ignore_configured_endpoint_urls=True,  # type: ignore[call-arg]  # the stubs lag behind
     )
+    core = botocore.session.get_session()
+    # Of the token service that a workload's identity is shown to, whose client botocore makes for itself.
+    core.set_default_client_config(
+        Config(
+            retries={"total_max_attempts": 1, "mode": "standard"},
+            connect_timeout=settings.connect_timeout_seconds,
+            read_timeout=settings.read_timeout_seconds,
+        )
+    )
     session = boto3.session.Session(
+        botocore_session=core,
         aws_access_key_id=settings.s3_access_key_id,
         aws_secret_access_key=settings.s3_secret_access_key,
         region_name=settings.s3_region or ("us-east-1" if settings.s3_endpoint else None),
@@ -179,9 +192,24 @@ def _source_errors(name: str) -> Iterator[None]:
         ) from error
 
 
+def _without_role(name: str, status: int, code: str) -> SourceError:
+    """Say why a token service gave no credentials for a workload's identity."""
+    told = f"{code}, status {status}" if _ERROR_CODE.fullmatch(code) else f"status {status}"
+    if code in _THROTTLED_CODES | _BUSY_CODES | {"IDPCommunicationError"} or status == 429 or status >= 500:
+        return SourceUnavailableError(f"the token service of the object store can't answer now ({told})", file=name)
+    return AccessDeniedError(
+        f"the token service of the object store does not let this workload take on its role ({told}); check the role's "
+        "name and its trust policy: the cluster's issuer, the audience, and the subject "
+        "system:serviceaccount:<namespace>:<name>",
+        file=name,
+    )
+
+
 def _typed(name: str, error: ClientError) -> SourceError:
     status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
     code = str(error.response.get("Error", {}).get("Code", ""))
+    if error.operation_name == _TAKES_ON_A_ROLE:
+        return _without_role(name, status, code)
     if code in _EXPIRED_CODES:
         return AccessDeniedError(
             "the credentials for the object store have expired; renew them, or let the node take its own by role",

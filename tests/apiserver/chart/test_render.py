@@ -17,6 +17,15 @@ from gptoss_weights.sources.endpoint import is_forbidden
 from tests.apiserver.chart.helm import CHART, VALUES_FILES, Helm, HelmError, Raw, of_kind
 from tests.controlplane import CRDS
 
+IDENTITY = {
+    "namespaces": ["ml"],
+    "serviceAccountName": "gptoss-weights",
+    "aws": {
+        "roleARN": "arn:aws:iam::123456789012:role/gptoss-weights",
+        "audience": "sts.amazonaws.com",
+        "stsEndpoint": "https://sts.eu-central-1.amazonaws.com",
+    },
+}
 EVERYTHING = {
     "global": {"imagePullSecrets": ["pull"], "commonLabels": {"team": "platform"}},
     "operator": {
@@ -38,7 +47,11 @@ EVERYTHING = {
     },
     "networkPolicy": {"gatewayFrom": [{"podSelector": {}}]},
     "admission": {"policyUse": True},
-    "kubeRay": {"enabled": True, "image": "images.test/gptoss-serving"},
+    "kubeRay": {
+        "enabled": True,
+        "image": "images.test/gptoss-serving",
+        "settings": {"workloadIdentities": [IDENTITY]},
+    },
     "extraObjects": [
         {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "extra"}, "data": {"in": "{{ .Release.Name }}"}},
         "{apiVersion: v1, kind: ConfigMap, metadata: {name: text}, data: {in: '{{ .Release.Name }}'}}",
@@ -348,6 +361,10 @@ def test_images_come_from_where_the_values_say(helm: Helm, values: Raw, image: s
         ({"gateway": {"tls": {"secretName": "a", "minimumVersion": "1.3"}}}, "/gateway/tls/minimumVersion"),
         ({"gateway": {"tls": {"clientCA": {"secretName": "a"}}}}, "gateway.tls.secretName is not"),
         ({"gateway": {"shutdown": {"graceSeconds": 7200}}}, "/gateway/shutdown/graceSeconds"),
+        (
+            {"kubeRay": {"settings": {"workloadIdentities": [{"namespaces": [], "serviceAccountName": "a"}]}}},
+            "/kubeRay/settings/workloadIdentities/0/namespaces",
+        ),
         (
             {"operator": {"weightSources": {"huggingFace": {"downloadHosts": ["https://cdn.example.com"]}}}},
             "/operator/weightSources/huggingFace/downloadHosts/0",

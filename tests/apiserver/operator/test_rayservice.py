@@ -12,9 +12,9 @@ from gptoss_api.pod import Pod
 from gptoss_cli.local.control_plane import ControlPlane
 from gptoss_cli.local.errors import StepError
 from gptoss_operator.plan.rayservice.render import leading_to, render
-from gptoss_operator.plan.rayservice.workload import Workload
+from gptoss_operator.plan.rayservice.workload import KubeRaySite, Workload
 from tests.kuberay import CRDS_VARIABLE, install_rayservices, install_real_rayservices, real_crds, remove_rayservices
-from tests.unit.operator.rayservices import site, workload
+from tests.unit.operator.rayservices import settings, site, workload
 
 POD = Pod.model_validate(
     {
@@ -35,6 +35,13 @@ WORKLOADS = {
         accelerator=AcceleratorRequest(product="NVIDIA-H100"),
     ),
     "on a CPU": workload(tensor=1, accelerator=AcceleratorRequest(vendor="cpu"), blue_green=False),
+}
+
+ACCOUNT = "gptoss-weights"
+IDENTITY = {
+    "namespaces": ["*"],
+    "serviceAccountName": ACCOUNT,
+    "aws": {"roleARN": "arn:aws:iam::123456789012:role/gptoss-weights"},
 }
 
 
@@ -58,9 +65,9 @@ def dry_run(plane: ControlPlane, document: dict[str, Any]) -> dict[str, Any]:
     return json.loads(plane.kubectl("apply", *flags, "-f", "-", stdin=json.dumps(document)))
 
 
-def pods_of(of: Workload) -> dict[str, dict[str, Any]]:
+def pods_of(of: Workload, at: KubeRaySite | None = None) -> dict[str, dict[str, Any]]:
     """The pods that KubeRay would make, with its autoscaler as it puts it in."""
-    cluster = render(of, site()).rayservice["spec"]["rayClusterConfig"]
+    cluster = render(of, at or site()).rayservice["spec"]["rayClusterConfig"]
     head = cluster["headGroupSpec"]["template"]
     if "autoscalerOptions" in cluster:
         options = cluster["autoscalerOptions"]
@@ -89,6 +96,26 @@ def test_pods_are_admitted_where_only_restricted_ones_are(
         pod["spec"]["containers"][0]["securityContext"] = {"runAsNonRoot": True}
         with pytest.raises(StepError, match="violates PodSecurity"):
             dry_run(control_plane, pod)
+
+
+def test_an_identitys_token_is_admitted_where_only_restricted_pods_are(
+    control_plane: ControlPlane, restricted: str
+) -> None:
+    there = site(settings=settings(workloadIdentities=[IDENTITY]))
+    pod = pods_of(workload(namespace=restricted), there)["worker"]
+    pod["metadata"]["namespace"] = restricted
+    admitted = dry_run(control_plane, pod)["spec"]
+    assert admitted["serviceAccountName"] == ACCOUNT
+    (projected,) = [each["projected"] for each in admitted["volumes"] if "projected" in each]
+    assert projected["sources"] == [
+        {"serviceAccountToken": {"audience": "sts.amazonaws.com", "expirationSeconds": 3600, "path": "token"}}
+    ]
+    (fetch,) = admitted["initContainers"]
+    assert [mount["name"] for mount in fetch["volumeMounts"]] == ["weights", "identity"]
+    for source in next(each for each in pod["spec"]["volumes"] if "projected" in each)["projected"]["sources"]:
+        source["serviceAccountToken"]["expirationSeconds"] = 60
+    with pytest.raises(StepError, match="10 minutes"):
+        dry_run(control_plane, pod)
 
 
 @pytest.mark.parametrize("of", WORKLOADS.values(), ids=WORKLOADS.keys())

@@ -55,6 +55,10 @@ TAINT = "0/2 nodes are available: 2 node(s) had untolerated taint {dedicated: gp
 SELECTOR = "0/2 nodes are available: 2 node(s) didn't match Pod's node affinity/selector."
 HEADLESS = "No node info found for head node in GCS. Did the head node or gcs start successfully?"
 QUOTA = 'pods "x" is forbidden: exceeded quota: gpus, requested: requests.nvidia.com/gpu=4'
+ACCOUNT = (
+    'pods "x" is forbidden: error looking up service account ml/gptoss-weights: '
+    'serviceaccount "gptoss-weights" not found'
+)
 SECURITY = 'pods "x" is forbidden: violates PodSecurity "restricted:latest": hostNetwork'
 
 PODS: list[tuple[str, list[dict[str, Any]], str | None, str, bool, tuple[str, ...]]] = [
@@ -213,6 +217,7 @@ PODS: list[tuple[str, list[dict[str, Any]], str | None, str, bool, tuple[str, ..
         ("does not answer",),
     ),
     ("quota", [], QUOTA, "PodsRefused", False, ("exceeded quota", "maxReplicas")),
+    ("no account", [], ACCOUNT, "PodsRefused", False, ("ml/gptoss-weights", "kubeRay.workloadIdentities")),
     ("pod security", [], SECURITY, "PodsRefused", False, ("restricted",)),
     ("priority class", [], "no PriorityClass with name high was found", "PodsRefused", False, ("priorityClassName",)),
     ("webhook", [], 'admission webhook "x" denied the request', "PodsRefused", False, ("admission policy",)),

@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 from gptoss_api.kuberay import SERVE_PORT
 from gptoss_operator.kuberay_settings import Peer
+from gptoss_operator.plan.rayservice.credentials import token_service_ports
 from gptoss_operator.plan.rayservice.pods import DASHBOARD_PORT, METRICS_PORT
 from gptoss_operator.plan.rayservice.workload import HEAD, ROLE_LABEL, WORKER, KubeRaySite, Raw, Workload
 
@@ -28,7 +29,8 @@ def network_policies(workload: Workload, site: KubeRaySite) -> list[Raw]:
         for port in _endpoint_port(endpoint)
     }
     downloads = {int(port) for _, _, port in (host.partition(":") for host in site.hf_download_hosts) if port}
-    store = sorted({*site.settings.network.egress_ports, *endpoints, *downloads})
+    tokens = token_service_ports(workload, site)
+    store = sorted({*site.settings.network.egress_ports, *endpoints, *downloads, *tokens})
     api_server = _API_SERVER_PORTS if workload.autoscales else ()
     return [
         _policy(workload, site, HEAD, reaches=api_server),

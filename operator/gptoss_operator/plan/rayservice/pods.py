@@ -7,7 +7,8 @@ read-only. Credentials for the source reach that container alone.
 from collections.abc import Mapping
 
 from gptoss_api.kuberay import SERVE_PORT
-from gptoss_api.names import CREDENTIALS_SECRET, MAX_REQUEST_SECONDS
+from gptoss_api.names import MAX_REQUEST_SECONDS
+from gptoss_operator.plan.rayservice.credentials import Credentials, credentials_of
 from gptoss_operator.plan.rayservice.workload import (
     HEAD,
     REVISION_LABEL,
@@ -22,11 +23,8 @@ from gptoss_operator.plan.rayservice.workload import (
 from gptoss_weights.sources.settings import (
     AZURE_ACCOUNT_VARIABLE,
     AZURE_ENDPOINT_VARIABLE,
-    AZURE_KEY_VARIABLE,
-    AZURE_SAS_VARIABLE,
     HUB_DOWNLOAD_HOSTS_VARIABLE,
     HUB_ENDPOINT_VARIABLE,
-    HUB_TOKEN_VARIABLE,
 )
 
 METRICS_PORT = 8080
@@ -51,12 +49,6 @@ _RESTRICTED: Raw = {
     "runAsNonRoot": True,
     "seccompProfile": {"type": "RuntimeDefault"},
 }
-_CREDENTIALS = {
-    "s3": ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"),
-    "az": (AZURE_SAS_VARIABLE, AZURE_KEY_VARIABLE),
-    "hf": (HUB_TOKEN_VARIABLE,),
-}
-"""By a URI's scheme, what its container may take from the namespace's Secret."""
 
 
 def head_group(workload: Workload, site: KubeRaySite, revision: str) -> Raw:
@@ -100,9 +92,12 @@ def worker_group(workload: Workload, site: KubeRaySite, revision: str) -> Raw:
         "ray-worker", workload, site, requests=requests, limits=limits, ports=[("serve", SERVE_PORT)]
     )
     container["volumeMounts"].append({"name": "weights", "mountPath": _WEIGHTS, "readOnly": True})
+    credentials = credentials_of(workload, site)
     volumes = [*_scratch(site), *_tokens_volume(workload), _empty_dir("weights", settings.weights_size_limit)]
-    pod = _pod_spec(workload, site, [container], volumes)
-    pod["initContainers"] = [_weights_container(workload, site, cpu=requests["cpu"])]
+    pod = _pod_spec(workload, site, [container], [*volumes, *credentials.volumes])
+    pod["initContainers"] = [_weights_container(workload, site, credentials, cpu=requests["cpu"])]
+    if credentials.service_account is not None:
+        pod["serviceAccountName"] = credentials.service_account
     selector = {**workload.pod.node_selector, **workload.accelerator.node_selector}
     if selector:
         pod["nodeSelector"] = dict(sorted(selector.items()))
@@ -125,10 +120,10 @@ def worker_group(workload: Workload, site: KubeRaySite, revision: str) -> Raw:
     # One more CPU than accelerators: the replica's own actor takes one beside its workers'.
     params = {"num-cpus": str(workload.tensor + 1), "object-store-memory": str(_OBJECT_STORE_BYTES)}
     params["num-gpus"] = str(workload.tensor if workload.accelerator.resource is not None else 0)
-    return {
-        "rayStartParams": params,
-        "template": {"metadata": {"labels": _pod_labels(workload, WORKER, revision)}, "spec": pod},
-    }
+    metadata: Raw = {"labels": _pod_labels(workload, WORKER, revision)}
+    if credentials.annotations:
+        metadata["annotations"] = dict(credentials.annotations)
+    return {"rayStartParams": params, "template": {"metadata": metadata, "spec": pod}}
 
 
 def autoscaler_options(site: KubeRaySite) -> Raw:
@@ -203,7 +198,7 @@ def _ray_container(
     }
 
 
-def _weights_container(workload: Workload, site: KubeRaySite, *, cpu: str) -> Raw:
+def _weights_container(workload: Workload, site: KubeRaySite, credentials: Credentials, *, cpu: str) -> Raw:
     """Return the container that fetches and verifies; the engine's pod starts only if it succeeds.
 
     It asks for the engine's ``cpu``, which it has before the engine: more would make the pod larger than was chosen.
@@ -216,20 +211,16 @@ def _weights_container(workload: Workload, site: KubeRaySite, *, cpu: str) -> Ra
     environment = {"HOME": "/nonexistent", "PYTHONDONTWRITEBYTECODE": "1", "AWS_EC2_METADATA_DISABLED": "true"}
     scheme = workload.weights_uri.partition("://")[0]
     environment |= _source_environment(scheme, site)
-    credentials = [
-        {"name": name, "valueFrom": {"secretKeyRef": {"name": CREDENTIALS_SECRET, "key": name, "optional": True}}}
-        for name in _CREDENTIALS[scheme]
-    ]
     return {
         "name": WEIGHTS_CONTAINER,
         "image": site.settings.image,
         "imagePullPolicy": site.settings.image_pull_policy,
         "command": command,
-        "env": [*_env({**site.settings.env, **environment}), *credentials],
+        "env": [*_env({**site.settings.env, **environment}), *credentials.env],
         "resources": {"requests": {"cpu": cpu, "memory": "1Gi"}, "limits": {"memory": "1Gi"}},
         "securityContext": {**_RESTRICTED, "runAsUser": _WEIGHTS_USER, "runAsGroup": _WEIGHTS_USER},
         "terminationMessagePolicy": "FallbackToLogsOnError",
-        "volumeMounts": [{"name": "weights", "mountPath": _WEIGHTS}],
+        "volumeMounts": [{"name": "weights", "mountPath": _WEIGHTS}, *credentials.mounts],
     }
 
 

@@ -304,6 +304,10 @@ def _refused(message: str) -> Failure:
 
 _REFUSALS = (
     (r"cannot \w+ resource", "an administrator grants the operator its role for KubeRay (docs/rbac.md)"),
+    (
+        r"error looking up service account",
+        "an administrator makes this ServiceAccount, or corrects kubeRay.workloadIdentities",
+    ),
     (r"exceeded quota", "lower spec.scaling.maxReplicas, or ask for a larger quota of the namespace"),
     (r"violates PodSecurity", "tell the project: its pods are meant to fit `restricted`"),
     (r"no PriorityClass", "correct spec.pod.priorityClassName"),

@@ -1,0 +1,104 @@
+"""How the container that fetches weights shows who it is, and nobody else in its pod can.
+
+From a namespace's Secret, or, where an administrator's settings say so, by a token that Kubernetes signs for a
+ServiceAccount and that only a cloud's token service takes. It is mounted by us, and not by a cloud's webhook, for
+that one would give it to the engine too.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from gptoss_api.names import CREDENTIALS_SECRET
+from gptoss_operator.plan.rayservice.workload import WEIGHTS_CONTAINER, KubeRaySite, Raw, Workload
+from gptoss_operator.workload_identity import AwsIdentity
+from gptoss_weights.sources.settings import AZURE_KEY_VARIABLE, AZURE_SAS_VARIABLE, HUB_TOKEN_VARIABLE
+
+_SECRETS = {
+    "s3": ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"),
+    "az": (AZURE_SAS_VARIABLE, AZURE_KEY_VARIABLE),
+    "hf": (HUB_TOKEN_VARIABLE,),
+}
+"""By a URI's scheme, what its container may take from the namespace's Secret."""
+_VOLUME = "identity"
+_FOLDER = "/gptoss/identity"
+_FILE = "token"
+_TOKEN_SECONDS = 3600
+"""The kubelet writes a new one at four fifths of it. Kubernetes allows ten minutes at least."""
+_LONGEST_SESSION_NAME = 64
+_EVERY_CONTAINER = ("ray-worker", "wait-gcs-ready", WEIGHTS_CONTAINER)
+_HTTPS = 443
+
+
+@dataclass(frozen=True, kw_only=True)
+class Credentials:
+    """What they add to a worker's pod.
+
+    Attributes:
+        env: of the container that fetches weights.
+        mounts: of that container alone.
+        volumes: of the pod.
+        service_account: whom the pod runs as; None is the namespace's default one.
+        annotations: of the pod.
+    """
+
+    env: tuple[Raw, ...]
+    mounts: tuple[Raw, ...] = ()
+    volumes: tuple[Raw, ...] = ()
+    service_account: str | None = None
+    annotations: Mapping[str, str] | None = None
+
+
+def credentials_of(workload: Workload, site: KubeRaySite) -> Credentials:
+    """Return the credentials for a deployment's source: an identity where there is one for it, else the Secret's."""
+    found = _identity_of(workload, site)
+    if found is None:
+        return Credentials(env=tuple(_from_secret(name) for name in _SECRETS[_scheme(workload)]))
+    account, aws = found
+    environment = {
+        "AWS_ROLE_ARN": aws.role_arn,
+        # Who reads the cloud's audit log sees whose weights were fetched.
+        "AWS_ROLE_SESSION_NAME": f"gptoss.{workload.namespace}.{workload.name}"[:_LONGEST_SESSION_NAME],
+        "AWS_WEB_IDENTITY_TOKEN_FILE": f"{_FOLDER}/{_FILE}",
+        **({"AWS_ENDPOINT_URL_STS": aws.sts_endpoint} if aws.sts_endpoint is not None else {}),
+    }
+    return Credentials(
+        env=tuple({"name": name, "value": value} for name, value in sorted(environment.items())),
+        mounts=({"name": _VOLUME, "mountPath": _FOLDER, "readOnly": True},),
+        volumes=(_token_volume(aws.audience),),
+        service_account=account,
+        # Somebody may have annotated the account for Amazon's webhook: it keeps its hands off, the engine above all.
+        annotations={"eks.amazonaws.com/skip-containers": ",".join(_EVERY_CONTAINER)},
+    )
+
+
+def token_service_ports(workload: Workload, site: KubeRaySite) -> tuple[int, ...]:
+    """Return the TCP ports on which a worker reaches the service that takes its token."""
+    found = _identity_of(workload, site)
+    if found is None:
+        return ()
+    url = urlsplit(found[1].sts_endpoint or "")
+    return (url.port or (80 if url.scheme == "http" else _HTTPS),)
+
+
+def _identity_of(workload: Workload, site: KubeRaySite) -> tuple[str, AwsIdentity] | None:
+    entry = site.settings.identity_of(workload.namespace)
+    if entry is None or entry.aws is None or _scheme(workload) != "s3":
+        return None
+    return entry.service_account_name, entry.aws
+
+
+def _scheme(workload: Workload) -> str:
+    return workload.weights_uri.partition("://")[0]
+
+
+def _from_secret(name: str) -> Raw:
+    return {
+        "name": name,
+        "valueFrom": {"secretKeyRef": {"name": CREDENTIALS_SECRET, "key": name, "optional": True}},
+    }
+
+
+def _token_volume(audience: str) -> Raw:
+    token = {"audience": audience, "expirationSeconds": _TOKEN_SECONDS, "path": _FILE}
+    return {"name": _VOLUME, "projected": {"sources": [{"serviceAccountToken": token}]}}
