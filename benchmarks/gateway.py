@@ -4,14 +4,16 @@ Real kube-apiserver and etcd, one gateway process and a crew of two; no operator
 itself. HAProxy is the plain reverse proxy that a user could put there instead. It knows no keys,
 models or ends of streams.
 
-    python -m benchmarks.gateway [--seconds S] [--rounds N] [--streams N] [--held N] [--crew N]
+    python -m benchmarks.gateway [--seconds S] [--rounds N] [--streams N] [--held N] [--leavers N] [--crew N]
 """
 
 import argparse
 import asyncio
+import json
 import resource
 import statistics
 import tempfile
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +21,7 @@ from pathlib import Path
 import uvloop
 
 from benchmarks.load import Client, Reply, Seen, closed_loop, connect, request
-from benchmarks.stage import RAMP, Stage, Way, new_key, post, say, until
+from benchmarks.stage import RAMP, Stage, Way, get, new_key, post, say, until
 
 FIRST_SECONDS = 0.1
 PACE_SECONDS = 0.02
@@ -27,6 +29,7 @@ EVENTS = 100
 BARRED_STREAMS = 32
 """Streams at once for which there are bars, for one process; more are shown."""
 FIRST_RELEASE_SECONDS = 0.3
+LEAVING_SECONDS = 1.0
 _MIB = 2**20
 
 
@@ -58,6 +61,8 @@ async def run(options: argparse.Namespace) -> int:
             for gateway in gateways:
                 missed += await _held(gateway, stage.engine, key, options.held)
                 missed += await _open_streams(gateway, key, options.streams)
+            for way in (*others, *gateways):
+                missed += await _leaving(way, stage.engine, key, options.leavers)
             for workers in options.concurrency:
                 missed += _compare(workers, await _throughput([*others, *gateways], key, workers, options))
         finally:
@@ -131,6 +136,35 @@ async def _open_streams(way: Way, key: str, count: int) -> int:
     return int(memory > 400 * _MIB)
 
 
+async def _leaving(way: Way, engine: Way, key: str, count: int) -> int:
+    """One client after the other leaves in the silence after its first event: when does the engine see it?"""
+    say(f"{way.name}: {count} clients leave")
+    wire = _request(way, key, model="awake", events=1000, pace=60.0, first=0.0)
+    delays = []
+    for _ in range(count):
+        seen = Seen()
+        client = await connect(way.url, seen)
+        asked = asyncio.create_task(client.ask(wire))
+        await until(lambda seen=seen: bool(seen.first), within=30)
+        before = len(await _left(engine))
+        left = time.monotonic()
+        client.close()
+        async with asyncio.timeout(30):
+            while len(told := await _left(engine)) == before:  # noqa: ASYNC110 - it is another process' count
+                await asyncio.sleep(0.01)
+        delays.append(told[-1] - left)
+        await asyncio.gather(asked, return_exceptions=True)
+    p50, p99, most = (each * 1000 for each in (_quantile(delays, 0.5), _quantile(delays, 0.99), max(delays)))
+    print(
+        f"{way.name}: the engine sees a client leave after {p50:.1f} ms p50, {p99:.1f} p99, {most:.1f} most (bar 1000)"
+    )
+    return int(most > LEAVING_SECONDS * 1000)
+
+
+async def _left(engine: Way) -> list[float]:
+    return list(json.loads(await asyncio.to_thread(get, f"{engine.url}/left")))
+
+
 async def _held(way: Way, engine: Way, key: str, count: int) -> int:
     say(f"{way.name}: holding {count} requests")
     await asyncio.to_thread(post, f"{engine.url}/down")
@@ -192,6 +226,7 @@ def main() -> int:
     parser.add_argument("--concurrency", type=int, nargs="*", default=[32, 256], help="streams at once (32 256)")
     parser.add_argument("--streams", type=int, default=2000, help="open streams whose memory is read (2000)")
     parser.add_argument("--held", type=int, default=1000, help="held requests whose memory is read (1000)")
+    parser.add_argument("--leavers", type=int, default=100, help="clients that leave in mid-answer, each way (100)")
     parser.add_argument("--crew", type=int, default=2, help="workers of the second gateway; 1 for none (2)")
     options = parser.parse_args()
     resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)

@@ -5,13 +5,15 @@
 ``max_tokens`` of a request is its number of events; ``metadata.pace`` and ``metadata.first`` are the seconds
 between events and before the first one; without ``stream`` the whole answer comes when the last event would.
 Applications answer, but for those whose prefix ends in ``/asleep``: they are unknown until ``POST /up``, and again
-after ``POST /down``. ``GET /open`` counts the answers that it works on. Written on the protocol, so that it takes
+after ``POST /down``. ``GET /open`` counts the answers that it works on, ``GET /left`` tells when the clients of
+unfinished ones left, in seconds of the machine's monotonic clock. Written on the protocol, so that it takes
 little of the machine that the measured proxy runs on too.
 """
 
 import argparse
 import asyncio
 import json
+import time
 
 import uvloop
 
@@ -48,6 +50,7 @@ class Engine:
     def __init__(self) -> None:
         self.awake = False
         self.open = 0
+        self.left: list[float] = []
         self.models: dict[str, str] = {}
 
 
@@ -71,6 +74,7 @@ class Connection(asyncio.Protocol):
         if self._timer is not None:
             self._timer.cancel()
             self._engine.open -= 1
+            self._engine.left.append(time.monotonic())
 
     def data_received(self, data: bytes) -> None:
         self._buffer += data
@@ -95,6 +99,9 @@ class Connection(asyncio.Protocol):
             return
         if path == "/open":
             self._document({"open": self._engine.open})
+            return
+        if path == "/left":
+            self._document(self._engine.left)
             return
         if path == "/models":
             self._engine.models = json.loads(body)

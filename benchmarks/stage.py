@@ -126,6 +126,7 @@ class Stage:
         file.write_text(
             "global\n  maxconn 8000\n"
             "defaults\n  mode http\n  option http-no-delay\n"  # without it, half-filled packets wait up to 200 ms
+            "  option abortonclose\n"  # an answer ends with its client
             "  timeout connect 5s\n  timeout client 1h\n  timeout server 1h\n"
             f"frontend clients\n  bind 127.0.0.1:{port}\n  default_backend engine\n"
             f"backend engine\n  http-reuse always\n  server one {self.engine.url.removeprefix('http://')}\n"
