@@ -5,15 +5,17 @@ each probe is short, and a new one starts every interval whether or not earlier 
 """
 
 import asyncio
-import json
 from collections.abc import Callable
 
 import aiohttp
+import msgspec
 
 from gptoss_gateway.upstream import Upstream
 
 PROBE_INTERVAL_SECONDS = 0.1
 PROBE_TIMEOUT_SECONDS = 1.0
+MAX_LIST_BYTES = 256 * 1024
+"""Of an engine's list of its models, which has one."""
 
 
 async def until_answer(
@@ -62,8 +64,28 @@ async def answers(
                 return True  # it is up and refuses us: a request that goes there learns why
             if response.status != 200:
                 return False
-            document = json.loads(await response.read())
-    except (aiohttp.ClientError, TimeoutError, OSError, ValueError):
+            models = _MODELS.decode(await _whole(response))
+    except (aiohttp.ClientError, TimeoutError, OSError, msgspec.DecodeError, RecursionError):
         return False
-    models = document.get("data") if isinstance(document, dict) else None
-    return isinstance(models, list) and any(isinstance(model, dict) and model.get("id") == model_id for model in models)
+    return any(model.id == model_id for model in models.data)
+
+
+async def _whole(response: aiohttp.ClientResponse) -> bytes:
+    """Read a short answer; a long one is none."""
+    body = bytearray()
+    async for piece in response.content.iter_any():
+        body += piece
+        if len(body) > MAX_LIST_BYTES:
+            return b""
+    return bytes(body)
+
+
+class _Model(msgspec.Struct):
+    id: str = ""
+
+
+class _Models(msgspec.Struct):
+    data: list[_Model]
+
+
+_MODELS = msgspec.json.Decoder(_Models)

@@ -9,6 +9,8 @@ import asyncio
 import json
 from dataclasses import dataclass
 
+import msgspec
+
 from gptoss_api.names import MAX_REQUEST_SECONDS
 from gptoss_gateway.errors import (
     EngineAnswer,
@@ -91,11 +93,11 @@ async def _attempt(lines: Lines, attempt: Attempt, path: str, *, parcel: Parcel,
     attempt.hear(asyncio.get_running_loop().time())
     try:
         if answer.status != 200:
-            return await _pass_failure(answer, attempt.exchange)
+            return await _pass_failure(answer, attempt.exchange, parcel)
         if answer.content_type == "text/event-stream":
             attempt.streaming = True
             return await _pass_stream(answer, attempt, parcel)
-        return await _pass_document(answer, attempt.exchange)
+        return await _pass_document(answer, attempt.exchange, parcel)
     finally:
         answer.close()  # a connection is kept only where the answer was read to its end
 
@@ -139,19 +141,18 @@ def _cut_off() -> UpstreamFailedError:
     )
 
 
-async def _pass_document(answer: Answer, exchange: Exchange) -> Outcome:
-    body = await _read(answer, MAX_ANSWER_BYTES)
-    document = _json_object(body)
-    if document is None:
+async def _pass_document(answer: Answer, exchange: Exchange, parcel: Parcel) -> Outcome:
+    body = await _read(answer, MAX_ANSWER_BYTES, parcel)
+    if not _is_object(body):
         raise UpstreamUnavailableError("the engine's answer is not a whole JSON object", reached_engine=True)
-    exchange.tally.reported = usage_of(document)
+    exchange.tally.reported = usage_of(body)
     await exchange.answer(200, body)
     return Outcome()
 
 
-async def _pass_failure(answer: Answer, exchange: Exchange) -> Outcome:
+async def _pass_failure(answer: Answer, exchange: Exchange, parcel: Parcel) -> Outcome:
     status = answer.status
-    body = await _read(answer, MAX_ERROR_BYTES)
+    body = await _read(answer, MAX_ERROR_BYTES, parcel)
     document = _json_object(body)
     if status in (401, 403):
         raise UpstreamFailedError(
@@ -182,23 +183,41 @@ async def _pass_failure(answer: Answer, exchange: Exchange) -> Outcome:
     return Outcome()
 
 
-async def _read(answer: Answer, limit: int) -> bytes:
+async def _read(answer: Answer, limit: int, parcel: Parcel) -> bytes:
+    """Read an answer whole; it takes of the same memory as the request's body."""
     parts: list[bytes] = []
     size = 0
     try:
         while piece := await answer.read():
-            parts.append(piece)
             size += len(piece)
             if size > limit:
                 raise UpstreamFailedError(f"The engine's answer is larger than {limit} bytes.")
+            parcel.grow(len(piece))
+            parts.append(piece)
     except EngineLostError as error:
         raise UpstreamUnavailableError(f"the engine's answer broke: {error}", reached_engine=True) from error
     return b"".join(parts)
 
 
+def _is_object(body: bytes) -> bool:
+    """Tell whether something is a JSON object, without building it: an engine may send what it likes."""
+    try:
+        _OBJECT.decode(body)
+    except (msgspec.DecodeError, RecursionError):
+        return False
+    return True
+
+
 def _json_object(body: bytes) -> dict[str, object] | None:
     try:
         document = json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return document if isinstance(document, dict) else None
+
+
+class _Object(msgspec.Struct):
+    """Any object: what it holds is passed over."""
+
+
+_OBJECT = msgspec.json.Decoder(_Object)

@@ -6,9 +6,10 @@ looks like a clean end, so only the last event of its kind proves that it is com
 """
 
 import re
+from collections.abc import Iterator
 
 from gptoss_gateway.errors import Dialect
-from gptoss_gateway.usage import Tally, usage_of
+from gptoss_gateway.usage import Tally, tells_nothing_but_usage, usage_of
 
 MAX_LINE_BYTES = 4 * 1024 * 1024
 """Longest line that is kept back; a longer one is passed in pieces."""
@@ -32,9 +33,8 @@ _LAST_SIGNS = {
     Dialect.ANTHROPIC: (b"message_stop", b"error"),
 }
 """One of these stands in every last event. Looking for them costs a tenth of what an expression does."""
-_USAGE_CHUNK = re.compile(rb'^data: ?\{[^\n]*"choices": ?\[\][^\n]*"usage": ?\{[^\n]*\}\r?\n(\r?\n)?', re.MULTILINE)
-"""The extra last chunk of a chat or completion stream. In a text, its quotation marks would be escaped."""
-_USAGE_LINE = re.compile(rb'^data: ?(\{.*"usage": ?\{.*\})\r?$', re.MULTILINE)
+_USAGE_SIGNS = (b'"usage":{', b'"usage": {')
+"""One of these stands in an event that tells usage. In a text, their quotation marks would be escaped."""
 
 
 class EventStream:
@@ -44,29 +44,32 @@ class EventStream:
         self._last_event = _LAST_EVENT[dialect]
         self._last_signs = _LAST_SIGNS[dialect]
         self._pieces = _PIECES[dialect]
-        self._tail = b""
+        self._tail = bytearray()
         self._swallow = False
         self._tally = tally
         self.complete = False
 
     def feed(self, chunk: bytes) -> bytes:
         """Take a chunk; return the bytes that end in a line's end, which may be none."""
-        if chunk.endswith(b"\n"):
-            lines, self._tail = self._tail + chunk if self._tail else chunk, b""
-        elif cut := chunk.rfind(b"\n") + 1:
-            lines, self._tail = self._tail + chunk[:cut], chunk[cut:]
-        elif len(self._tail) + len(chunk) <= MAX_LINE_BYTES:
-            self._tail += chunk
-            return b""
-        else:
-            lines, self._tail = self._tail + chunk, b""
-        told = b'"usage"' in lines
+        cut = chunk.rfind(b"\n") + 1
+        if not cut:
+            if len(self._tail) + len(chunk) <= MAX_LINE_BYTES:
+                self._tail += chunk
+                return b""
+            cut = len(chunk)
+        lines = chunk[:cut]
+        if self._tail:
+            lines = bytes(self._tail) + lines
+            self._tail.clear()
+        if cut < len(chunk):
+            self._tail += chunk[cut:]
+        told = any(sign in lines for sign in _USAGE_SIGNS)
         self._look_at(lines, told=told)
         return self._for_the_client(lines, told=told) if self._tally.hidden else lines
 
     def finish(self) -> bytes:
         """Return the rest of a stream that ended; empty unless it is complete without a line's end."""
-        rest, self._tail = self._tail, b""
+        rest, self._tail = bytes(self._tail), bytearray()
         if self._last_event.search(rest):
             self.complete = True
         return rest if self.complete else b""
@@ -76,8 +79,8 @@ class EventStream:
             if sign in lines and self._last_event.search(lines):
                 self.complete = True
         if told:
-            for match in _USAGE_LINE.finditer(lines):
-                self._tally.reported = usage_of(match.group(1)) or self._tally.reported
+            for start, end in _lines_with_usage(lines):
+                self._tally.reported = usage_of(_data(lines[start:end])) or self._tally.reported
         for piece in self._pieces:
             self._tally.events += lines.count(piece)
 
@@ -86,7 +89,23 @@ class EventStream:
         if self._swallow:
             self._swallow = False
             lines = lines.removeprefix(b"\r").removeprefix(b"\n")
-        if not told or (chunk := _USAGE_CHUNK.search(lines)) is None:
+        if not told:
             return lines
-        self._swallow = chunk.group(1) is None
-        return lines[: chunk.start()] + lines[chunk.end() :]
+        for start, end in _lines_with_usage(lines):
+            if tells_nothing_but_usage(_data(lines[start:end])):
+                rest = lines[end:]
+                self._swallow = not rest
+                return lines[:start] + rest.removeprefix(b"\r").removeprefix(b"\n")
+        return lines
+
+
+def _lines_with_usage(lines: bytes) -> Iterator[tuple[int, int]]:
+    """Find the whole lines that may tell usage, each once: an engine can't make this take longer than they are long."""
+    at = lines.find(b'"usage"')
+    while at >= 0 and (end := lines.find(b"\n", at) + 1):
+        yield lines.rfind(b"\n", 0, at) + 1, end
+        at = lines.find(b'"usage"', end)
+
+
+def _data(line: bytes) -> bytes:
+    return line.removeprefix(b"data:").strip() if line.startswith(b"data:") else b""

@@ -7,8 +7,12 @@ asked in the client's place and that chunk taken out again (``sse``), so the acc
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
+import msgspec
+
+MAX_DIGITS = 8
+"""Of a count of tokens that is believed: more than any request can use would shut its tenant out for good."""
 BYTES_PER_TOKEN = 4
 """Of English text, with gpt-oss' vocabulary; for prompts whose count the engine never told."""
 _TELLS_ONLY_IF_ASKED = frozenset({"/v1/chat/completions", "/v1/completions"})
@@ -76,32 +80,81 @@ def asking_for_usage(body: _Body, path: str) -> Mapping[str, bytes]:
     return {"stream_options": json.dumps({**asked, "include_usage": True}).encode()}
 
 
-def usage_of(document: bytes | dict[str, Any]) -> Usage | None:
-    """Return the usage in an answer or an event of any dialect, or None where there is none."""
-    if isinstance(document, bytes):
-        try:
-            document = json.loads(document)
-        except ValueError:
-            return None
-    if not isinstance(document, dict):
+def usage_of(document: bytes) -> Usage | None:
+    """Return the usage in an answer or an event of any dialect, or None where there is none.
+
+    Only what is looked for is built: an engine's document costs its own size, however it is made up.
+    """
+    told = _read(_DOCUMENT, document)
+    if told is None:
         return None
-    for holder in (document, document.get("response"), document.get("message")):
-        if isinstance(holder, dict) and isinstance(usage := holder.get("usage"), dict):
-            given = usage.get("prompt_tokens_details") or usage.get("input_tokens_details")
-            made = usage.get("completion_tokens_details") or usage.get("output_tokens_details")
+    nested = (_read(_HOLDER, holder) for holder in (told.response, told.message))
+    for raw in (told.usage, *(holder.usage for holder in nested if holder is not None)):
+        if (usage := _read(_USAGE, raw)) is not None:
+            given = _read(_DETAILS, usage.prompt_tokens_details) or _read(_DETAILS, usage.input_tokens_details)
+            made = _read(_DETAILS, usage.completion_tokens_details) or _read(_DETAILS, usage.output_tokens_details)
             return Usage(
-                input=_count(usage, "prompt_tokens", "input_tokens"),
-                cached=_count(given, "cached_tokens"),
-                output=_count(usage, "completion_tokens", "output_tokens"),
-                reasoning=_count(made, "reasoning_tokens"),
+                input=_count(usage.prompt_tokens) or _count(usage.input_tokens),
+                cached=_count(given.cached_tokens) if given is not None else 0,
+                output=_count(usage.completion_tokens) or _count(usage.output_tokens),
+                reasoning=_count(made.reasoning_tokens) if made is not None else 0,
             )
     return None
 
 
-def _count(holder: Any, *names: str) -> int:
-    if isinstance(holder, dict):
-        for name in names:
-            value = holder.get(name)
-            if isinstance(value, int) and value > 0:
-                return value
-    return 0
+def tells_nothing_but_usage(event: bytes) -> bool:
+    """Tell whether this is the extra last chunk of a chat or completion stream."""
+    chunk = _read(_CHUNK, event)
+    return chunk is not None and bytes(chunk.choices)[:1] == b"[" and bytes(chunk.choices)[1:-1].strip() == b""
+
+
+_NOTHING = msgspec.Raw(b"")
+
+
+class _Holder(msgspec.Struct):
+    usage: msgspec.Raw = _NOTHING
+
+
+class _Document(_Holder):
+    response: msgspec.Raw = _NOTHING
+    message: msgspec.Raw = _NOTHING
+
+
+class _Chunk(msgspec.Struct):
+    choices: msgspec.Raw = _NOTHING
+
+
+class _Usage(msgspec.Struct):
+    prompt_tokens: msgspec.Raw = _NOTHING
+    input_tokens: msgspec.Raw = _NOTHING
+    completion_tokens: msgspec.Raw = _NOTHING
+    output_tokens: msgspec.Raw = _NOTHING
+    prompt_tokens_details: msgspec.Raw = _NOTHING
+    input_tokens_details: msgspec.Raw = _NOTHING
+    completion_tokens_details: msgspec.Raw = _NOTHING
+    output_tokens_details: msgspec.Raw = _NOTHING
+
+
+class _Details(msgspec.Struct):
+    cached_tokens: msgspec.Raw = _NOTHING
+    reasoning_tokens: msgspec.Raw = _NOTHING
+
+
+_T = TypeVar("_T")
+_HOLDER = msgspec.json.Decoder(_Holder)
+_DOCUMENT = msgspec.json.Decoder(_Document)
+_CHUNK = msgspec.json.Decoder(_Chunk)
+_USAGE = msgspec.json.Decoder(_Usage)
+_DETAILS = msgspec.json.Decoder(_Details)
+
+
+def _read(decoder: "msgspec.json.Decoder[_T]", raw: bytes | msgspec.Raw) -> _T | None:
+    try:
+        return decoder.decode(raw)
+    except (msgspec.DecodeError, RecursionError):
+        return None
+
+
+def _count(raw: msgspec.Raw) -> int:
+    digits = bytes(raw)
+    return int(digits) if digits.isdigit() and len(digits) <= MAX_DIGITS else 0

@@ -93,6 +93,13 @@ class Engines:
             return web.json_response({"detail": "Not Found"}, status=404)
         if fault == "half-json":
             return web.Response(body=b'{"id": "x", "choices": [', content_type="application/json")
+        if fault == "deep-json":
+            return web.Response(body=b'{"a":' + b"[" * 100_000, content_type="application/json")
+        if fault == "much-json":
+            return web.Response(body=b'{"a":[' + b"[],\n" * 500_000 + b"[]]}", content_type="application/json")
+        if fault == "endless-usage":
+            usage = b'{"prompt_tokens":' + b"9" * 400 + b',"completion_tokens":2}'
+            return web.Response(body=b'{"choices":[],"usage":' + usage + b"}", content_type="application/json")
         body = json.loads(app.posts[-1][2])
         try:
             if body.get("stream"):

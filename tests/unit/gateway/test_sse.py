@@ -117,6 +117,19 @@ def test_pieces_of_an_answer_are_counted_for_when_the_engine_tells_nothing(diale
     assert Tally().usage(status=None) is None
 
 
-@pytest.mark.parametrize("document", [b"", b"[]", b"{", {}, {"usage": None}, {"usage": {"prompt_tokens": "many"}}])
+HUGE = b'{"usage":{"prompt_tokens":' + b"9" * 400 + b"}}"
+DEEP = b"[" * 100_000
+WORD = b'{"usage":{"prompt_tokens":"many"}}'
+
+
+@pytest.mark.parametrize("document", [b"", b"[]", b"{", b"{}", b'{"usage":null}', DEEP, WORD, HUGE])
 def test_odd_usage_is_no_error(document):
     assert usage_of(document) in (None, Usage())
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("hidden", [False, True])
+def test_a_line_takes_no_longer_than_it_is_long_however_it_is_made_up(hidden):
+    line = b"data: {" + b'"choices":[]' * 100_000 + b'"usage":{' * 100_000 + b"\n"
+    events = EventStream(Dialect.OPENAI, Tally(hidden=hidden))
+    assert events.feed(line) == line
