@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from gptoss_api.conditions import ConditionType, Reason
 from gptoss_api.deployment import GptOssDeployment
 from gptoss_api.deployment_status import Condition, GptOssDeploymentStatus
+from gptoss_api.names import PAUSED_ANNOTATION
 from gptoss_kube.errors import NotFound
 from gptoss_operator.boundary import Kubernetes
 from gptoss_operator.cache import Cache, Kind, Raw
@@ -21,6 +22,7 @@ from gptoss_operator.metrics import Metrics
 from gptoss_operator.plan.applications import Keep
 from gptoss_operator.plan.observation import KUBERAY, ApplicationView, Memory, Observation, Placement, Site
 from gptoss_operator.plan.planner import Plan, plan
+from gptoss_operator.plan.rayservice.render import gateway_tokens
 from gptoss_operator.plan.rayservice.workload import KubeRaySite
 from gptoss_operator.settings import Settings
 from gptoss_operator.starts import Starts
@@ -200,7 +202,17 @@ class Reconciler:
         """What can't be planned keeps what it has, and keeps nobody else's cluster from being tidied up."""
         cluster = _cluster_name(raw, self.settings)
         if cluster is not None and cluster in self.substrates:
-            self.substrates[cluster].ask(key, Keep())
+            substrate, wish = self.substrates[cluster], self._kept(key, raw, cluster)
+            if substrate.asked(key) != wish:
+                substrate.ask(key, wish)
+                self.queue.add(substrate.key(key))
+
+    def _kept(self, key: DeploymentKey, raw: Raw, cluster: str) -> Keep:
+        site = self.kube_ray_site() if cluster == KUBERAY else None
+        if site is None or (raw["metadata"].get("annotations") or {}).get(PAUSED_ANNOTATION) == "true":
+            return Keep()
+        uid = raw["metadata"]["uid"]
+        return Keep(gateway_tokens(site, namespace=key.namespace, deployment=key.name, uid=uid))
 
     def _settle(self, key: DeploymentKey, *, starting: bool, queued: bool) -> None:
         for other in self.starts.settle(key, starting=starting, queued=queued):

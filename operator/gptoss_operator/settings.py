@@ -147,6 +147,7 @@ class Settings(StrictModel):
             azure_endpoint=self.weight_sources.azure.endpoint or environment.azure_endpoint,
             azure_sas_token=environment.azure_sas_token,
             azure_account_key=environment.azure_account_key,
+            azure_workload=environment.azure_workload,
             hf_endpoint=self.weight_sources.hugging_face.endpoint or HUB_ENDPOINT,
             hf_download_hosts=self.weight_sources.hugging_face.download_hosts,
         )

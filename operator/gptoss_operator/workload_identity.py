@@ -11,6 +11,7 @@ from pydantic import AfterValidator, Field, model_validator
 from gptoss_api.model import Name, StrictModel
 
 AWS_AUDIENCE = "sts.amazonaws.com"
+AZURE_AUDIENCE = "api://AzureADTokenExchange"
 
 
 def _for_no_api_server(audience: str) -> str:
@@ -40,6 +41,20 @@ class AwsIdentity(StrictModel):
     )
 
 
+_Id = Annotated[str, Field(max_length=64, pattern=r"^[0-9a-zA-Z][0-9a-zA-Z.-]*$")]
+
+
+class AzureIdentity(StrictModel):
+    """An application or managed identity of Entra ID with a federated credential for the cluster's issuer."""
+
+    client_id: Annotated[_Id, Field(alias="clientID", description="Its client id.")]
+    tenant_id: Annotated[_Id, Field(alias="tenantID", description="Its tenant.")]
+    audience: Audience = Field(default=AZURE_AUDIENCE, description="Audience that its federated credential asks for.")
+    authority_host: Annotated[str, Field(max_length=256, pattern=r"^https://[^\s/]+/?$")] | None = Field(
+        default=None, description="URL of Entra ID; none is the public cloud's."
+    )
+
+
 class WorkloadIdentity(StrictModel):
     """What deployments of some namespaces fetch weights as."""
 
@@ -50,11 +65,12 @@ class WorkloadIdentity(StrictModel):
         description="ServiceAccount in each of these namespaces, which an administrator makes. It needs no rights."
     )
     aws: AwsIdentity | None = Field(default=None, description="For s3:// weights, in the place of the Secret's keys.")
+    azure: AzureIdentity | None = Field(default=None, description="For az:// weights, likewise.")
 
     @model_validator(mode="after")
     def _is_of_some_use(self) -> Self:
         if not self.namespaces:
             raise ValueError("kubeRay.workloadIdentities[].namespaces is empty: name some, or '*' for all")
-        if self.aws is None:
-            raise ValueError("kubeRay.workloadIdentities[] names no cloud: add aws")
+        if self.aws is None and self.azure is None:
+            raise ValueError("kubeRay.workloadIdentities[] names no cloud: add aws or azure")
         return self

@@ -29,13 +29,15 @@ class Present:
     """The application is wanted like this. A higher ``attempt`` asks for a failed one to be started anew.
 
     Without ``create`` one that is there is changed, and one that Ray has lost is not put back.
-    ``rendered`` is what KubeRay is given for it, where KubeRay runs it.
+    ``rendered`` is what KubeRay is given for it, where KubeRay runs it; where nothing is to be given,
+    ``gateway_tokens`` is all of it that counts for what runs.
     """
 
     config: Mapping[str, Any]
     attempt: int = 1
     create: bool = True
     rendered: Rendered | None = None
+    gateway_tokens: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,9 @@ class Absent:
 
 @dataclass(frozen=True)
 class Keep:
-    """Whatever there is shall stay as it is."""
+    """Whatever there is shall stay as it is, but for ``gateway_tokens``: on KubeRay, those that what runs accepts."""
+
+    gateway_tokens: Mapping[str, Any] | None = None
 
 
 Wish = Present | Absent | Keep

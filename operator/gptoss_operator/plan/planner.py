@@ -1,12 +1,13 @@
 """The one entrance: an observation goes in, a frozen plan comes out."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from gptoss_api.conditions import ConditionType, Reason
 from gptoss_api.deployment_status import GptOssDeploymentStatus
-from gptoss_operator.plan.applications import Present, Wish
+from gptoss_operator.plan.applications import Keep, Present, Wish
 from gptoss_operator.plan.lifecycle import decide
 from gptoss_operator.plan.observation import Memory, Observation, Site, Trusted
+from gptoss_operator.plan.rayservice.render import gateway_tokens
 from gptoss_operator.plan.status import status_for
 from gptoss_operator.plan.verdict import Phase, Verdict, phase_of
 
@@ -59,7 +60,8 @@ def plan(observed: Observation, memory: Memory | None, site: Site, *, asked: Wis
     """Plan for one deployment. ``asked`` is the wish that the cluster's key knows already."""
     verdict = decide(observed, memory, site)
     status = None if observed.deployment.deleting else status_for(observed, verdict, site)
-    asks = (Ask(cluster=observed.placement.cluster, wish=verdict.wish),) if observed.placement.cluster else ()
+    wish = _known_to_gateways(verdict, observed, site)
+    asks = (Ask(cluster=observed.placement.cluster, wish=wish),) if observed.placement.cluster else ()
     return Plan(
         actions=tuple(ask for ask in asks if ask.wish != asked),
         status=status if status != observed.status else None,
@@ -71,6 +73,22 @@ def plan(observed: Observation, memory: Memory | None, site: Site, *, asked: Wis
         timings=verdict.timings,
         woke_seconds=verdict.woke_seconds,
     )
+
+
+def _known_to_gateways(verdict: Verdict, observed: Observation, site: Site) -> Wish:
+    """Return the wish, with gateways' tokens of now for what runs on by itself.
+
+    Gateways' tokens change whatever becomes of a deployment: an engine that is only kept must know them too.
+    """
+    wish, deployment = verdict.wish, observed.deployment
+    if site.kube_ray is None or verdict.paused:
+        return wish
+    if isinstance(wish, Keep) or (isinstance(wish, Present) and wish.rendered is None):
+        tokens = gateway_tokens(
+            site.kube_ray, namespace=deployment.namespace, deployment=deployment.name, uid=deployment.uid
+        )
+        return replace(wish, gateway_tokens=tokens)
+    return wish
 
 
 def _why_it_starts(observed: Observation, before: Phase) -> str:

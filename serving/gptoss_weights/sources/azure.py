@@ -33,6 +33,7 @@ from gptoss_weights.errors import (
     WeightsError,
 )
 from gptoss_weights.location import Location
+from gptoss_weights.sources.azure_identity import WorkloadCredential
 from gptoss_weights.sources.azure_transport import AzureTransport
 from gptoss_weights.sources.endpoint import can_be_overheard, check_endpoint
 from gptoss_weights.sources.protocol import ObjectVersion
@@ -64,6 +65,7 @@ class AzureSource:
         self._token = _checked_token(settings.azure_sas_token, self._endpoint)
         self._max_attempts = settings.max_attempts
         self._transport = AzureTransport(settings)
+        self._workload: WorkloadCredential | None = None
         self._container = ContainerClient(
             self._endpoint,
             location.bucket,
@@ -93,11 +95,23 @@ class AzureSource:
     def close(self) -> None:
         """Close the connections, and end the ranges that other threads still wait for."""
         self._transport.shut()
+        if self._workload is not None:
+            self._workload.close()
 
-    def _credential(self, settings: SourceSettings) -> AzureSasCredential | AzureNamedKeyCredential:
+    def _credential(
+        self, settings: SourceSettings
+    ) -> AzureSasCredential | AzureNamedKeyCredential | WorkloadCredential:
         if self._token is not None:
             return AzureSasCredential(self._token)
         key = (settings.azure_account_key or "").strip()
+        if not key and settings.azure_workload is not None:
+            if not self._endpoint.startswith("https://"):
+                raise AccessDeniedError(
+                    "the object store's endpoint is http://, over which no token of a workload's identity is sent; "
+                    "use https://"
+                )
+            self._workload = WorkloadCredential(settings.azure_workload, settings)
+            return self._workload
         if not key:
             raise AccessDeniedError(
                 f"there are no credentials for the object store; set {AZURE_SAS_VARIABLE} or {AZURE_KEY_VARIABLE} in "

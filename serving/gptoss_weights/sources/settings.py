@@ -9,6 +9,11 @@ AZURE_ACCOUNT_VARIABLE = "AZURE_STORAGE_ACCOUNT_NAME"
 AZURE_ENDPOINT_VARIABLE = "AZURE_STORAGE_ENDPOINT"
 AZURE_SAS_VARIABLE = "AZURE_STORAGE_SAS_TOKEN"
 AZURE_KEY_VARIABLE = "AZURE_STORAGE_ACCOUNT_KEY"
+AZURE_CLIENT_VARIABLE = "AZURE_CLIENT_ID"
+AZURE_TENANT_VARIABLE = "AZURE_TENANT_ID"
+AZURE_TOKEN_FILE_VARIABLE = "AZURE_FEDERATED_TOKEN_FILE"  # noqa: S105 - a variable's name
+AZURE_AUTHORITY_VARIABLE = "AZURE_AUTHORITY_HOST"
+AZURE_AUTHORITY = "https://login.microsoftonline.com"
 FILE_ROOTS_VARIABLE = "GPTOSS_WEIGHTS_FILE_ROOTS"
 HUB_ENDPOINT_VARIABLE = "HF_ENDPOINT"
 HUB_DOWNLOAD_HOSTS_VARIABLE = "GPTOSS_WEIGHTS_HF_DOWNLOAD_HOSTS"
@@ -18,13 +23,34 @@ PARALLEL_FILES_VARIABLE = "GPTOSS_WEIGHTS_PARALLEL_FILES"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class AzureWorkload:
+    """An identity of Entra ID that trusts the tokens in a file, by the names that Azure's libraries give them."""
+
+    tenant_id: str
+    client_id: str
+    token_file: Path
+    authority: str = AZURE_AUTHORITY
+
+    @classmethod
+    def from_environment(cls, variables: Mapping[str, str]) -> "AzureWorkload | None":
+        """Read it; None unless tenant, client and file are all there."""
+        tenant, client, file = (
+            variables.get(name) for name in (AZURE_TENANT_VARIABLE, AZURE_CLIENT_VARIABLE, AZURE_TOKEN_FILE_VARIABLE)
+        )
+        if not tenant or not client or not file:
+            return None
+        authority = variables.get(AZURE_AUTHORITY_VARIABLE) or AZURE_AUTHORITY
+        return cls(tenant_id=tenant, client_id=client, token_file=Path(file), authority=authority)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class SourceSettings:
     """Where weights may be read from and with which credentials.
 
     ``file_roots`` are the folders below which ``file://`` URIs may be read; none refuses them all.
     ``s3_endpoint`` None means AWS itself. Without keys, boto3's own chain of credentials applies.
     ``azure_account`` is the storage account that holds the containers of ``az://``; ``azure_endpoint`` None means
-    the public cloud's for it. A token (SAS) counts more than an account's key.
+    the public cloud's for it. A token (SAS) counts more than an account's key, both more than a workload's identity.
     ``hf_endpoint`` is a Hugging Face hub or a mirror of one; ``hf_download_hosts`` (``host``, ``host:port`` or
     ``*.domain``) are the others to which it may redirect for a file's bytes, and none refuses that.
     """
@@ -38,6 +64,7 @@ class SourceSettings:
     azure_endpoint: str | None = None
     azure_sas_token: str | None = field(default=None, repr=False)
     azure_account_key: str | None = field(default=None, repr=False)
+    azure_workload: AzureWorkload | None = None
     hf_endpoint: str = HUB_ENDPOINT
     hf_download_hosts: tuple[str, ...] = ()
     hf_token: str | None = field(default=None, repr=False)
@@ -49,7 +76,8 @@ class SourceSettings:
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] | None = None) -> "SourceSettings":
         """Read ``GPTOSS_WEIGHTS_FILE_ROOTS`` (separated by ``:``), boto3's variables for endpoint and region,
-        ``AZURE_STORAGE_`` with ``ACCOUNT_NAME``, ``ENDPOINT``, ``SAS_TOKEN`` and ``ACCOUNT_KEY``, ``HF_ENDPOINT``,
+        ``AZURE_STORAGE_`` with ``ACCOUNT_NAME``, ``ENDPOINT``, ``SAS_TOKEN`` and ``ACCOUNT_KEY``, ``AZURE_CLIENT_ID``,
+        ``AZURE_TENANT_ID``, ``AZURE_FEDERATED_TOKEN_FILE`` and ``AZURE_AUTHORITY_HOST``, ``HF_ENDPOINT``,
         ``HF_TOKEN`` and ``GPTOSS_WEIGHTS_HF_DOWNLOAD_HOSTS`` (separated by ``,``).
 
         Keys of S3 stay with boto3's own chain, which also knows session tokens and their renewal.
@@ -64,6 +92,7 @@ class SourceSettings:
             azure_endpoint=variables.get(AZURE_ENDPOINT_VARIABLE) or None,
             azure_sas_token=variables.get(AZURE_SAS_VARIABLE) or None,
             azure_account_key=variables.get(AZURE_KEY_VARIABLE) or None,
+            azure_workload=AzureWorkload.from_environment(variables),
             hf_endpoint=variables.get(HUB_ENDPOINT_VARIABLE) or HUB_ENDPOINT,
             hf_download_hosts=tuple(
                 host.strip() for host in variables.get(HUB_DOWNLOAD_HOSTS_VARIABLE, "").split(",") if host.strip()

@@ -34,9 +34,10 @@ from gptoss_operator.process import Engine
 from gptoss_operator.settings import Settings
 from gptoss_operator.substrates.kuberay import substrate
 from gptoss_operator.workqueue import Priority
+from gptoss_weights.errors import DeniedDigestError
 from tests.apiserver.operator.kuberay import GATEWAY_TOKEN, StandInKubeRay, standing_in
-from tests.builders import deployment_object
-from tests.contract.operator.house import ManualClock, TrustSays
+from tests.builders import DIGEST, deployment_object
+from tests.contract.operator.house import AUTHORITY, ManualClock, TrustSays
 from tests.controlplane import OPERATOR_USER, REPOSITORY
 from tests.kuberay import install_rayservices, remove_rayservices
 
@@ -278,6 +279,31 @@ async def test_replicas_learn_of_another_gateway_token_and_go_on(home: Home) -> 
         await home.true(_async(lambda: "another" in home.kuberay.let_in))
         assert (await home.condition("Ready"))[:2] == ("True", "Serving")
         assert (await home.get(RAY_SERVICES))["metadata"]["generation"] == before["metadata"]["generation"]
+
+
+@pytest.mark.usefixtures("rayservices")
+async def test_an_engine_that_keeps_denied_weights_learns_of_another_gateway_token(home: Home) -> None:
+    policy = {
+        "default": True,
+        "sources": [{"prefix": "s3://models"}],
+        "authorities": [AUTHORITY],
+        "onRevoked": "KeepRunning",
+        "denied": {"manifestDigests": [DIGEST]},
+    }
+    async with home.operator() as engine:
+        await home.apply(scaling={"minReplicas": 1})
+        await home.until("Ready", "True", "Serving")
+        home.trust.error = DeniedDigestError("the manifest is denied")
+        engine.intake.seen(
+            Kind.POLICY, {"metadata": {"name": "default", "uid": "p", "resourceVersion": "1"}, "spec": policy}
+        )
+        await home.until("Revoked", "True", "DeniedDigest")
+        home.kuberay.let_in.clear()
+        new = home.folder / "new"
+        new.write_text("another")
+        new.replace(home.folder / "gateway-token")
+        await home.true(_async(lambda: "another" in home.kuberay.let_in))
+        assert (await home.condition("Ready"))[:2] == ("True", "Serving")
 
 
 @pytest.mark.usefixtures("rayservices")

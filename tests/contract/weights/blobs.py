@@ -1,12 +1,15 @@
 """Azure Blob Storage as far as a pull sees it, and whatever goes wrong with it."""
 
 import hashlib
+import ssl
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from http.server import BaseHTTPRequestHandler
+from pathlib import Path
 from urllib.parse import unquote, urlencode, urlsplit
 
 import pytest
@@ -17,6 +20,7 @@ from tests.contract.weights.proxy import Cut, Refuse, Request, Trickle, listenin
 ACCOUNT, CONTAINER, PREFIX = "acme", "models", "gpt-oss-tiny/v1"
 KEY = "c2VjcmV0LWtleQ=="
 SIGNATURE = "secret-signature"
+BEARER = "secret-bearer"
 
 
 def token(*, start: timedelta | None = None, expiry: timedelta = timedelta(hours=1)) -> str:
@@ -78,7 +82,11 @@ class _Handler(BaseHTTPRequestHandler):
             self.blobs.requests.append(request)
         fault = self.blobs.fault(request)
         content = self.blobs.files.get(name)
-        signed = request.authorization.startswith(f"SharedKey {ACCOUNT}:") or SIGNATURE in self.path
+        signed = (
+            request.authorization.startswith(f"SharedKey {ACCOUNT}:")
+            or SIGNATURE in self.path
+            or request.authorization == f"Bearer {BEARER}"
+        )
         try:
             if isinstance(fault, Refuse):
                 self._refuse(fault.status, fault.code)
@@ -140,8 +148,15 @@ def _etag(content: bytes) -> str:
 @pytest.fixture
 def blobs(weights) -> Iterator[Blobs]:
     """A storage account with the signed model in it."""
-    files = {path.relative_to(weights.folder).as_posix(): path for path in weights.folder.rglob("*") if path.is_file()}
+    with storing(weights.folder) as state:
+        yield state
+
+
+@contextmanager
+def storing(folder: Path, context: ssl.SSLContext | None = None) -> Iterator[Blobs]:
+    """Serve a folder as a storage account, over TLS with ``context``."""
+    files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
     state = Blobs({name: path.read_bytes() for name, path in files.items()})
-    with listening(type("Handler", (_Handler,), {"blobs": state}), state.closed) as url:
+    with listening(type("Handler", (_Handler,), {"blobs": state}), state.closed, context) as url:
         state.endpoint = f"{url}/{ACCOUNT}"
         yield state

@@ -11,6 +11,11 @@ from tests.unit.operator import rayservices
 from tests.unit.operator.rayservices import site, workload
 
 ROLE = "arn:aws:iam::123456789012:role/gptoss-weights"
+AZURE: dict[str, Any] = {
+    "namespaces": ["ml"],
+    "serviceAccountName": "gptoss-weights",
+    "azure": {"clientID": "11111111-2222-3333-4444-555555555555", "tenantID": "acme.onmicrosoft.com"},
+}
 AWS = {"namespaces": ["ml"], "serviceAccountName": "gptoss-weights", "aws": {"roleARN": ROLE}}
 
 
@@ -27,8 +32,8 @@ def environment(template: dict[str, Any]) -> dict[str, Any]:
     return {each["name"]: each.get("value") for each in fetch["env"]}
 
 
-def ports(at: KubeRaySite) -> list[int]:
-    others = render(workload(), at).others
+def ports(at: KubeRaySite, **changes: Any) -> list[int]:
+    others = render(workload(**changes), at).others
     (policy,) = (each for each in others if each["metadata"]["name"].endswith("worker"))
     return [port["port"] for port in policy["spec"]["egress"][-1]["ports"]]
 
@@ -57,6 +62,24 @@ def test_only_the_fetching_container_has_the_identity() -> None:
     assert "gptoss-weights" not in json.dumps(head)
 
 
+def test_on_azure_it_is_an_identity_of_entra_id() -> None:
+    there = at({**AZURE, "azure": {**AZURE["azure"], "authorityHost": "https://login.example.com:8443/"}})
+    template = worker(there, weights_uri="az://models/gpt-oss-120b")
+    (fetch,), (engine,) = template["spec"]["initContainers"], template["spec"]["containers"]
+    (volume,) = [each for each in template["spec"]["volumes"] if "projected" in each]
+    assert volume["projected"]["sources"][0]["serviceAccountToken"]["audience"] == "api://AzureADTokenExchange"
+    assert template["spec"]["serviceAccountName"] == "gptoss-weights"
+    assert {name: value for name, value in environment(template).items() if name.startswith("AZURE_")} == {
+        "AZURE_AUTHORITY_HOST": "https://login.example.com:8443/",
+        "AZURE_CLIENT_ID": "11111111-2222-3333-4444-555555555555",
+        "AZURE_FEDERATED_TOKEN_FILE": "/gptoss/identity/token",
+        "AZURE_TENANT_ID": "acme.onmicrosoft.com",
+    }
+    assert "identity" in {each["name"] for each in fetch["volumeMounts"]}
+    assert "identity" not in json.dumps(engine["volumeMounts"])
+    assert 8443 in ports(there, weights_uri="az://models/gpt-oss-120b")
+
+
 def test_an_identity_takes_the_place_of_keys() -> None:
     assert "gptoss-model-credentials" not in json.dumps(worker(at(AWS)))
     assert "AWS_ACCESS_KEY_ID" not in environment(worker(at(AWS)))
@@ -75,8 +98,9 @@ def test_amazons_webhook_gives_no_container_what_it_would_give_all() -> None:
         ([{**AWS, "namespaces": ["research"]}], {}),
         ([AWS], {"weights_uri": "hf://acme/gpt-oss-120b"}),
         ([AWS], {"weights_uri": "az://models/gpt-oss-120b"}),
+        ([AZURE], {}),
     ],
-    ids=["another namespace", "a hub", "another cloud"],
+    ids=["another namespace", "a hub", "another cloud", "yet another"],
 )
 def test_whoever_has_none_is_rendered_as_before(entries: list[dict[str, Any]], changes: dict[str, Any]) -> None:
     assert json.dumps(worker(at(*entries), **changes)) == json.dumps(worker(site(), **changes))
@@ -115,6 +139,8 @@ def test_long_names_stay_within_what_aws_takes() -> None:
         ({**AWS, "namespaces": []}, "namespaces is empty"),
         ({**AWS, "aws": None}, "names no cloud"),
         ({**AWS, "aws": {"roleARN": "gptoss-weights"}}, "roleARN"),
+        ({**AZURE, "azure": {"clientID": "a/b", "tenantID": "c"}}, "clientID"),
+        ({**AZURE, "azure": {**AZURE["azure"], "authorityHost": "http://login.example.com"}}, "authorityHost"),
         ({**AWS, "aws": {"roleARN": ROLE, "audience": ""}}, "audience"),
         ({**AWS, "aws": {"roleARN": ROLE, "audience": "https://kubernetes.default.svc"}}, "Kubernetes' own API"),
         ({**AWS, "aws": {"roleARN": ROLE, "stsEndpoint": "sts.example.com"}}, "stsEndpoint"),

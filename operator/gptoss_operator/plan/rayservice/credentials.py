@@ -11,8 +11,15 @@ from urllib.parse import urlsplit
 
 from gptoss_api.names import CREDENTIALS_SECRET
 from gptoss_operator.plan.rayservice.workload import WEIGHTS_CONTAINER, KubeRaySite, Raw, Workload
-from gptoss_operator.workload_identity import AwsIdentity
-from gptoss_weights.sources.settings import AZURE_KEY_VARIABLE, AZURE_SAS_VARIABLE, HUB_TOKEN_VARIABLE
+from gptoss_weights.sources.settings import (
+    AZURE_AUTHORITY_VARIABLE,
+    AZURE_CLIENT_VARIABLE,
+    AZURE_KEY_VARIABLE,
+    AZURE_SAS_VARIABLE,
+    AZURE_TENANT_VARIABLE,
+    AZURE_TOKEN_FILE_VARIABLE,
+    HUB_TOKEN_VARIABLE,
+)
 
 _SECRETS = {
     "s3": ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"),
@@ -54,19 +61,11 @@ def credentials_of(workload: Workload, site: KubeRaySite) -> Credentials:
     found = _identity_of(workload, site)
     if found is None:
         return Credentials(env=tuple(_from_secret(name) for name in _SECRETS[_scheme(workload)]))
-    account, aws = found
-    environment = {
-        "AWS_ROLE_ARN": aws.role_arn,
-        # Who reads the cloud's audit log sees whose weights were fetched.
-        "AWS_ROLE_SESSION_NAME": f"gptoss.{workload.namespace}.{workload.name}"[:_LONGEST_SESSION_NAME],
-        "AWS_WEB_IDENTITY_TOKEN_FILE": f"{_FOLDER}/{_FILE}",
-        **({"AWS_ENDPOINT_URL_STS": aws.sts_endpoint} if aws.sts_endpoint is not None else {}),
-    }
     return Credentials(
-        env=tuple({"name": name, "value": value} for name, value in sorted(environment.items())),
+        env=tuple({"name": name, "value": value} for name, value in sorted(found.environment.items())),
         mounts=({"name": _VOLUME, "mountPath": _FOLDER, "readOnly": True},),
-        volumes=(_token_volume(aws.audience),),
-        service_account=account,
+        volumes=(_token_volume(found.audience),),
+        service_account=found.service_account,
         # Somebody may have annotated the account for Amazon's webhook: it keeps its hands off, the engine above all.
         annotations={"eks.amazonaws.com/skip-containers": ",".join(_EVERY_CONTAINER)},
     )
@@ -77,15 +76,50 @@ def token_service_ports(workload: Workload, site: KubeRaySite) -> tuple[int, ...
     found = _identity_of(workload, site)
     if found is None:
         return ()
-    url = urlsplit(found[1].sts_endpoint or "")
+    url = urlsplit(found.endpoint or "")
     return (url.port or (80 if url.scheme == "http" else _HTTPS),)
 
 
-def _identity_of(workload: Workload, site: KubeRaySite) -> tuple[str, AwsIdentity] | None:
+@dataclass(frozen=True, kw_only=True)
+class _Identity:
+    """An identity for one deployment's source; ``endpoint`` takes its token, None is the cloud's own."""
+
+    service_account: str
+    audience: str
+    environment: Mapping[str, str]
+    endpoint: str | None
+
+
+def _identity_of(workload: Workload, site: KubeRaySite) -> _Identity | None:
     entry = site.settings.identity_of(workload.namespace)
-    if entry is None or entry.aws is None or _scheme(workload) != "s3":
+    if entry is None:
         return None
-    return entry.service_account_name, entry.aws
+    if _scheme(workload) == "s3" and (aws := entry.aws) is not None:
+        return _Identity(
+            service_account=entry.service_account_name,
+            audience=aws.audience,
+            environment={
+                "AWS_ROLE_ARN": aws.role_arn,
+                # Who reads the cloud's audit log sees whose weights were fetched.
+                "AWS_ROLE_SESSION_NAME": f"gptoss.{workload.namespace}.{workload.name}"[:_LONGEST_SESSION_NAME],
+                "AWS_WEB_IDENTITY_TOKEN_FILE": f"{_FOLDER}/{_FILE}",
+                **({"AWS_ENDPOINT_URL_STS": aws.sts_endpoint} if aws.sts_endpoint is not None else {}),
+            },
+            endpoint=aws.sts_endpoint,
+        )
+    if _scheme(workload) == "az" and (azure := entry.azure) is not None:
+        return _Identity(
+            service_account=entry.service_account_name,
+            audience=azure.audience,
+            environment={
+                AZURE_CLIENT_VARIABLE: azure.client_id,
+                AZURE_TENANT_VARIABLE: azure.tenant_id,
+                AZURE_TOKEN_FILE_VARIABLE: f"{_FOLDER}/{_FILE}",
+                **({AZURE_AUTHORITY_VARIABLE: azure.authority_host} if azure.authority_host is not None else {}),
+            },
+            endpoint=azure.authority_host,
+        )
+    return None
 
 
 def _scheme(workload: Workload) -> str:

@@ -19,6 +19,7 @@ from gptoss_operator.plan.rayservice.workload import (
     Raw,
     Workload,
     gateway_tokens_config,
+    owned_metadata,
     ray_token_secret,
 )
 
@@ -57,7 +58,7 @@ def render(workload: Workload, site: KubeRaySite) -> Rendered:
     revision = _revision(workload, site)
     others = (
         *network_policies(workload, site),
-        _gateway_tokens(workload, site),
+        gateway_tokens(site, namespace=workload.namespace, deployment=workload.name, uid=workload.uid),
         _disruption_budget(workload),
     )
     rayservice = {
@@ -81,6 +82,17 @@ def render(workload: Workload, site: KubeRaySite) -> Rendered:
         blue_green=workload.blue_green,
         token_secret=ray_token_secret(workload.name, workload.uid),
     )
+
+
+def gateway_tokens(site: KubeRaySite, *, namespace: str, deployment: str, uid: str) -> Raw:
+    """Return the ConfigMap by which a deployment's replicas know gateways."""
+    name = gateway_tokens_config(deployment)
+    return {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": owned_metadata(name, namespace=namespace, deployment=deployment, uid=uid),
+        "data": {"gateway-tokens": "".join(f"sha256:{each}\n" for each in site.gateway_token_hashes)},
+    }
 
 
 def serve_config(application: Mapping[str, Any]) -> str:
@@ -151,15 +163,6 @@ def _service(workload: Workload) -> Raw:
             "selector": {**workload.identity, "ray.io/serve": "true", CLUSTER_LABEL: NOWHERE},
             "ports": [{"name": "serve", "port": SERVE_PORT, "targetPort": SERVE_PORT, "protocol": "TCP"}],
         },
-    }
-
-
-def _gateway_tokens(workload: Workload, site: KubeRaySite) -> Raw:
-    return {
-        "apiVersion": "v1",
-        "kind": "ConfigMap",
-        "metadata": workload.metadata(gateway_tokens_config(workload.name)),
-        "data": {"gateway-tokens": "".join(f"sha256:{each}\n" for each in site.gateway_token_hashes)},
     }
 
 

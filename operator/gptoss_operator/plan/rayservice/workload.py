@@ -69,7 +69,7 @@ class Workload:
     @property
     def identity(self) -> dict[str, str]:
         """Labels that all its pods carry and no other pod does."""
-        return {DEPLOYMENT_LABEL: self.name, UID_LABEL: self.uid}
+        return _identity(self.name, self.uid)
 
     @property
     def labels(self) -> dict[str, str]:
@@ -78,21 +78,8 @@ class Workload:
 
     def metadata(self, name: str, annotations: Mapping[str, str] | None = None) -> Raw:
         """Return the metadata of an object that goes when the deployment goes."""
-        owner = {
-            "apiVersion": API_VERSION,
-            "kind": "GptOssDeployment",
-            "name": self.name,
-            "uid": self.uid,
-            "controller": True,
-            "blockOwnerDeletion": False,
-        }
-        return {
-            "name": name,
-            "namespace": self.namespace,
-            "labels": self.labels,
-            "ownerReferences": [owner],
-            **({"annotations": dict(annotations)} if annotations else {}),
-        }
+        found = owned_metadata(name, namespace=self.namespace, deployment=self.name, uid=self.uid)
+        return {**found, **({"annotations": dict(annotations)} if annotations else {})}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,6 +109,20 @@ class KubeRaySite:
     gateway_token_hashes: tuple[str, ...]
 
 
+def owned_metadata(name: str, *, namespace: str, deployment: str, uid: str) -> Raw:
+    """Return the metadata of an object that goes when the deployment with this uid goes."""
+    owner = {
+        "apiVersion": API_VERSION,
+        "kind": "GptOssDeployment",
+        "name": deployment,
+        "uid": uid,
+        "controller": True,
+        "blockOwnerDeletion": False,
+    }
+    labels = {**MANAGED_BY, **_identity(deployment, uid)}
+    return {"name": name, "namespace": namespace, "labels": labels, "ownerReferences": [owner]}
+
+
 def ray_token_secret(name: str, uid: str) -> str:
     """Return the name of the Secret with Ray's own token. Another deployment of that name has another."""
     return f"{name}-ray-{uid[:8]}"
@@ -130,3 +131,7 @@ def ray_token_secret(name: str, uid: str) -> str:
 def gateway_tokens_config(name: str) -> str:
     """Return the name of the ConfigMap with the hashes of gateways' tokens."""
     return f"{name}-gateway-tokens"
+
+
+def _identity(deployment: str, uid: str) -> dict[str, str]:
+    return {DEPLOYMENT_LABEL: deployment, UID_LABEL: uid}

@@ -15,7 +15,7 @@ from gptoss_kube.errors import Forbidden, Invalid, StatusError
 from gptoss_operator.keys import DeploymentKey, Key, RayServiceKey
 from gptoss_operator.kuberay_settings import KubeRaySettings
 from gptoss_operator.leadership import Leadership
-from gptoss_operator.plan.applications import DEPLOY_FAILED, Present, Wish
+from gptoss_operator.plan.applications import DEPLOY_FAILED, Keep, Present, Wish
 from gptoss_operator.plan.observation import ApplicationView, Failure, Hardware, Presence
 from gptoss_operator.plan.rayservice.render import CLUSTER_LABEL, NOWHERE, Rendered, leading_to, serve_config
 from gptoss_operator.plan.rayservice.workload import REVISION_LABEL, ROLE_LABEL, UID_LABEL, WORKER, Raw
@@ -268,9 +268,13 @@ class KubeRay:
     def _around(self, key: RayServiceKey, wish: Wish | None) -> list[Raw]:
         """Return what should stand around a RayService: nothing unless it is awake."""
         seen = self._seen(key)
-        if not isinstance(wish, Present) or wish.rendered is None:
+        if seen is None or seen.suspend or seen.deleting:
             return []
-        if seen is None or seen.suspend or seen.deleting or not _is_for(seen, wish):
+        if not isinstance(wish, Present) or wish.rendered is None:
+            tokens = wish.gateway_tokens if isinstance(wish, Present | Keep) else None
+            # Only what runs on by itself needs them: of all else around it nobody can say how it should be.
+            return [dict(tokens)] if tokens and tokens["metadata"]["labels"][UID_LABEL] == seen.owner_uid else []
+        if not _is_for(seen, wish):
             return []
         service = [leading_to(wish.rendered.service, self._leads[key])] if key in self._leads else []
         return [*wish.rendered.others, *service]
