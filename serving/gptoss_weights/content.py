@@ -186,9 +186,10 @@ def _check_member(key: str, value: Any, name: str) -> None:
             "speculators_config); remove it and sign again",
             file=name,
         )
-    if key in _KERNEL_KEYS and isinstance(value, str) and "/" in value:
+    # An object names one for each part of a model.
+    if key in _KERNEL_KEYS and (value is strictjson.NESTED or (isinstance(value, str) and "/" in value)):
         raise ForbiddenContentError(
-            f"{name} has the key {key}, which loads a kernel from a hub; name one of the engine's own", file=name
+            f"{name} has the key {key}, which may load a kernel from a hub; name one of the engine's own", file=name
         )
 
 

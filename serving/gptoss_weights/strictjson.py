@@ -16,6 +16,8 @@ from typing import Any, Final, NoReturn
 import ijson
 from ijson.backends import yajl2_c
 
+NESTED: Final = object()
+
 _CHUNK_BYTES: Final = 16 * 1024
 _MAX_OPEN: Final = 512
 _OPENING: Final = frozenset({"start_map", "start_array"})
@@ -50,7 +52,7 @@ def parse(raw: bytes, *, max_bytes: int, max_depth: int) -> Any:
 def visit(path: Path, member: Callable[[str, Any], None], *, max_bytes: int) -> None:
     """Check a large JSON file, and hand every member of every object over, by key and value.
 
-    A value that is an object or a list is handed over as None: nothing but the keys of open objects is kept in memory.
+    A value that is an object or a list is handed over as NESTED: only the keys of open objects are kept in memory.
 
     Raises:
         StrictJSONError: as ``parse``, but half surrogate pairs and an open string after the end may pass.
@@ -85,7 +87,7 @@ class _Members:
             if event == "string" and key is None:
                 continue
             if key is not None:
-                self._member(key, value)
+                self._member(key, NESTED if event in _OPENING else value)
                 key = None
             if event == "map_key":
                 keys = self._open[-1]

@@ -132,7 +132,7 @@ def _plain(value):
 def _members(document):
     if isinstance(document, dict):
         for key, value in document.items():
-            yield key, None if isinstance(value, dict | list) else value
+            yield key, strictjson.NESTED if isinstance(value, dict | list) else value
     for value in document.values() if isinstance(document, dict) else document if isinstance(document, list) else ():
         yield from _members(value)
 
