@@ -250,7 +250,7 @@ def _signed_model(root: Path, *, gib: float, files: int) -> str:
     folder = root / MODEL
     folder.mkdir()
     (folder / "config.json").write_text('{"architectures": ["GptOssForCausalLM"]}')
-    (folder / "tokenizer.json").write_text(json.dumps(_tokenizer(), indent=1))
+    (folder / "tokenizer.json").write_text(json.dumps(_tokenizer(), indent=1, ensure_ascii=False))
     block = os.urandom(MIB)
     blocks = max(1, int(gib * 1024 / files))
     index: dict[str, str] = {}

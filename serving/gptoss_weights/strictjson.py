@@ -8,10 +8,23 @@ nesting and size are counted first, in one pass that no text can slow down.
 import json
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Final, NoReturn
 
+import ijson
+from ijson.backends import yajl2_c
+
+NESTED: Final = object()
+
+_CHUNK_BYTES: Final = 16 * 1024
+_MAX_OPEN: Final = 512
+_OPENING: Final = frozenset({"start_map", "start_array"})
+_CLOSING: Final = frozenset({"end_map", "end_array"})
+_NO_KEYS: Final[set[str]] = set()
+_NO_FLOAT: Final = "holds a number that is out of range"
+_NO_UTF8: Final = "is not UTF-8"
 # Up to the next bracket outside a string, or the end. Possessive, and an open string counts up to the end: backtracking
 # over hostile text would take hours.
 _TO_BRACKET = re.compile(rb'(?:[^"\[\]{}]++|"(?:[^"\\]++|\\.)*+(?:"|\\?\Z))*+([\[{\]}]|\Z)', re.DOTALL)
@@ -28,54 +41,107 @@ def parse(raw: bytes, *, max_bytes: int, max_depth: int) -> Any:
     Raises:
         StrictJSONError: too long, too deep, not UTF-8, not JSON, duplicate keys, or NaN and infinity.
     """
-    _check_size(raw, max_bytes)
+    _check_size(len(raw), max_bytes)
     _check_depth(raw, max_depth)
-    document = _load(_text(raw), _unique)
+    document = _load(_text(raw))
     if _SURROGATE_ESCAPE.search(raw):
         _check_text(document)
     return document
 
 
-def visit(path: Path, members: Callable[[dict[str, Any]], None], *, max_bytes: int) -> None:
-    """Check a large JSON file, and hand the members of every object over, in memory of a few times its size.
+def visit(path: Path, member: Callable[[str, Any], None], *, max_bytes: int) -> None:
+    """Check a large JSON file, and hand every member of every object over, by key and value.
 
-    Objects are forgotten once they were visited: a member that is an object is handed over as None. Depth is
-    bounded by Python's own parser, at about a thousand levels: counting it would double the time.
+    A value that is an object or a list is handed over as NESTED: only the keys of open objects are kept in memory.
 
     Raises:
-        StrictJSONError: as ``parse``, half surrogate pairs aside.
+        StrictJSONError: as ``parse``, but half surrogate pairs and an open string after the end may pass.
     """
+    events = ijson.sendable_list()
+    parser = yajl2_c.basic_parse_coro(events)
+    members = _Members(member)
+    size = 0
+    with path.open("rb") as stream, _visit_errors():
+        while chunk := stream.read(_CHUNK_BYTES):
+            size += len(chunk)
+            _check_size(size, max_bytes)
+            parser.send(chunk)
+            members.take(events)
+            events.clear()
+        parser.close()
+        members.take(events)
 
-    def forget(pairs: list[tuple[str, Any]]) -> None:
-        members(_unique(pairs))
 
-    with path.open("rb") as stream:
-        # No name for the bytes: they are as large as the file, and of no use once they are text.
-        _load(_text(_check_size(stream.read(max_bytes + 1), max_bytes)), forget)
+class _Members:
+    """The objects and lists that are open at a place of a document, and the keys that were seen in them."""
+
+    def __init__(self, member: Callable[[str, Any], None]) -> None:
+        self._member = member
+        self._open: list[set[str]] = []
+        self._key: str | None = None
+
+    def take(self, events: Iterable[tuple[str, Any]]) -> None:
+        # Two million events for a tokenizer: the frequent ones first, and nothing done twice.
+        key = self._key
+        for event, value in events:
+            if event == "string" and key is None:
+                continue
+            if key is not None:
+                self._member(key, NESTED if event in _OPENING else value)
+                key = None
+            if event == "map_key":
+                keys = self._open[-1]
+                if value in keys:
+                    raise StrictJSONError("names a key twice in one object")
+                keys.add(value)
+                key = value
+            elif event in _OPENING:
+                self._open.append(set() if event == "start_map" else _NO_KEYS)
+                if len(self._open) > _MAX_OPEN:
+                    raise StrictJSONError(f"is nested deeper than {_MAX_OPEN} levels")
+            elif event in _CLOSING:
+                self._open.pop()
+            elif event == "number" and not math.isfinite(value):
+                raise StrictJSONError(_NO_FLOAT)
+        self._key = key
 
 
-def _check_size(raw: bytes, max_bytes: int) -> bytes:
-    if len(raw) > max_bytes:
+@contextmanager
+def _visit_errors() -> Iterator[None]:
+    try:
+        yield
+    except UnicodeDecodeError:
+        raise StrictJSONError(_NO_UTF8) from None
+    except ijson.JSONError as error:
+        # The parser's own texts quote what it read.
+        raise StrictJSONError(_NO_UTF8 if "UTF8" in str(error) else "is not JSON") from None
+    except StrictJSONError:
+        raise
+    except (ValueError, ArithmeticError, SystemError):  # the last where C code met one of the others
+        raise StrictJSONError(_NO_FLOAT) from None
+
+
+def _check_size(size: int, max_bytes: int) -> None:
+    if size > max_bytes:
         raise StrictJSONError(f"is longer than {max_bytes} bytes")
-    return raw
 
 
 def _text(raw: bytes) -> str:
     try:
         return raw.decode("utf-8", errors="strict")
     except UnicodeDecodeError as error:
-        raise StrictJSONError(f"is not UTF-8 (at byte {error.start})") from None
+        raise StrictJSONError(f"{_NO_UTF8} (at byte {error.start})") from None
 
 
-def _load(text: str, pairs_hook: Callable[[list[tuple[str, Any]]], Any]) -> Any:
+def _load(text: str) -> Any:
     try:
-        return json.loads(text, object_pairs_hook=pairs_hook, parse_constant=_no_constant, parse_float=_finite)
+        return json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant, parse_float=_finite)
     except json.JSONDecodeError as error:
         raise StrictJSONError(f"is not JSON (line {error.lineno}, column {error.colno})") from None
     except RecursionError:
         raise StrictJSONError("is nested too deep") from None
     except ValueError as error:
-        detail = str(error) if isinstance(error, StrictJSONError) else "holds a number that is out of range"
+        detail = str(error) if isinstance(error, StrictJSONError) else _NO_FLOAT
         raise StrictJSONError(detail) from None
 
 
@@ -104,7 +170,7 @@ def _no_constant(_: str) -> NoReturn:
 def _finite(text: str) -> float:
     value = float(text)
     if not math.isfinite(value):
-        raise StrictJSONError("holds a number that is out of range")
+        raise StrictJSONError(_NO_FLOAT)
     return value
 
 

@@ -7,8 +7,16 @@ from urllib.parse import urlsplit
 
 from gptoss_weights.errors import SourceNotAllowedError, SourceUnavailableError
 
-# Metadata services outside the link-local ranges: AWS over IPv6, Alibaba Cloud.
-_METADATA: Final = frozenset({ipaddress.ip_address("fd00:ec2::254"), ipaddress.ip_address("100.100.100.200")})
+# Metadata and host services outside the link-local ranges: AWS and Google over IPv6, Alibaba Cloud, Oracle, Azure's
+# WireServer (https://learn.microsoft.com/azure/virtual-network/what-is-ip-address-168-63-129-16).
+_METADATA: Final = tuple(
+    map(
+        ipaddress.ip_network,
+        ("fd00:ec2::/32", "fd20:ce::254/128", "100.100.100.200/32", "192.0.0.192/32", "168.63.129.16/32"),
+    )
+)
+# IPv4 inside IPv6: a translator's well-known prefix (RFC 6052), and the old form without one.
+_EMBEDDING: Final = (ipaddress.ip_network("64:ff9b::/96"), ipaddress.ip_network("::/96"))
 _LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
@@ -47,7 +55,17 @@ def can_be_overheard(endpoint: str) -> bool:
 
 def is_forbidden(text: str) -> bool:
     """Tell whether an address is one that no source ever lies at: link-local, or a cloud's metadata service."""
-    address = ipaddress.ip_address(text.partition("%")[0])
-    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
-        address = address.ipv4_mapped
-    return address.is_link_local or address.is_multicast or address.is_unspecified or address in _METADATA
+    address = _embedded(ipaddress.ip_address(text.partition("%")[0]))
+    unusual = address.is_link_local or address.is_multicast or address.is_unspecified
+    return unusual or any(address in network for network in _METADATA)
+
+
+def _embedded(
+    address: ipaddress.IPv4Address | ipaddress.IPv6Address,
+) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+    """Return the IPv4 address that an IPv6 one stands for, or the address itself."""
+    if isinstance(address, ipaddress.IPv4Address) or address.is_loopback:
+        return address
+    if any(address in network for network in _EMBEDDING):
+        return ipaddress.IPv4Address(address.packed[-4:])
+    return address.ipv4_mapped or address.sixtofour or address

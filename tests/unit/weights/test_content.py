@@ -1,6 +1,7 @@
 """What ordinary models hold is accepted. What is refused stands in ``hostile/``."""
 
 import json
+import tracemalloc
 
 import pytest
 
@@ -71,3 +72,14 @@ def test_a_size_is_bounded_by_kind_before_a_byte_is_there():
 @pytest.mark.parametrize("name", ["LICENSE.txt", "readme.md", "USAGE_POLICY", "assets/logo.png", "metal/model.bin"])
 def test_documents_and_other_copies_are_signed_and_never_fetched(name):
     assert role_of(name) is FileRole.IGNORED
+
+
+def test_a_tokenizer_is_checked_in_less_memory_than_it_is_long(tmp_path):
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps({"model": {"merges": [[f"Ġw{number}", f"ord{number}"] for number in range(40_000)]}}))
+    tracemalloc.start()
+    try:
+        Contents([path.name]).check(path, name=path.name)
+        assert tracemalloc.get_traced_memory()[1] < path.stat().st_size / 2
+    finally:
+        tracemalloc.stop()

@@ -7,6 +7,7 @@ runs a bounded number of examples; ``FUZZ_EXAMPLES`` raises it for a long run.
 import json
 import os
 import struct
+from decimal import Decimal
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -102,6 +103,38 @@ def test_strict_json(raw):
     with only(strictjson.StrictJSONError):
         document = strictjson.parse(raw, max_bytes=10_000, max_depth=8)
         assert strictjson.parse(json.dumps(document).encode(), max_bytes=20_000, max_depth=8) == document
+
+
+@bounded
+@given(
+    st.binary(max_size=200)
+    | punctuation
+    | values.map(lambda found: json.dumps(found).encode())
+    | values.map(lambda found: json.dumps({"a": found, "_file": [found, {"b": found}]}, ensure_ascii=False).encode())
+)
+def test_json_read_in_pieces_is_read_as_in_one(tmp_path, raw):
+    path, seen = tmp_path / "some.json", []
+    path.write_bytes(raw)
+    try:
+        document = strictjson.parse(raw, max_bytes=10_000, max_depth=500)
+    except strictjson.StrictJSONError:
+        with only(strictjson.StrictJSONError):
+            strictjson.visit(path, lambda *_: None, max_bytes=10_000)
+    else:
+        strictjson.visit(path, lambda key, value: seen.append((key, _plain(value))), max_bytes=10_000)
+        assert sorted(seen, key=repr) == sorted(_members(document), key=repr)
+
+
+def _plain(value):
+    return float(value) if isinstance(value, Decimal) else value
+
+
+def _members(document):
+    if isinstance(document, dict):
+        for key, value in document.items():
+            yield key, strictjson.NESTED if isinstance(value, dict | list) else value
+    for value in document.values() if isinstance(document, dict) else document if isinstance(document, list) else ():
+        yield from _members(value)
 
 
 @bounded
