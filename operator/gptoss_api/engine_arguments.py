@@ -72,4 +72,4 @@ def _typed(name: str, value: int | str) -> int | bool:
         return value == "true"
     if kind == "integer" and isinstance(value, int) and not isinstance(value, bool):
         return value
-    raise ValueError(f"spec.engine.extraArgs.{name}: {value!r} is no {kind}")
+    raise ValueError(f"spec.engine.extraArgs.{name}: {value!r} is not of type {kind}")

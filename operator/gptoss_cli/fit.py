@@ -71,14 +71,14 @@ def fit(
 ) -> None:
     """Say whether a model fits on an accelerator, and if not, what would.
 
-    The exit code is 0 if it fits and 3 if it doesn't with the context that is asked for. Bytes are an
-    estimate that is rather too high than too low; vLLM measures at its start.
+    The exit code is 0 if it fits and 3 if it doesn't with the context that is asked for. Bytes are
+    estimated, rather too high than too low; vLLM itself measures when it starts.
     """
     if listing:
         _list(output)
         return
     if (model is None) == (manifest is None):
-        raise click.UsageError("say either --model or -f MANIFEST")
+        raise click.UsageError("give either --model or -f MANIFEST")
     if manifest is not None and any(value is not None for value in settings.values()):
         raise click.UsageError("settings come from the manifest: leave --tensor, --max-… and --gpu-… away with -f")
     card = _accelerator(accelerator, memory)
@@ -96,7 +96,7 @@ def fit(
 
 def _accelerator(name: str | None, memory: float | None) -> Accelerator:
     if name is None:
-        raise click.UsageError("say with --gpu on what it shall run (--list names what is known)")
+        raise click.UsageError("name the accelerator with --gpu (--list shows those that are known)")
     try:
         found = accelerator_named(name)
     except ValueError as error:
@@ -104,7 +104,7 @@ def _accelerator(name: str | None, memory: float | None) -> Accelerator:
     if memory is not None:
         found = found.with_memory(int(memory * GIB))
     if found.memory_bytes == 0:
-        raise click.UsageError(f"say with --memory how many GiB the engine's {found.name} has")
+        raise click.UsageError(f"give the memory of {found.name} in GiB with --memory")
     return found
 
 

@@ -91,7 +91,9 @@ def create(
         entry = next((known for known in tenants if known["name"] == tenant), None)
         if entry is None:
             if not namespaces:
-                raise click.UsageError(f"tenant {tenant!r} is new: say with --namespaces which models it may see")
+                raise click.UsageError(
+                    f"tenant {tenant!r} is new: name with --namespaces those whose models it may see"
+                )
             entry = {"name": tenant, "keys": [], "namespaces": [], "models": []}
             tenants.append(entry)
         entry["namespaces"] = _joined(entry.get("namespaces") or [], namespaces)

@@ -21,8 +21,8 @@ from gptoss_kube.resources import GPT_OSS_DEPLOYMENTS
 
 _MIB = 1024**2
 _COLOURS = {"True": "green", "False": "red", "Unknown": "yellow"}
-_GOOD_WHEN_FALSE = {ConditionType.STALLED, ConditionType.DEGRADED, ConditionType.NAME_CONFLICT}
-_NEUTRAL = {ConditionType.RECONCILING, ConditionType.SCALED_TO_ZERO, ConditionType.ENGINE_READY}
+_GOOD_WHEN_TRUE = {ConditionType.READY, ConditionType.FIT, ConditionType.WEIGHTS_VERIFIED}
+_GOOD_WHEN_FALSE = {ConditionType.STALLED, ConditionType.REVOKED, ConditionType.DEGRADED, ConditionType.NAME_CONFLICT}
 
 
 @click.command()
@@ -140,11 +140,10 @@ def _print_one(deployment: Mapping[str, Any]) -> None:
 
 
 def _colour(kind: str, value: str) -> str:
-    if kind in _NEUTRAL:
-        return ""
-    if kind in _GOOD_WHEN_FALSE and value in {"True", "False"}:
-        return _COLOURS["False" if value == "True" else "True"]
-    return _COLOURS.get(value, "")
+    """Return the colour of a condition's status; of what is neither good nor bad, such as being asleep, none."""
+    if kind in _GOOD_WHEN_FALSE:
+        return _COLOURS.get({"True": "False", "False": "True"}.get(value, value), "")
+    return _COLOURS.get(value, "") if kind in _GOOD_WHEN_TRUE else ""
 
 
 def _pull(pull: Mapping[str, Any]) -> str:

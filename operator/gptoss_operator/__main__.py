@@ -22,7 +22,9 @@ _TALKATIVE = ("azure", "botocore", "kopf", "urllib3")
 )
 @click.option("--kubeconfig", type=click.Path(path_type=Path), help="Kubeconfig; without it the pod's own account.")
 @click.option("--read-only", is_flag=True, help="Log plans and write nothing.")
-@click.option("--identity", help="This replica in the Lease, unique: the pod's name. By default the host's and chance.")
+@click.option(
+    "--identity", help="This replica's unique name in the Lease: the pod's. By default the host's with a random suffix."
+)
 @click.option("--log-level", type=click.Choice(["DEBUG", "INFO", "WARNING", "ERROR"]), default="INFO")
 def main(
     settings_file: Path, kubeconfig: Path | None, identity: str | None, log_level: str, *, read_only: bool

@@ -31,12 +31,13 @@ from gptoss_operator.reconcile import Reconciler
 from gptoss_operator.releases import ReleaseLedger
 from gptoss_operator.resync import Resync
 from gptoss_operator.settings import Settings
+from gptoss_operator.signature_check import Check, SignatureCheck
 from gptoss_operator.starts import Starts
 from gptoss_operator.substrates.dashboard import RayDashboard, engine_answers
 from gptoss_operator.substrates.kuberay.follow import KubeRayObjects
 from gptoss_operator.substrates.kuberay.substrate import KubeRay
 from gptoss_operator.substrates.rayserve import RayServe
-from gptoss_operator.trust import Check, SignatureCheck, TrustDesk
+from gptoss_operator.trust import TrustDesk
 from gptoss_operator.workqueue import Priority, QueueClosedError, WorkQueue
 
 _LOG = logging.getLogger(__name__)

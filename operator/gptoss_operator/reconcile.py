@@ -19,8 +19,9 @@ from gptoss_operator.intake import Intake
 from gptoss_operator.keys import ClusterKey, DeploymentKey, Key, RayServiceKey
 from gptoss_operator.leadership import Leadership
 from gptoss_operator.metrics import Metrics
+from gptoss_operator.placement import cluster_of, placement_of
 from gptoss_operator.plan.applications import Keep
-from gptoss_operator.plan.observation import KUBERAY, ApplicationView, Memory, Observation, Placement, Site
+from gptoss_operator.plan.observation import KUBERAY, ApplicationView, Memory, Observation, Site
 from gptoss_operator.plan.planner import Plan, plan
 from gptoss_operator.plan.rayservice.render import gateway_tokens
 from gptoss_operator.plan.rayservice.workload import KubeRaySite
@@ -82,7 +83,7 @@ class Reconciler:
 
     def _all_asked(self, cluster: str, substrate: Substrate) -> bool:
         for raw in self.cache.all(Kind.DEPLOYMENT):
-            if _cluster_name(raw, self.settings) == cluster:
+            if cluster_of(raw, self.settings) == cluster:
                 key = DeploymentKey(raw["metadata"]["namespace"], raw["metadata"]["name"])
                 if substrate.asked(key) is None:
                     return False
@@ -105,7 +106,7 @@ class Reconciler:
 
     async def _readable(self, key: DeploymentKey, raw: Raw, deployment: GptOssDeployment) -> float | None:
         status = _status_of(raw)
-        placement = self._placement(deployment)
+        placement = placement_of(deployment, self.settings)
         if not placement.cluster:
             self._keep(key, raw)
         substrate = self.substrates.get(placement.cluster)
@@ -200,7 +201,7 @@ class Reconciler:
 
     def _keep(self, key: DeploymentKey, raw: Raw) -> None:
         """What can't be planned keeps what it has, and keeps nobody else's cluster from being tidied up."""
-        cluster = _cluster_name(raw, self.settings)
+        cluster = cluster_of(raw, self.settings)
         if cluster is not None and cluster in self.substrates:
             substrate, wish = self.substrates[cluster], self._kept(key, raw, cluster)
             if substrate.asked(key) != wish:
@@ -217,46 +218,6 @@ class Reconciler:
     def _settle(self, key: DeploymentKey, *, starting: bool, queued: bool) -> None:
         for other in self.starts.settle(key, starting=starting, queued=queued):
             self.queue.add(other)
-
-    def _placement(self, deployment: GptOssDeployment) -> Placement:
-        substrate = deployment.spec.substrate
-        chosen = substrate.ray_serve.cluster_name if substrate is not None and substrate.ray_serve is not None else None
-        asked_for = substrate is not None and substrate.kube_ray is not None
-        if asked_for or (chosen is None and self.settings.kube_ray_is_default):
-            return self._on_kuberay(deployment.namespace)
-        name = chosen or self.settings.default_ray_cluster
-        cluster = next((each for each in self.settings.ray_clusters if each.name == name), None)
-        if cluster is None:
-            return Placement(
-                reason=Reason.UNKNOWN_CLUSTER,
-                message=f"there is no Ray cluster {name}; correct spec.substrate.rayServe.clusterName, or ask an "
-                "administrator to add it to the operator's rayClusters"
-                if name
-                else "there is no default Ray cluster; set spec.substrate.rayServe.clusterName, "
-                "or ask an administrator for a defaultRayCluster",
-            )
-        if not cluster.allows(deployment.namespace):
-            return Placement(
-                reason=Reason.NAMESPACE_NOT_ALLOWED,
-                message=f"namespace {deployment.namespace} may not use Ray cluster {cluster.name}; name another in "
-                "spec.substrate.rayServe.clusterName, or ask an administrator to allow it",
-            )
-        return Placement(cluster=cluster.name)
-
-    def _on_kuberay(self, namespace: str) -> Placement:
-        if self.settings.kube_ray is None:
-            return Placement(
-                reason=Reason.UNKNOWN_CLUSTER,
-                message="this operator does not run replicas on KubeRay; name a Ray cluster in "
-                "spec.substrate.rayServe.clusterName, or ask an administrator for kubeRay in the operator's settings",
-            )
-        if self.settings.kube_ray.limits_of(namespace) is None:
-            return Placement(
-                reason=Reason.NAMESPACE_NOT_ALLOWED,
-                message=f"namespace {namespace} may not run replicas on KubeRay; ask an administrator for an entry in "
-                "kubeRay.limits",
-            )
-        return Placement(cluster=KUBERAY)
 
     def _rivals(self, key: DeploymentKey, deployment: GptOssDeployment) -> tuple[str, ...]:
         claimants = self.cache.claimants(key.namespace, deployment.served_name)
@@ -278,14 +239,6 @@ class Reconciler:
         for substrate in self.substrates.values():
             if substrate.forget(key):
                 self.queue.add(substrate.key(key))
-
-
-def _cluster_name(raw: Raw, settings: Settings) -> str | None:
-    substrate = (raw.get("spec") or {}).get("substrate") or {}
-    chosen = (substrate.get("rayServe") or {}).get("clusterName")
-    if substrate.get("kubeRay") is not None or (chosen is None and settings.kube_ray_is_default):
-        return KUBERAY
-    return chosen or settings.default_ray_cluster
 
 
 def _status_of(raw: Raw) -> GptOssDeploymentStatus:

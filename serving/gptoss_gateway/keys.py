@@ -45,7 +45,7 @@ class TenantLimits(StrictModel):
     tokens_per_minute: Annotated[int, Field(ge=1)] | None = Field(
         default=None,
         description="Tokens a minute, input and output together; they refill evenly. What a request used is taken "
-        "off when it ends, so the balance may fall below nought: then new ones are refused until it is made good.",
+        "off when it ends, so the balance may go below zero: then new ones are refused until it has refilled.",
     )
     concurrent: Annotated[int, Field(ge=1)] | None = Field(
         default=None, description="Requests that may be open at once, held ones included."

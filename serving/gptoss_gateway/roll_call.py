@@ -1,6 +1,6 @@
 """What several gateway processes answer as one: ready if all are, and the counts of each beside the others'.
 
-Counts are told apart by the label ``worker`` instead of being added: a worker that is replaced begins at nought,
+Counts are told apart by the label ``worker`` instead of being added: a worker that is replaced begins at zero,
 and only a series of its own shows that as what it is.
 """
 

@@ -95,7 +95,7 @@ def application_config(
             {
                 "name": server_deployment_name(str(arguments["modelId"])),
                 "autoscaling_config": {
-                    # From nought to one and back is ours; Ray only ever moves between one and the most.
+                    # From zero to one and back is ours; Ray only ever moves between one and the most.
                     "min_replicas": max(1, min_replicas),
                     "max_replicas": max(1, scaling.max_replicas),
                     "target_ongoing_requests": target_ongoing_requests(deployment.spec, engine.max_num_seqs),

@@ -15,32 +15,21 @@ nothing done, or something that the next process does again to the same effect.
 from dataclasses import replace
 from datetime import datetime
 
-from gptoss_api.conditions import Reason, TrustReason
+from gptoss_api.conditions import Reason
 from gptoss_api.names import PAUSED_ANNOTATION, RETRY_ANNOTATION, WAKE_ANNOTATION
 from gptoss_api.profiles import profile_for
 from gptoss_operator.plan.applications import Absent, Keep, Present, Wish, covers
 from gptoss_operator.plan.arguments import wanted_application
+from gptoss_operator.plan.failing import broken, fail, retry_delay, timed_out, untrusted, within_time
 from gptoss_operator.plan.fit import engine_for, fit_of
 from gptoss_operator.plan.observation import Distrusted, Memory, Observation, Presence, Revocation, Site, Trusted
 from gptoss_operator.plan.revoked import acting_revocation, capped, must_stop
-from gptoss_operator.plan.sources import UNKNOWN, has_changed, to_compare_with
-from gptoss_operator.plan.verdict import OF_WEIGHTS, Phase, Stall, Verdict, phase_of, written_stall
+from gptoss_operator.plan.sources import has_changed, to_compare_with
+from gptoss_operator.plan.verdict import Phase, Stall, Verdict, phase_of, written_stall
 from gptoss_operator.plan.wakes import read_back, timed
 
-FIRST_RETRY_SECONDS = 30.0
-LAST_RETRY_SECONDS = 600.0
 _CLOCK_CHECK_SECONDS = 900.0
 """Longest pause before a schedule is looked at again: the time of day may be corrected meanwhile."""
-_MAY_PASS = frozenset(
-    {
-        TrustReason.SOURCE_UNAVAILABLE,
-        TrustReason.ACCESS_DENIED,
-        TrustReason.NO_SPACE,
-        TrustReason.STORAGE_FAILED,
-        TrustReason.STALLED_TRANSFER,
-    }
-)
-"""A node's trouble that may pass while the source stays as it is: tried again with back-off."""
 
 
 def decide(observed: Observation, memory: Memory | None, site: Site) -> Verdict:
@@ -65,21 +54,21 @@ def decide(observed: Observation, memory: Memory | None, site: Site) -> Verdict:
     if observed.deployment.deleting:
         return replace(verdict, wish=Absent())
     if not observed.placement.cluster:
-        return _fail(
+        return fail(
             verdict,
             Stall(
                 reason=observed.placement.reason, detail=observed.placement.reason, message=observed.placement.message
             ),
         )
     if observed.floor.problem:
-        return _fail(
+        return fail(
             verdict, Stall(reason=Reason.INVALID_SPEC, detail=Reason.INVALID_SPEC, message=observed.floor.problem)
         )
     try:
         profile = profile_for(observed.deployment.spec.model.name)
         wanted = wanted_application(observed, site)
     except ValueError as error:
-        return _fail(verdict, Stall(reason=Reason.INVALID_SPEC, detail=Reason.INVALID_SPEC, message=str(error)))
+        return fail(verdict, Stall(reason=Reason.INVALID_SPEC, detail=Reason.INVALID_SPEC, message=str(error)))
     fit = fit_of(observed, engine_for(observed.deployment.spec, profile, observed.hardware))
     verdict = replace(verdict, wanted=wanted, fit=fit)
     if annotations.get(PAUSED_ANNOTATION) == "true":
@@ -96,7 +85,7 @@ def _next(observed: Observation, verdict: Verdict) -> Verdict:
     misfit = _misfit(observed, verdict)
     if misfit is not None:
         over = observed.application.presence is Presence.ABSENT
-        return replace(_fail(verdict, misfit), wish=Absent() if over else Keep())
+        return replace(fail(verdict, misfit), wish=Absent() if over else Keep())
     match verdict.phase:
         case Phase.SUSPENDED:
             slept = observed.status.proved_generation is not None or deployment.spec.scaling.initial == "Idle"
@@ -134,7 +123,7 @@ def _revoked(observed: Observation, verdict: Verdict, revocation: Revocation) ->
     if verdict.phase is Phase.IDLE:
         return _asleep(replace(verdict, stall=None), Phase.IDLE, observed)
     if must_stop(observed, revocation):
-        return replace(_fail(verdict, stall), wish=Absent())
+        return replace(fail(verdict, stall), wish=Absent())
     wanted = verdict.wanted.config if verdict.wanted is not None else None
     if wanted is not None and wanted["args"] == (observed.application.deployed or {}).get("args"):
         # Only bounds were changed, if anything: the same engine goes on.
@@ -143,7 +132,7 @@ def _revoked(observed: Observation, verdict: Verdict, revocation: Revocation) ->
     wish: Wish = Keep() if config is None else Present(config=config, attempt=verdict.memory.attempt, create=False)
     if verdict.proved_generation != observed.deployment.generation:
         # What the specification asks for anew can't be brought about with these weights.
-        return replace(_fail(verdict, stall), wish=wish)
+        return replace(fail(verdict, stall), wish=wish)
     phase = Phase.DRAINING if verdict.phase is Phase.DRAINING else Phase.SERVING
     memory = replace(verdict.memory, start_began=None)
     return _draining(observed, replace(verdict, phase=phase, wish=wish, stall=None, memory=memory))
@@ -158,7 +147,7 @@ def _new(observed: Observation, verdict: Verdict, *, fresh: bool) -> Verdict:
         # Not decided yet, but a start that was asked for must not be forgotten meanwhile.
         return _start(observed, verdict) if fresh else verdict
     if isinstance(observed.trust, Distrusted):
-        return _fail(verdict, _untrusted(observed.trust))
+        return fail(verdict, untrusted(observed.trust))
     scaling = observed.deployment.spec.scaling
     slept = observed.status.proved_generation is not None or scaling.initial == "Idle"
     if slept and not fresh and observed.floor.replicas == 0:
@@ -178,20 +167,20 @@ def _failed(observed: Observation, verdict: Verdict) -> Verdict:
                 return _new(observed, replace(verdict, failed_source=None), fresh=True)
             verdict = replace(verdict, failed_source=to_compare_with(verdict.failed_source, observed.trust.source))
     elif stall is None or stall.reason == Reason.ENGINE_FAILED:
-        retry_at = memory.retry_at if memory.retry_at is not None else now + _retry_delay(memory.failures)
+        retry_at = memory.retry_at if memory.retry_at is not None else now + retry_delay(memory.failures)
         if now >= retry_at:
             return _new(observed, replace(verdict, memory=replace(memory, retry_at=None)), fresh=True)
         verdict = replace(verdict, memory=replace(memory, retry_at=retry_at), look_again=retry_at - now)
     elif stall.reason not in {Reason.START_TIMEOUT, Reason.SERVING_VERSION_MISMATCH}:
         # Trust, or a place that was missing: look whether it holds still.
         if isinstance(observed.trust, Distrusted):
-            verdict = _fail(verdict, _untrusted(observed.trust))
+            verdict = fail(verdict, untrusted(observed.trust))
         elif observed.trust is not None:
             return _new(observed, verdict, fresh=False)
     application = observed.application
     over = application.presence is Presence.ABSENT or (
         application.answering is False
-        and (application.failure is not None or application.status == "DEPLOY_FAILED" or _timed_out(stall))
+        and (application.failure is not None or application.status == "DEPLOY_FAILED" or timed_out(stall))
     )
     return replace(verdict, wish=Absent() if over else Keep())
 
@@ -202,7 +191,7 @@ def _idle(observed: Observation, verdict: Verdict) -> Verdict:
         known = observed.status.weights is not None
         same = observed.status.observed_generation == observed.deployment.generation
         if not (observed.trust.retryable and known and same and not _is_wanted(observed, verdict)):
-            return replace(_fail(verdict, _untrusted(observed.trust)), wish=Absent())
+            return replace(fail(verdict, untrusted(observed.trust)), wish=Absent())
     if isinstance(observed.trust, Trusted) and _is_wanted(observed, verdict):
         return _start(observed, verdict)
     # Demand that came before the signature was checked is not forgotten: it is looked at again then.
@@ -237,7 +226,7 @@ def _starting(observed: Observation, verdict: Verdict) -> Verdict:
     wanted = verdict.wanted
     if wanted is None:
         if isinstance(observed.trust, Distrusted):
-            return _fail(verdict, _untrusted(observed.trust))
+            return fail(verdict, untrusted(observed.trust))
         return _hold_start(verdict, now)
     if application.presence is Presence.UNKNOWN:
         # The time that a cluster can't be reached doesn't count against the start.
@@ -251,10 +240,10 @@ def _starting(observed: Observation, verdict: Verdict) -> Verdict:
         return replace(verdict, stall=stall, memory=replace(verdict.memory, start_began=now))
     if present and covers(application.deployed, wanted.config):
         if application.failure is not None:
-            return _broken(observed, verdict)
+            return broken(observed, verdict)
         if application.answering:
             return _serving(observed, replace(verdict, phase=Phase.SERVING, memory=_served(verdict.memory, now)))
-    return _within_time(observed, verdict)
+    return within_time(observed, verdict)
 
 
 def _serving(observed: Observation, verdict: Verdict) -> Verdict:
@@ -267,7 +256,7 @@ def _serving(observed: Observation, verdict: Verdict) -> Verdict:
     wanted = verdict.wanted
     if wanted is None:
         if isinstance(observed.trust, Distrusted):
-            return _fail(replace(verdict, phase=Phase.SERVING), _untrusted(observed.trust))
+            return fail(replace(verdict, phase=Phase.SERVING), untrusted(observed.trust))
         return replace(verdict, phase=Phase.SERVING)
     if application.presence is Presence.UNKNOWN:
         # What runs there may differ from what would be started now, and must not be restarted for it.
@@ -278,14 +267,14 @@ def _serving(observed: Observation, verdict: Verdict) -> Verdict:
     generation = observed.deployment.generation
     if covers(application.deployed, wanted.config):
         if application.failure is not None:
-            return _broken(observed, verdict)
+            return broken(observed, verdict)
         if application.answering and application.status in {"RUNNING", "UNHEALTHY", ""}:
             verdict = replace(verdict, proved_generation=generation, memory=replace(memory, start_began=None))
     verdict = replace(verdict, wish=wish)
     if verdict.proved_generation != generation:
         began = memory.start_began if memory.start_began is not None else now
         verdict = replace(verdict, phase=Phase.SERVING, memory=replace(memory, start_began=began))
-        return _within_time(observed, verdict)
+        return within_time(observed, verdict)
     return _draining(observed, verdict)
 
 
@@ -322,64 +311,8 @@ def _asleep(verdict: Verdict, phase: Phase, observed: Observation) -> Verdict:
     return replace(verdict, phase=phase, wish=Absent(), memory=memory)
 
 
-def _broken(observed: Observation, verdict: Verdict) -> Verdict:
-    """Ray gave the application up."""
-    failure, memory = observed.application.failure, verdict.memory
-    if failure is None:
-        return verdict
-    if failure.reason == Reason.SERVING_VERSION_MISMATCH:
-        stall = Stall(reason=failure.reason, detail=failure.reason, message=failure.message)
-    elif failure.reason in OF_WEIGHTS and failure.reason not in _MAY_PASS:
-        source = observed.trust.source if isinstance(observed.trust, Trusted) else UNKNOWN
-        stall = Stall(reason=Reason.UNTRUSTED_WEIGHTS, detail=failure.reason, message=failure.message, weights=True)
-        verdict = replace(verdict, failed_source=source)
-    else:
-        detail = failure.reason or Reason.ENGINE_FAILED
-        stall = Stall(reason=Reason.ENGINE_FAILED, detail=detail, message=failure.message, weights=detail in OF_WEIGHTS)
-        delay = _retry_delay(memory.failures)
-        memory = replace(memory, failures=memory.failures + 1, retry_at=observed.now + delay)
-        verdict = replace(verdict, memory=memory, look_again=delay)
-    return _give_up(observed, verdict, stall)
-
-
-def _within_time(observed: Observation, verdict: Verdict) -> Verdict:
-    limit = observed.deployment.spec.scaling.start_timeout_seconds
-    began = verdict.memory.start_began
-    if began is None:
-        return verdict
-    remaining = began + limit - observed.now
-    if remaining > 0:
-        return replace(verdict, look_again=remaining)
-    obstacle = observed.application.obstacle
-    cause = (
-        f"{obstacle.message}. Then" if obstacle is not None else "Look at the Ray cluster's logs, free accelerators,"
-    )
-    stall = Stall(
-        reason=Reason.START_TIMEOUT,
-        detail=obstacle.reason if obstacle is not None else Reason.START_TIMEOUT,
-        message=f"The engine did not answer within spec.scaling.startTimeoutSeconds ({limit}). {cause} raise the "
-        "limit, or change the retry annotation to try again",
-    )
-    return _give_up(observed, verdict, stall)
-
-
-def _give_up(observed: Observation, verdict: Verdict, stall: Stall) -> Verdict:
-    """Fail, and take the application away unless an older replica of it still serves."""
-    wish: Wish = Keep() if observed.application.answering else Absent()
-    return replace(_fail(verdict, stall), wish=wish)
-
-
-def _fail(verdict: Verdict, stall: Stall) -> Verdict:
-    memory = replace(verdict.memory, start_began=None, draining=None, wake_began=None, stage=None)
-    return replace(verdict, phase=Phase.FAILED, stall=stall, wish=Keep(), memory=memory)
-
-
 def _hold_start(verdict: Verdict, now: float) -> Verdict:
     return replace(verdict, wish=Keep(), memory=replace(verdict.memory, start_began=now))
-
-
-def _untrusted(trust: Distrusted) -> Stall:
-    return Stall(reason=Reason.UNTRUSTED_WEIGHTS, detail=trust.reason, message=trust.message)
 
 
 def _refresh(observed: Observation, memory: Memory) -> Memory:
@@ -392,14 +325,6 @@ def _refresh(observed: Observation, memory: Memory) -> Memory:
 
 def _served(memory: Memory, now: float) -> Memory:
     return replace(memory, start_began=None, awake_since=max(memory.awake_since, now))
-
-
-def _timed_out(stall: Stall | None) -> bool:
-    return stall is not None and stall.reason == Reason.START_TIMEOUT
-
-
-def _retry_delay(failures: int) -> float:
-    return min(LAST_RETRY_SECONDS, FIRST_RETRY_SECONDS * 2.0 ** min(failures, 10))
 
 
 def _until_schedule(verdict: Verdict, observed: Observation) -> Verdict:

@@ -1,7 +1,7 @@
-"""From a verdict to the status that people, gateways and GitOps tools read (the table in docs/api.md).
+"""From a verdict to the status that people, gateways and GitOps tools read.
 
-Messages are deterministic, so that a status is written only when something changed, and a
-condition's transition time moves only when its status does.
+docs/troubleshooting.md tells people what each reason means. Messages are deterministic, so that a status
+is written only when something changed, and a condition's transition time moves only when its status does.
 """
 
 from datetime import datetime, timedelta

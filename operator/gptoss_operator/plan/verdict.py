@@ -45,8 +45,7 @@ class Verdict:
         wish: what is asked of the Ray cluster.
         wanted: the application behind the wish, where it is known.
         memory: what to remember.
-        proved: this generation has answered.
-        proved_generation: last generation that has.
+        proved_generation: last generation that has answered.
         drain_epoch: number of the last drain.
         stall: why it can't go on.
         revoked: why the weights that run, or ran last, are denied.

@@ -189,8 +189,8 @@ class HubSource:
                 file=name,
             )
         raise SourceNotAllowedError(
-            f"the hub redirects {name} to a host that no administrator allows: {_printable(url.hostname)}; add it to "
-            f"weightSources.huggingFace.downloadHosts ({HUB_DOWNLOAD_HOSTS_VARIABLE}), or use a mirror",
+            f"the hub redirects {name} to a host that no administrator allows: {_place(url)}; add it to "
+            f"weightSources.huggingFace.downloadHosts ({HUB_DOWNLOAD_HOSTS_VARIABLE}; https only), or use a mirror",
             file=name,
         )
 
@@ -332,8 +332,12 @@ def _origin(url: SplitResult) -> tuple[str, str, int | None]:
     return url.scheme, url.hostname or "", port or _DEFAULT_PORTS.get(url.scheme)
 
 
-def _printable(host: str | None) -> str:
-    return re.sub(r"[^a-z0-9.:-]", "?", host or "none")[:100]
+def _place(url: SplitResult) -> str:
+    """Return the host, and scheme and port where they are not https' own. The rest of an address may be a secret."""
+    _, host, port = _origin(url)
+    scheme = "" if url.scheme == "https" else f"{url.scheme}://"
+    ending = "" if port in (None, _DEFAULT_PORTS.get(url.scheme)) else f":{port}"
+    return re.sub(r"[^a-z0-9.:/-]", "?", f"{scheme}{host or url.hostname or 'none'}{ending}")[:100]
 
 
 def _refuse_hub(problem: str, name: str) -> NoReturn:

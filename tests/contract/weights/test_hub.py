@@ -116,7 +116,7 @@ def test_bytes_that_were_not_signed_are_named(hub, pull, tmp_path):
 
 
 def test_a_host_that_nobody_allows_is_not_asked(hub, pull, tmp_path):
-    with pytest.raises(SourceNotAllowedError, match=r"no administrator allows: 127\.0\.0\.1; add it to") as caught:
+    with pytest.raises(SourceNotAllowedError, match=r"no administrator allows: 127\.0\.0\.1:\d+; add it to") as caught:
         pull(hf_download_hosts=("cdn.example.com",))
     assert "sig=" not in str(caught.value)
     assert {each.host for each in hub.requests} == {"hub"}
@@ -124,25 +124,27 @@ def test_a_host_that_nobody_allows_is_not_asked(hub, pull, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "place",
+    ("place", "named"),
     [
-        "https://evil.example.com/x",
-        "https://cdn.example.com.evil.test/x",
-        "https://evilcdn.example.com/x",
-        "https://cdn.example.com:8443/x",
-        "https://user:password@cdn.example.com/x",
-        "http://cdn.example.com/x",
-        "ftp://cdn.example.com/x",
-        "//evil.example.com/x",
-        "https://[broken/x",
-        "https://cdn.example.com:broken/x",
+        ("https://evil.example.com/x", "allows: evil.example.com;"),
+        ("https://cdn.example.com.evil.test/x", "allows: cdn.example.com.evil.test;"),
+        ("https://evilcdn.example.com/x", "allows: evilcdn.example.com;"),
+        ("https://cdn.example.com:8443/x", "allows: cdn.example.com:8443;"),
+        ("https://user:password@cdn.example.com/x", "allows: cdn.example.com;"),
+        ("http://cdn.example.com/x", "allows: http://cdn.example.com;"),
+        ("ftp://cdn.example.com/x", "allows: ftp://cdn.example.com;"),
+        ("//evil.example.com/x", "allows: evil.example.com;"),
+        ("https://[broken/x", "to what is no address"),
+        ("https://cdn.example.com:broken/x", "allows: cdn.example.com;"),
     ],
 )
-def test_an_address_that_only_looks_allowed_is_refused(hub, pull, place):
+def test_an_address_that_only_looks_allowed_is_refused_and_named(hub, pull, place, named):
     hub.elsewhere = lambda name: place if name == SHARD else None
     allowed = (hub.download.removeprefix("https://"), "cdn.example.com", "*.files.example.com")
-    with pytest.raises((SourceError, SourceNotAllowedError)):
+    with pytest.raises(SourceNotAllowedError) as caught:
         pull(hf_download_hosts=allowed, max_attempts=1)
+    assert named in caught.value.message
+    assert "password" not in str(caught.value)
     assert all(each.name != "x" for each in hub.requests)
 
 

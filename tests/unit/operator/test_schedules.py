@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gptoss_api.deployment import Scaling, Schedule
+from gptoss_api.scaling import Scaling, Schedule
 from gptoss_operator.plan.schedules import floor_at
 
 WEEK = ("Mon", "Tue", "Wed", "Thu", "Fri")

@@ -8,7 +8,7 @@ from gptoss_api.deployment import GptOssDeployment
 from gptoss_api.policy import WeightTrustPolicy, WeightTrustPolicySpec
 from gptoss_operator.cache import Cache
 from gptoss_operator.plan.sources import has_changed
-from gptoss_operator.trust import SignatureCheck
+from gptoss_operator.signature_check import SignatureCheck
 from gptoss_weights.errors import AccessDeniedError, SourceError, SourceUnavailableError
 from gptoss_weights.sign import generate_key
 from gptoss_weights.sources import ObjectVersion

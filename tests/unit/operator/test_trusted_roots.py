@@ -7,7 +7,7 @@ import pytest
 
 from gptoss_api.policy import WeightTrustPolicy, WeightTrustPolicySpec
 from gptoss_operator.cache import Cache
-from gptoss_operator.trust import SignatureCheck
+from gptoss_operator.signature_check import SignatureCheck
 from gptoss_weights.errors import InvalidPolicyError
 from gptoss_weights.sources.settings import SourceSettings
 from tests.builders import deployment

@@ -9,7 +9,7 @@ from gptoss_api.conditions import ConditionType, Reason, TrustReason
 from gptoss_gateway.errors import RequestError
 
 REPOSITORY = Path(__file__).parents[3]
-DOCUMENTS = [*sorted(REPOSITORY.glob("*.md")), *sorted((REPOSITORY / "docs").rglob("*.md"))]
+DOCUMENTS = sorted(file for pattern in ("*.md", "docs/**/*.md", "charts/*/*.md") for file in REPOSITORY.glob(pattern))
 TROUBLE = REPOSITORY / "docs" / "troubleshooting.md"
 LINK = re.compile(r"\]\((?!https?:)([^)#\s]*)(?:#([^)\s]+))?\)")
 CURL = re.compile(r"curl (?:[^\\\n]|\\\n)+")
