@@ -236,7 +236,7 @@ class Gateway:
 
     async def _infer(self, request: web.BaseRequest, route: Route, exchange: Exchange, caller: Caller) -> None:
         arrived = asyncio.get_running_loop().time()
-        with Parcel(self.intake) as parcel:
+        with Parcel(self.intake, caller.tenant) as parcel:
             await self.intake.read(request, parcel)
             body = parse_body(parcel.body)
             if route.dialect is Dialect.RESPONSES:

@@ -23,6 +23,9 @@ MAX_MEMBERS = 1000
 MAX_PARTS = 250_000
 """Most strings, lists and objects in a body, by their opening characters. A full context is a tenth of it."""
 
+MAX_NAME = 256
+"""Longest `model`. A namespace and a name with a slash between them are 127."""
+
 _SPACE = re.compile(rb"[ \t\n\r]*+")
 _STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
 _ALIKE = bytes.maketrans(b"{}", b"[]")
@@ -72,6 +75,8 @@ def parse_body(raw: bytes) -> RequestBody:
     model = _value(raw, spans, "model")
     if not isinstance(model, str) or not model:
         raise BadRequestError("`model` must be a string that names a model.", param="model")
+    if len(model) > MAX_NAME:
+        raise BadRequestError(f"`model` is longer than any name: at most {MAX_NAME} characters.", param="model")
     stream = _value(raw, spans, "stream")
     if stream is not None and not isinstance(stream, bool):
         raise BadRequestError("`stream` must be true or false.", param="stream")

@@ -2,9 +2,10 @@
 
 Within a tenant first come is first served. Between tenants turns go round, weighted by priority: of two
 tenants with priorities 3 and 1 that both wait, the first gets three places for each one of the second's.
-Who was called in vain comes back to the very head. When a model's queue is full, the newest request of
-the tenant that takes up most of it, by weight, makes room for one of a tenant that takes up less; likewise
-when the whole room is full, of places or of bytes.
+Who was called in vain comes back to the very head and takes up nobody's place: bounds are of those that
+have not been called yet, so an engine that fails many requests at once keeps no others out. When a
+model's queue is full, the newest request of the tenant that takes up most of it, by weight, makes room
+for one of a tenant that takes up less; likewise when the whole room is full, of places or of bytes.
 """
 
 import asyncio
@@ -63,10 +64,10 @@ class WaitingRoom:
         called: asyncio.Future[RequestError | None] = asyncio.get_running_loop().create_future()
         ticket = Ticket(uid=model.uid, tenant=tenant, size=size, retry_after=retry_after, called=called)
         self._queues.setdefault(model.uid, _Queue()).add(ticket, priority, first=returning)
-        if not returning:  # who returns is never displaced
+        if not returning:  # who returns is never displaced, and was let in before
             self._users.setdefault(tenant, _User()).add(ticket, priority)
-        self._requests += 1
-        self._bytes += size
+            self._requests += 1
+            self._bytes += size
         return ticket
 
     def leave(self, ticket: Ticket) -> None:
@@ -110,18 +111,19 @@ class WaitingRoom:
             return
         if not queue:
             del self._queues[ticket.uid]
-        if (user := self._users.get(ticket.tenant)) is not None and not user.discard(ticket):
-            del self._users[ticket.tenant]
-        self._requests -= 1
-        self._bytes -= ticket.size
+        if (user := self._users.get(ticket.tenant)) is not None and ticket in user.tickets:
+            if not user.discard(ticket):
+                del self._users[ticket.tenant]
+            self._requests -= 1
+            self._bytes -= ticket.size
 
     def _make_room(
         self, model: ServedModel, tenant: str, priority: int, *, size: int, retry_after: Callable[[], float]
     ) -> None:
         """Let everybody go who must, or nobody and raise."""
         displaced: dict[Ticket, Callable[[Ticket], RequestError]] = {}
-        if self.waiting(model.uid) >= model.max_held_requests:
-            queue = self._queues.get(model.uid)
+        queue = self._queues.get(model.uid)
+        if (queue.uncalled if queue is not None else 0) >= model.max_held_requests:
             ticket = queue.displaced_by(tenant, priority) if queue is not None else None
             crowded = partial(_crowded, model)
             if ticket is None:
@@ -236,7 +238,12 @@ class _Queue:
         self._now = 0.0
 
     def __len__(self) -> int:
-        return len(self._first) + sum(map(len, self._tenants.values()))
+        return len(self._first) + self.uncalled
+
+    @property
+    def uncalled(self) -> int:
+        """How many wait that have not been called before."""
+        return sum(map(len, self._tenants.values()))
 
     def __iter__(self) -> Iterator[Ticket]:
         yield from self._first

@@ -1,6 +1,11 @@
-"""Reads request bodies within bounds: of one body, of all together, and of the time that a client takes."""
+"""Reads request bodies within bounds: of one body, of all together, and of the time that a client takes.
+
+What all tenants share is never taken up by one: a tenant may have as much as ``SHARE`` times what is
+still free then (dynamic thresholds, as switches share their buffers), so there is room for the next one.
+"""
 
 import asyncio
+from collections import Counter
 from types import TracebackType
 
 import aiohttp
@@ -17,24 +22,28 @@ from gptoss_gateway.errors import (
 )
 from gptoss_gateway.settings import Limits
 
+SHARE = 8
+"""One tenant alone may have eight ninths of the memory; a second one finds room however much the first one has."""
+
 
 class Parcel:
-    """One body and its share of the memory for bodies, given back when it is dropped."""
+    """One tenant's body and its share of the memory for bodies, given back when it is dropped."""
 
-    def __init__(self, intake: "Intake") -> None:
+    def __init__(self, intake: "Intake", tenant: str = "") -> None:
         self.body = b""
         self._intake = intake
+        self._tenant = tenant
         self._size = 0
 
     def grow(self, size: int) -> None:
-        """Take more of the memory for bodies; raises TooBusyError when there is none left."""
-        self._intake.take(size)
+        """Take more of the memory for bodies; raises TooBusyError when there is none left for this tenant."""
+        self._intake.take(size, self._tenant)
         self._size += size
 
     def drop(self) -> None:
         """Let the body go: nobody needs it again."""
         self.body = b""
-        self._intake.give(self._size)
+        self._intake.give(self._size, self._tenant)
         self._size = 0
 
     def __enter__(self) -> "Parcel":
@@ -50,21 +59,27 @@ class Intake:
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
         self._taken = 0
+        self._of: Counter[str] = Counter()
 
     @property
     def taken(self) -> int:
         """Bytes of bodies in memory."""
         return self._taken
 
-    def take(self, size: int) -> None:
-        """Count bytes in."""
-        if self._taken + size > self._limits.max_bodies_bytes:
+    def take(self, size: int, tenant: str = "") -> None:
+        """Count bytes in; raises TooBusyError."""
+        free = self._limits.max_bodies_bytes - self._taken - size
+        if free < 0 or self._of[tenant] + size > SHARE * free:
             raise TooBusyError("This gateway has as many request bodies in memory as it may: try again.", retry_after=1)
         self._taken += size
+        self._of[tenant] += size
 
-    def give(self, size: int) -> None:
+    def give(self, size: int, tenant: str = "") -> None:
         """Count bytes out."""
         self._taken -= size
+        self._of[tenant] -= size
+        if not self._of[tenant]:
+            del self._of[tenant]
 
     async def read(self, request: web.BaseRequest, parcel: Parcel) -> None:
         """Read a body into its parcel.

@@ -287,6 +287,51 @@ async def test_bodies_together_are_bounded_and_memory_comes_back_with_the_first_
         assert not awake.aborted.is_set()
 
 
+async def test_one_tenants_bodies_leave_room_for_anothers(house):
+    house.apply(model_object("serving"))
+    house.apply(model_object("serving", name="theirs", namespace="other", uid="their-uid"))
+    house.deploy("theirs", "other", "their-uid")
+    server = await house.open_gateway(limits={"maxBodiesBytes": 9000, "maxBodyBytes": 9000, "bodySeconds": 600})
+    mine = json.dumps({"model": "assistant", "messages": MESSAGES, "x": "a" * 400}).encode()
+    async with wire(server) as greedy, wire(server) as second:
+        await greedy.send(HEAD + LENGTH % 8000 + b"\r\n" + b" " * 7900)
+        await eventually(lambda: server.gateway.intake.taken == 7900)
+        await second.send(HEAD + LENGTH % len(mine) + b"\r\n" + mine)
+        status, _, body = await second.answer()
+        assert (status, json.loads(body)["error"]["code"]) == (503, "gateway_busy")
+        async with client(server, key=OTHER_KEY) as api:
+            answer = await api.chat.completions.create(model="theirs", messages=MESSAGES, user="a" * 400)
+        assert answer.choices[0].message.content == "Hello world"
+        assert server.gateway.intake.taken == 7900
+
+
+ODD = {
+    "a host without its end": b"GET http://[::1/v1/models HTTP/1.1\r\nHost: gateway\r\n\r\n",
+    "a port that is none": b"GET http://gateway:99999999/v1/models HTTP/1.1\r\nHost: gateway\r\n\r\n",
+    "a tunnel": b"CONNECT gateway:443 HTTP/1.1\r\nHost: gateway\r\n\r\n",
+    "a tunnel to nowhere": b"CONNECT :::: HTTP/1.1\r\nHost: gateway\r\n\r\n",
+    "an asterisk": b"OPTIONS * HTTP/1.1\r\nHost: gateway\r\n\r\n",
+    "slashes": b"POST //v1//chat/completions HTTP/1.1\r\nHost: gateway\r\nContent-Length: 0\r\n\r\n",
+    "percents": b"GET /v1/models/%ff%00%zz?%=&;#x HTTP/1.1\r\nHost: gateway\r\n\r\n",
+    "a model that climbs": b"GET /v1/models/../../x HTTP/1.1\r\nHost: gateway\r\n\r\n",
+    "another host": b"GET http://elsewhere/v1/models HTTP/1.1\r\nHost: gateway\r\n\r\n",
+    "a websocket": b"GET /v1/realtime HTTP/1.1\r\nHost: gateway\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n",
+    "an unknown method": b"BREW /v1/models HTTP/1.1\r\nHost: gateway\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("shape", ODD)
+async def test_odd_targets_are_the_clients_mistake(awake, house, shape, caplog):
+    server = await house.open_gateway()
+    async with wire(server) as connection:
+        await connection.send(ODD[shape])
+        status, _, body = await connection.answer()
+    assert 400 <= status < 500, body
+    assert json.loads(body)["error"]["message"]
+    assert house.engines.requests == []
+    assert "Traceback" not in caplog.text
+
+
 async def test_a_crowd_of_hostile_requests_leaves_memory_flat(awake, house):
     server = await house.open_gateway(limits={"headSeconds": 0.3, "bodySeconds": 0.3, "maxBodyBytes": 65536})
     hostile = [

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gptoss_gateway.body import parse_body
+from gptoss_gateway.body import MAX_NAME, parse_body
 from gptoss_gateway.errors import BadRequestError
 from gptoss_gateway.stateless import require_stateless
 
@@ -135,3 +135,10 @@ def test_what_needs_a_memory_is_refused_by_name(member, refused):
         assert caught.value.param == member.split('"')[1]
     else:
         require_stateless(body)
+
+
+def test_a_model_is_no_longer_than_any_name():
+    assert parse_body(b'{"model":"%s"}' % (b"m" * MAX_NAME)).model == "m" * MAX_NAME
+    with pytest.raises(BadRequestError, match="longer than any name") as caught:
+        parse_body(b'{"model":"%s"}' % (b"m" * (MAX_NAME + 1)))
+    assert len(str(caught.value)) < 100

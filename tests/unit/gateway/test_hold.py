@@ -177,12 +177,20 @@ async def test_a_large_request_displaces_as_many_as_it_needs_of_a_tenant_that_ta
     assert [ticket.called.done() for ticket in small] == [False] * 7 + [True] * 2
 
 
-async def test_who_came_back_after_a_failed_attempt_is_never_displaced():
-    hall = room(requests=2)
-    back = [hall.enter(model(), size=1, retry_after=lambda: 1, tenant="a", returning=True) for _ in range(2)]
-    with pytest.raises(TooManyHeldError):
-        hall.enter(model(uid="u-2"), size=1, retry_after=lambda: 1, tenant="b")
+async def test_who_came_back_after_a_failed_attempt_is_never_displaced_and_takes_up_nobodys_place():
+    hall = room(requests=2, size=2)
+    small = model(max_held_requests=1)
+    back = [hall.enter(small, size=1, retry_after=lambda: 1, tenant="a", returning=True) for _ in range(3)]
+    hall.enter(small, size=1, retry_after=lambda: 1, tenant="b")
+    with pytest.raises(TooManyHeldError, match="maxHeldRequests"):
+        hall.enter(small, size=1, retry_after=lambda: 1, tenant="b")
+    hall.enter(model(uid="u-2"), size=1, retry_after=lambda: 1, tenant="c")
+    with pytest.raises(TooManyHeldError, match="gateway"):
+        hall.enter(model(uid="u-3"), size=1, retry_after=lambda: 1, tenant="c")
     assert not any(ticket.called.done() for ticket in back)
+    for ticket in back:
+        hall.leave(ticket)
+    assert (hall._requests, hall._bytes) == (2, 2)
 
 
 async def test_a_model_that_holds_nothing_refuses_at_once():
