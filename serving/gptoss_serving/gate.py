@@ -14,6 +14,7 @@ from typing import Any
 
 from gptoss_api.names import GATEWAY_TOKEN_HEADER
 from gptoss_serving.errors import NodeMisconfiguredError
+from gptoss_serving.in_flight import InFlight
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -76,11 +77,12 @@ class GatewayTokens:
 
 
 class GatewayTokenMiddleware:
-    """Answers 401 to whoever carries no accepted token."""
+    """Answers 401 to whoever carries no accepted token, and shows the others' requests as in flight."""
 
-    def __init__(self, app: Application, *, tokens: GatewayTokens) -> None:
+    def __init__(self, app: Application, *, tokens: GatewayTokens, in_flight: InFlight) -> None:
         self._app = app
         self._tokens = tokens
+        self._in_flight = in_flight
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one connection (ASGI)."""
@@ -89,7 +91,8 @@ class GatewayTokenMiddleware:
             return
         given = [value for name, value in scope.get("headers", ()) if name.lower() == _HEADER]
         if len(given) == 1 and self._tokens.accepts(given[0]):
-            await self._app(scope, receive, send)
+            with self._in_flight.request():
+                await self._app(scope, receive, send)
         elif scope["type"] == "http":
             headers = [(b"content-type", b"application/json"), (b"content-length", str(len(_REFUSAL)).encode())]
             await send({"type": "http.response.start", "status": 401, "headers": headers})

@@ -12,10 +12,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
-from ray._private import worker
-
 from gptoss_api.application import WeightsArguments
 from gptoss_api.pull_report import PullReport, report_name
+from gptoss_serving.ray_logs import ray_logs
 from gptoss_weights.materialise import PullProgress
 
 _PAUSE_SECONDS: Final = 2.0
@@ -28,7 +27,7 @@ def told(
     weights: WeightsArguments, *, folder: Path | None = None, clock: Callable[[], float] = time.monotonic
 ) -> Iterator[Callable[[PullProgress], None]]:
     """Yield what a pull tells its progress; the file is gone afterwards. ``folder`` is that of Ray's logs."""
-    folder = folder or _logs()
+    folder = folder or ray_logs()
     if folder is None:
         yield lambda _: None
         return
@@ -38,12 +37,6 @@ def told(
     finally:
         with suppress(OSError):
             path.unlink(missing_ok=True)
-
-
-def _logs() -> Path | None:
-    """As Ray Serve finds the folder of its own logs; None outside of Ray."""
-    node = worker._global_node  # noqa: SLF001 - there is no public way
-    return Path(node.get_logs_dir_path()) if node is not None else None
 
 
 class _Teller:

@@ -7,6 +7,7 @@ requests, tokenizing, metrics. An allow-list stays right when a new vLLM adds an
 from typing import Any
 
 from gptoss_serving.gate import GatewayTokenMiddleware, GatewayTokens
+from gptoss_serving.in_flight import InFlight
 
 ALLOWED = frozenset(
     {
@@ -22,11 +23,14 @@ ALLOWED = frozenset(
 """Method and path as the engine (and Ray, for a single model) declare them."""
 
 
-def restrict(app: Any, tokens: GatewayTokens) -> Any:
-    """Take every other route out of a Starlette application and ask for a gateway's token before the rest."""
+def restrict(app: Any, tokens: GatewayTokens, in_flight: InFlight) -> Any:
+    """Take every other route out of a Starlette application and ask for a gateway's token before the rest.
+
+    What passes is shown as in flight until it has been answered.
+    """
     app.router.routes[:] = [route for route in app.router.routes if _allowed(route)]
     app.middleware_stack = None  # vLLM has built it already; Starlette makes it anew
-    app.add_middleware(GatewayTokenMiddleware, tokens=tokens)
+    app.add_middleware(GatewayTokenMiddleware, tokens=tokens, in_flight=in_flight)
     return app
 
 

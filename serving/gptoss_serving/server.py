@@ -5,7 +5,9 @@ from typing import Any
 from ray.llm._internal.serve.core.server.llm_server import LLMServer
 
 from gptoss_serving.gate import GatewayTokens
+from gptoss_serving.in_flight import InFlight
 from gptoss_serving.node import Node
+from gptoss_serving.ray_logs import replicas_ray_logs
 from gptoss_serving.routes import restrict
 
 
@@ -16,4 +18,4 @@ class GptOssServer(LLMServer):
         """Return the engine's own application, restricted. Ray calls it once the engine has started."""
         tokens = GatewayTokens(Node.from_environment().gateway_tokens_file)
         app = await super().__serve_build_asgi_app__()  # type: ignore[no-untyped-call]
-        return restrict(app, tokens)
+        return restrict(app, tokens, InFlight(replicas_ray_logs()))

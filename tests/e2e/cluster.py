@@ -12,10 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tenacity import retry, retry_if_exception_type, stop_after_delay, wait_fixed
+
 from gptoss_cli.local.assets import control_plane_programs, helm_program
 
 Raw = dict[str, Any]
 POLL_SECONDS = 1.0
+
+
+class UnreachableError(AssertionError):
+    """The API server did not take a connection."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +31,11 @@ class Cluster:
     kubeconfig: Path
     folder: Path
 
+    @retry(
+        retry=retry_if_exception_type(UnreachableError), stop=stop_after_delay(120), wait=wait_fixed(2), reraise=True
+    )
     def kubectl(self, *arguments: str, stdin: str | None = None, seconds: float = 120) -> str:
+        """Run kubectl. An API server that is out of reach for a moment is asked again: all that tests ask bears it."""
         return self._run([str(control_plane_programs().kubectl), *arguments], stdin=stdin, seconds=seconds)
 
     def helm(self, *arguments: str, seconds: float = 600) -> str:
@@ -98,7 +108,9 @@ class Cluster:
             timeout=seconds,
             check=False,
         )
-        assert done.returncode == 0, f"{Path(command[0]).name} {' '.join(command[1:])}: {done.stderr}{done.stdout}"
+        if done.returncode != 0:
+            kind = UnreachableError if "Unable to connect to the server" in done.stderr else AssertionError
+            raise kind(f"{Path(command[0]).name} {' '.join(command[1:])}: {done.stderr}{done.stdout}")
         return done.stdout
 
     def _environment(self) -> dict[str, str]:

@@ -19,8 +19,10 @@ from ray.serve.experimental.round_robin_router import RoundRobinRouter
 
 from gptoss_api.application import ServingArguments, server_deployment_name
 from gptoss_serving.gate import GatewayTokens
+from gptoss_serving.in_flight import InFlight
 from gptoss_serving.node import Node
 from gptoss_serving.preflight import check_node, parse_arguments
+from gptoss_serving.ray_logs import replicas_ray_logs
 from gptoss_serving.routes import restrict
 from gptoss_serving.weights import prepared_copy, verified_copy
 
@@ -38,7 +40,8 @@ class StandIn:
         time.sleep(float(os.environ.get("GPTOSS_STANDIN_START_SECONDS", "0")))
 
     async def __serve_build_asgi_app__(self) -> FastAPI:
-        return restrict(_engine(self.arguments.model_id), GatewayTokens(self.node.gateway_tokens_file))
+        tokens = GatewayTokens(self.node.gateway_tokens_file)
+        return restrict(_engine(self.arguments.model_id), tokens, InFlight(replicas_ray_logs()))
 
     async def check_health(self) -> None:
         """Always well."""

@@ -14,6 +14,7 @@ from starlette.testclient import TestClient
 from gptoss_api.names import GATEWAY_TOKEN_HEADER
 from gptoss_serving.errors import NodeMisconfiguredError
 from gptoss_serving.gate import GatewayTokens
+from gptoss_serving.in_flight import InFlight
 from gptoss_serving.routes import restrict
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:starlette.*")
@@ -95,7 +96,7 @@ def client(tokens_file: Path) -> TestClient:
     ]
     app = Starlette(routes=routes)
     app.middleware_stack = app.build_middleware_stack()  # as vLLM does
-    return TestClient(restrict(app, GatewayTokens(tokens_file)))
+    return TestClient(restrict(app, GatewayTokens(tokens_file), InFlight(tokens_file.parent)))
 
 
 def _line(token: str) -> str:
