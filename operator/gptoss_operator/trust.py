@@ -30,7 +30,7 @@ from gptoss_weights.errors import AccessDeniedError, SourceError, WeightsError
 from gptoss_weights.policy import revocation
 
 _LOG = logging.getLogger(__name__)
-_WITH_CREDENTIALS = ("az://", "hf://")
+_WITH_CREDENTIALS = ("s3://", "az://", "hf://")
 FIRST_LOOK_SECONDS = 30.0
 LAST_LOOK_SECONDS = 600.0
 _CHECK_SECONDS = 120.0
@@ -65,7 +65,7 @@ class TrustDesk:
         cache: holds policies and the namespaces' labels.
         changed: called with the key of a deployment whose answer has changed.
         ledger: records releases that were accepted, before an answer that accepts them is given.
-        credentials: reads a namespace's own credentials, for sources to which the operator has none.
+        credentials: reads a namespace's own credentials, which count more than the operator's.
     """
 
     def __init__(

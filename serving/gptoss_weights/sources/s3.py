@@ -159,6 +159,7 @@ def _client(settings: SourceSettings) -> "S3Client":
         botocore_session=core,
         aws_access_key_id=settings.s3_access_key_id,
         aws_secret_access_key=settings.s3_secret_access_key,
+        aws_session_token=settings.s3_session_token,
         region_name=settings.s3_region or ("us-east-1" if settings.s3_endpoint else None),
     )
     return session.client("s3", endpoint_url=settings.s3_endpoint, config=config)

@@ -5,6 +5,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+S3_ID_VARIABLE = "AWS_ACCESS_KEY_ID"
+S3_KEY_VARIABLE = "AWS_SECRET_ACCESS_KEY"
+S3_SESSION_VARIABLE = "AWS_SESSION_TOKEN"
 AZURE_ACCOUNT_VARIABLE = "AZURE_STORAGE_ACCOUNT_NAME"
 AZURE_ENDPOINT_VARIABLE = "AZURE_STORAGE_ENDPOINT"
 AZURE_SAS_VARIABLE = "AZURE_STORAGE_SAS_TOKEN"
@@ -60,6 +63,7 @@ class SourceSettings:
     s3_region: str | None = None
     s3_access_key_id: str | None = field(default=None, repr=False)
     s3_secret_access_key: str | None = field(default=None, repr=False)
+    s3_session_token: str | None = field(default=None, repr=False)
     azure_account: str | None = None
     azure_endpoint: str | None = None
     azure_sas_token: str | None = field(default=None, repr=False)
@@ -103,10 +107,19 @@ class SourceSettings:
     def with_credentials(self, credentials: Mapping[str, str]) -> "SourceSettings":
         """Return these settings for somebody with credentials of their own, by the names of the variables.
 
-        For a hub only theirs count; for Azure theirs instead of ours, as soon as there is one of them.
+        For a hub only theirs count; for S3 and Azure theirs instead of ours, as soon as there is one of them.
         """
-        token, key = credentials.get(AZURE_SAS_VARIABLE) or None, credentials.get(AZURE_KEY_VARIABLE) or None
-        theirs = replace(self, hf_token=credentials.get(HUB_TOKEN_VARIABLE))
-        if token is None and key is None:
-            return theirs
-        return replace(theirs, azure_sas_token=token, azure_account_key=key)
+        given = {name: value for name, value in credentials.items() if value}
+        theirs = replace(self, hf_token=given.get(HUB_TOKEN_VARIABLE))
+        if S3_ID_VARIABLE in given or S3_KEY_VARIABLE in given:
+            theirs = replace(
+                theirs,
+                s3_access_key_id=given.get(S3_ID_VARIABLE, ""),
+                s3_secret_access_key=given.get(S3_KEY_VARIABLE, ""),
+                s3_session_token=given.get(S3_SESSION_VARIABLE),
+            )
+        if AZURE_SAS_VARIABLE in given or AZURE_KEY_VARIABLE in given:
+            theirs = replace(
+                theirs, azure_sas_token=given.get(AZURE_SAS_VARIABLE), azure_account_key=given.get(AZURE_KEY_VARIABLE)
+            )
+        return theirs

@@ -273,9 +273,17 @@ async def test_a_namespaces_own_credentials_are_read_for_azure_too(home: House) 
     assert "sig=x" not in str(home.status())
 
 
-async def test_a_namespaces_own_token_is_read_for_a_hub_and_not_for_s3(home: House) -> None:
+async def test_a_namespaces_own_keys_are_read_for_s3_and_never_shown(home: House) -> None:
+    keys = {"AWS_ACCESS_KEY_ID": "theirs", "AWS_SECRET_ACCESS_KEY": "hunter2"}
+    home.kubernetes.secrets["ml"] = keys
+    home.apply(scaling={"initial": "Idle"}, model={"name": "gpt-oss-20b", "uri": "s3://models/gpt-oss-20b"})
+    await home.until(lambda: home.trust.credentials == keys)
+    assert "hunter2" not in str(home.status())
+
+
+async def test_a_namespaces_own_token_is_read_for_a_hub_and_not_for_a_folder(home: House) -> None:
     home.kubernetes.secrets["ml"] = {"HF_TOKEN": "hf_x"}
-    home.apply(scaling={"initial": "Idle"})
+    home.apply(scaling={"initial": "Idle"}, model={"name": "gpt-oss-20b", "uri": "file:///models/gpt-oss-20b"})
     await home.ready(reason="Idle")
     assert home.trust.credentials == {}
     home.apply(scaling={"initial": "Idle"}, model=HUB)

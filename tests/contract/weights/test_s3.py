@@ -68,6 +68,10 @@ def test_a_real_server_refuses_and_lacks_with_a_type(object_store, uploaded):
         assert read_bundle(source)
     with open_source(object_store.uri("nothing-here"), settings=settings_for(object_store)) as source:
         assert read_bundle(source) is None
+    theirs = {"AWS_ACCESS_KEY_ID": object_store.access_key, "AWS_SECRET_ACCESS_KEY": object_store.secret_key}
+    ours = settings_for(object_store, s3_access_key_id="ours", s3_secret_access_key="wrong")
+    with open_source(object_store.uri(uploaded), settings=ours.with_credentials(theirs)) as source:
+        assert read_bundle(source), "the keys of a namespace count more than the operator's"
     for wrong in ({"s3_secret_access_key": "wrong"}, {"s3_access_key_id": "stranger"}):
         with (
             open_source(object_store.uri(uploaded), settings=settings_for(object_store, **wrong)) as source,
@@ -324,3 +328,15 @@ def test_a_node_pulls_with_its_own_environment(object_store, uploaded, weights, 
         settings=SourceSettings.from_environment(),
     )
     assert found.fetched_bytes == found.bytes
+
+
+def test_credentials_of_a_namespace_are_taken_whole_or_not_at_all():
+    ours = SourceSettings(s3_access_key_id="ours", s3_secret_access_key="ours", s3_session_token="ours")
+    assert ours.with_credentials({}) == ours.with_credentials({"AWS_ACCESS_KEY_ID": ""}) == ours
+    theirs = ours.with_credentials({"AWS_ACCESS_KEY_ID": "theirs", "AWS_SECRET_ACCESS_KEY": "theirs"})
+    assert (theirs.s3_access_key_id, theirs.s3_secret_access_key, theirs.s3_session_token) == ("theirs", "theirs", None)
+    half = ours.with_credentials({"AWS_SECRET_ACCESS_KEY": "theirs"})
+    assert half.s3_access_key_id == "", "half of them are wrong, and not completed by ours"
+    session = {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b", "AWS_SESSION_TOKEN": "hunter2"}
+    assert ours.with_credentials(session).s3_session_token == "hunter2"
+    assert "hunter2" not in repr(ours.with_credentials(session))
