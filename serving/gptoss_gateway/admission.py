@@ -7,6 +7,7 @@ event loop: a drain that becomes known is acknowledged with true counts.
 """
 
 import asyncio
+import math
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
@@ -252,7 +253,7 @@ class Admission:
     async def _wake(self, uid: str) -> None:
         """Release the requests that wait for one model, for as long as any do."""
         watchman = asyncio.create_task(self._await_operator(uid), name=f"await operator {uid}")
-        began, base = self._now(), self._ledger.counts(uid)[1]
+        began, base = -math.inf, 0
         try:
             while self._room.waiting(uid):
                 model = self._catalogue.get(uid)

@@ -7,14 +7,14 @@ from urllib.parse import urlsplit
 
 from gptoss_weights.errors import SourceNotAllowedError, SourceUnavailableError
 
-# Metadata and host services outside the link-local ranges: AWS and Google over IPv6, Alibaba Cloud, Oracle, Azure's
-# WireServer (https://learn.microsoft.com/azure/virtual-network/what-is-ip-address-168-63-129-16).
-_METADATA: Final = tuple(
+METADATA_SERVICES: Final = tuple(
     map(
         ipaddress.ip_network,
         ("fd00:ec2::/32", "fd20:ce::254/128", "100.100.100.200/32", "192.0.0.192/32", "168.63.129.16/32"),
     )
 )
+"""Of clouds, outside the link-local ranges: AWS and Google over IPv6, Alibaba Cloud, Oracle, and Azure's WireServer
+(https://learn.microsoft.com/azure/virtual-network/what-is-ip-address-168-63-129-16). Network policies name them too."""
 # IPv4 inside IPv6: a translator's well-known prefix (RFC 6052), and the old form without one.
 _EMBEDDING: Final = (ipaddress.ip_network("64:ff9b::/96"), ipaddress.ip_network("::/96"))
 _LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "::1"})
@@ -57,7 +57,7 @@ def is_forbidden(text: str) -> bool:
     """Tell whether an address is one that no source ever lies at: link-local, or a cloud's metadata service."""
     address = _embedded(ipaddress.ip_address(text.partition("%")[0]))
     unusual = address.is_link_local or address.is_multicast or address.is_unspecified
-    return unusual or any(address in network for network in _METADATA)
+    return unusual or any(address in network for network in METADATA_SERVICES)
 
 
 def _embedded(

@@ -17,6 +17,10 @@ from gptoss_weights.sources.endpoint import is_forbidden
 from tests.apiserver.chart.helm import CHART, VALUES_FILES, Helm, HelmError, Raw, of_kind
 from tests.controlplane import CRDS
 
+METADATA_ADDRESSES = (
+    *("169.254.169.254", "100.100.100.200", "168.63.129.16", "192.0.0.192"),
+    *("fd00:ec2::254", "fd00:ec2::23", "fd20:ce::254", "fe80::a9fe:a9fe"),
+)
 IDENTITY = {
     "namespaces": ["ml"],
     "serviceAccountName": "gptoss-weights",
@@ -274,10 +278,10 @@ def test_pods_reach_no_address_that_is_refused_as_a_source(helm: Helm):
     assert len(policies) == 2
     for policy in policies:
         blocks = [to["ipBlock"] for rule in policy["spec"]["egress"] for to in rule.get("to", ())]
-        for address in ("169.254.169.254", "100.100.100.200", "fd00:ec2::254", "fe80::a9fe:a9fe"):
+        for address in METADATA_ADDRESSES:
             assert is_forbidden(address)
             assert not any(reaches(block, address) for block in blocks)
-        for address in ("100.100.100.201", "10.0.0.1", "fd00:ec2::253"):
+        for address in ("100.100.100.201", "10.0.0.1", "fd00:ec3::253"):
             assert not is_forbidden(address)
             assert any(reaches(block, address) for block in blocks)
 

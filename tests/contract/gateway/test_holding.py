@@ -12,7 +12,6 @@ import openai
 import pytest
 
 from gptoss_gateway import prober
-from gptoss_gateway.admission import RAMP_SECONDS
 from gptoss_gateway.hold import WaitingRoom
 from tests.contract.gateway.house import KEY, OTHER_KEY, UID, House, client, eventually, hashed, model_object
 from tests.contract.gateway.test_passing_through import AUTHORIZED, MESSAGES, metrics
@@ -301,6 +300,7 @@ async def test_release_to_many_replicas_is_a_ramp_of_what_one_takes(house, monke
         return call(self, uid, count)
 
     monkeypatch.setattr(WaitingRoom, "call", noted)
+    monkeypatch.setattr("gptoss_gateway.admission.RAMP_SECONDS", 1.0)
     raw = model_object("idle", engine={"maxNumSeqs": 2})
     raw["status"]["replicas"] = {"ready": 3, "desired": 3}
     house.apply(raw)
@@ -314,7 +314,7 @@ async def test_release_to_many_replicas_is_a_ramp_of_what_one_takes(house, monke
         assert server.gateway.ledger.counts(UID) == (2, 6)
         assert [count for _, count in released] == [2, 2, 2]
         moments = [moment for moment, _ in released]
-        assert all(later - sooner > RAMP_SECONDS / 2 for sooner, later in pairwise(moments))
+        assert all(later - sooner > 0.5 for sooner, later in pairwise(moments))
         application.paused.set()
         await asyncio.gather(*held)
 

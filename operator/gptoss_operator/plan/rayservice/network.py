@@ -15,8 +15,13 @@ from gptoss_operator.plan.rayservice.workload import HEAD, ROLE_LABEL, WORKER, K
 
 _HAPROXY_METRICS_PORT = 9101
 _ANYWHERE_BUT_METADATA: list[Raw] = [
-    {"ipBlock": {"cidr": "0.0.0.0/0", "except": ["100.100.100.200/32", "169.254.0.0/16"]}},
-    {"ipBlock": {"cidr": "::/0", "except": ["fd00:ec2::254/128", "fe80::/10"]}},
+    {
+        "ipBlock": {
+            "cidr": "0.0.0.0/0",
+            "except": ["100.100.100.200/32", "168.63.129.16/32", "169.254.0.0/16", "192.0.0.192/32"],
+        }
+    },
+    {"ipBlock": {"cidr": "::/0", "except": ["fd00:ec2::/32", "fd20:ce::254/128", "fe80::/10"]}},
 ]
 _API_SERVER_PORTS = (443, 6443)
 
