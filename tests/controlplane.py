@@ -9,6 +9,8 @@ from gptoss_cli.local.programs import Programs
 
 REPOSITORY = Path(__file__).parent.parent
 CRDS = REPOSITORY / "crds"
+CRD_GONE_SECONDS = 420
+"""How long a CRD may take to go: the API server, busy with its storage just then, looks again after five minutes."""
 # The identities of the local stack: without any right until a test (or a manifest) grants some.
 OPERATOR_USER = "gptoss-operator"
 GATEWAY_USER = "gptoss-gateway"

@@ -13,6 +13,7 @@ from typing import Any
 
 from gptoss_cli.local.control_plane import ControlPlane
 from gptoss_cli.local.errors import StepError
+from tests.controlplane import CRD_GONE_SECONDS
 
 CRDS_VARIABLE = "KUBERAY_CRDS"
 
@@ -40,7 +41,7 @@ def wait_until_served(plane: ControlPlane, *, served: bool = True) -> None:
 
     Discovery lags behind: it goes on naming what was removed, and a list is the proof.
     """
-    deadline = time.monotonic() + 180
+    deadline = time.monotonic() + CRD_GONE_SECONDS
     while _serves_rayservices(plane) is not served:
         assert time.monotonic() < deadline, f"the RayService was {'never' if served else 'still'} served"
         time.sleep(0.2)
@@ -58,7 +59,7 @@ def _serves_rayservices(plane: ControlPlane) -> bool:
 
 def remove_rayservices(plane: ControlPlane) -> None:
     """Take the CRD away, and all objects with it."""
-    plane.kubectl("delete", "crd", "rayservices.ray.io", "--wait=true", "--ignore-not-found")
+    plane.kubectl("delete", "crd", "rayservices.ray.io", "--wait=false", "--ignore-not-found")
     wait_until_served(plane, served=False)
 
 

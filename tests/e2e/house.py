@@ -17,7 +17,7 @@ import yaml
 
 from gptoss_api.names import API_VERSION, GROUP
 from gptoss_cli.local.object_store import S3Access
-from tests.controlplane import REPOSITORY
+from tests.controlplane import CRD_GONE_SECONDS, REPOSITORY
 from tests.e2e.cluster import Cluster, Raw
 from tests.e2e.site import Site
 
@@ -102,7 +102,8 @@ class House:
             self.cluster.kubectl("delete", "gptoss", "--all", "-n", MODELS, "--timeout=300s", seconds=330)
             self.cluster.until(lambda: not self.left(), seconds=GONE_SECONDS, what=lambda: f"{self.left()} went away")
         self.cluster.helm("uninstall", RELEASE, "--namespace", SYSTEM, "--ignore-not-found", "--wait")
-        self.cluster.kubectl("delete", "crd", *CRDS, "--ignore-not-found", "--timeout=120s", seconds=150)
+        limit = f"--timeout={CRD_GONE_SECONDS}s"
+        self.cluster.kubectl("delete", "crd", *CRDS, "--ignore-not-found", limit, seconds=CRD_GONE_SECONDS + 30)
 
     def clear(self) -> None:
         """Take away what the product was installed into, and everything of ours in there."""

@@ -19,7 +19,7 @@ from gptoss_cli.local.errors import StepError
 from gptoss_kube.client import Kube
 from gptoss_kube.resources import GPT_OSS_DEPLOYMENTS
 from tests.apiserver.chart.helm import CHART, RELEASE, Helm, Raw
-from tests.controlplane import CRDS, REPOSITORY, started_control_plane
+from tests.controlplane import CRD_GONE_SECONDS, CRDS, REPOSITORY, started_control_plane
 
 EARLIER = sorted((Path(__file__).parent / "earlier").glob("*.yaml"))
 INSTALL = (REPOSITORY / "docs" / "install.md").read_text()
@@ -58,7 +58,7 @@ def earlier(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     return chart
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1500)
 def test_upgrade_rollback_and_both_ways_to_uninstall(plane: ControlPlane, earlier: Path, tmp_path: Path):
     helm = Helm(folder=tmp_path, plane=plane)
     for namespace in (SYSTEM, "ml"):
@@ -135,7 +135,7 @@ class Shell:
                 env=self._environment,
                 capture_output=True,
                 text=True,
-                timeout=240,
+                timeout=240 + CRD_GONE_SECONDS,
                 check=False,
             )
             assert done.returncode == 0, f"{script}\n{done.stdout}{done.stderr}"
