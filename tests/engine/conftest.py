@@ -1,7 +1,9 @@
 """Fixtures of the tests that run a real Ray: one for the whole session, signed weights, its applications."""
 
+import contextlib
 import itertools
 import shutil
+import socket
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +18,9 @@ from tests.engine.ray import Applications, started_ray_head
 from tests.engine.store import Store, started_store
 
 _numbers = itertools.count(1)
+# Of the control store, dashboard and its agent, clients, Serve and its fall-back, HAProxy's statistics and metrics,
+# and the first replica.
+_RAYS_OWN_PORTS = (6379, 8265, 52365, 10001, 8000, 8500, 9500, 8404, 9101, 30000)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +57,21 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
 
 
 @pytest.fixture(scope="session")
-def ray_head(tmp_path_factory: pytest.TempPathFactory, weights_root: Path, store: Store) -> Iterator[RayHead]:
+def _others_ports() -> Iterator[None]:
+    """The ports that Ray takes unless it is told others, taken: by another Ray, as often on a developer's machine."""
+    with contextlib.ExitStack() as stack:
+        for port in _RAYS_OWN_PORTS:
+            listener = stack.enter_context(socket.socket())
+            with contextlib.suppress(OSError):  # somebody else has it already: as good
+                listener.bind(("", port))
+                listener.listen()
+        yield
+
+
+@pytest.fixture(scope="session")
+def ray_head(
+    tmp_path_factory: pytest.TempPathFactory, weights_root: Path, store: Store, _others_ports: None
+) -> Iterator[RayHead]:
     """A real, supervised Ray with token authentication and Serve on a port of its own."""
     base = tmp_path_factory.mktemp("ray")
     with started_ray_head(base, weights_root=weights_root, **store.environment()) as head:

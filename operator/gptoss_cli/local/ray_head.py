@@ -43,7 +43,10 @@ _LONGEST_PARENT = 16
 _PROXY_FOLDER, _SCRATCH_FOLDER = "h", "t"
 _SHARED_MEMORY = "/dev/shm/"  # noqa: S108 - where the kernel keeps it
 _PR_SET_CHILD_SUBREAPER = 36  # prctl(2)
-_PORT_NAMES = ("gcs", "dashboard", "serve", "fallback", "stats", "metrics", "fallback_grpc", "agent", "export")
+_PORT_NAMES = (
+    *("gcs", "dashboard", "serve", "fallback", "stats", "metrics", "fallback_grpc", "agent", "export"),
+    "client",  # nobody asks for it, but Ray starts its server anyhow, and ends as a whole if the port is taken
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -286,6 +289,7 @@ def _start_ray(head: RayHead) -> "subprocess.Popen[bytes]":
         *("--node-ip-address", LOOPBACK, "--port", str(ports["gcs"])),
         *("--dashboard-host", LOOPBACK, "--dashboard-port", str(ports["dashboard"])),
         *("--dashboard-agent-listen-port", str(ports["agent"]), "--metrics-export-port", str(ports["export"])),
+        *("--ray-client-server-port", str(ports["client"])),
         *("--min-worker-port", "0", "--max-worker-port", "0"),
         *("--temp-dir", str(head.temporary), "--num-cpus", str(head.cpus), "--num-gpus", "0"),
         *("--object-store-memory", str(_OBJECT_STORE_BYTES), "--include-log-monitor", "false"),
