@@ -148,17 +148,15 @@ class KubeRaySettings(EngineAccess):
 
     def limits_of(self, namespace: str) -> NamespaceLimits | None:
         """Return what a namespace may choose; None if it may not run here."""
-        for entry in self.limits:
-            if "*" in entry.namespaces or namespace in entry.namespaces:
-                return entry
-        return None
+        return next((entry for entry in self.limits if _is_among(namespace, entry.namespaces)), None)
 
     def identity_of(self, namespace: str) -> WorkloadIdentity | None:
         """Return what a namespace's weights are fetched as; None if with what its Secret holds."""
-        for entry in self.workload_identities:
-            if "*" in entry.namespaces or namespace in entry.namespaces:
-                return entry
-        return None
+        return next((entry for entry in self.workload_identities if _is_among(namespace, entry.namespaces)), None)
+
+
+def _is_among(namespace: str, namespaces: tuple[str, ...]) -> bool:
+    return "*" in namespaces or namespace in namespaces
 
 
 def _refused(field: str, value: str, allowed: tuple[str, ...]) -> str:

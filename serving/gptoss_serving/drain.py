@@ -28,8 +28,8 @@ QUIET_SECONDS: Final = 5.0
 """Longer than a gateway keeps an idle connection: none sends a request on one that is about to break."""
 _SETTLE_SECONDS: Final = 5.0
 """For the news that this pod is going to reach every node's proxy."""
-_QUIET_LOOKS: Final = 6
 _LOOK_SECONDS: Final = 1.0
+_QUIET_LOOKS: Final = 1 + round(QUIET_SECONDS / _LOOK_SECONDS)
 _ANSWER_SECONDS: Final = 5.0
 
 

@@ -14,7 +14,8 @@ METADATA_SERVICES: Final = tuple(
     )
 )
 """Of clouds, outside the link-local ranges: AWS and Google over IPv6, Alibaba Cloud, Oracle, and Azure's WireServer
-(https://learn.microsoft.com/azure/virtual-network/what-is-ip-address-168-63-129-16). Network policies name them too."""
+(https://learn.microsoft.com/azure/virtual-network/what-is-ip-address-168-63-129-16). Network policies keep pods
+from them too."""
 # IPv4 inside IPv6: a translator's well-known prefix (RFC 6052), and the old form without one.
 _EMBEDDING: Final = (ipaddress.ip_network("64:ff9b::/96"), ipaddress.ip_network("::/96"))
 _LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "::1"})

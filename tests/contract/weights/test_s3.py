@@ -4,7 +4,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 
 import pytest
 
@@ -24,6 +24,7 @@ from gptoss_weights.sources.endpoint import check_endpoint
 from gptoss_weights.sources.s3 import _client
 from gptoss_weights.trust import read_bundle
 from tests.contract.weights.conftest import settings_for
+from tests.contract.weights.proxy import listening
 from tests.unit.weights.builders import MODEL
 
 
@@ -110,15 +111,8 @@ def misbehaving() -> Iterator[Misbehaving]:
         def log_message(self, *_):
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    state.endpoint = f"http://127.0.0.1:{server.server_port}"
-    yield state
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with listening(Handler, threading.Event()) as state.endpoint:
+        yield state
 
 
 def send(handler, status, body=b"", length=None, **headers):

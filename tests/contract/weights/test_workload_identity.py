@@ -9,7 +9,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from urllib.parse import parse_qs
 
@@ -19,6 +19,7 @@ from gptoss_operator.plan.rayservice.render import render
 from gptoss_weights.errors import AccessDeniedError, SourceUnavailableError
 from gptoss_weights.materialise import pull
 from gptoss_weights.sources import SourceSettings, open_source
+from tests.contract.weights.proxy import listening
 from tests.unit.operator import rayservices
 from tests.unit.weights.builders import MODEL
 
@@ -71,15 +72,8 @@ def token_service(object_store) -> Iterator[TokenService]:
         def log_message(self, *_):
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    service.endpoint = f"http://127.0.0.1:{server.server_port}"
-    yield service
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with listening(Handler, threading.Event()) as service.endpoint:
+        yield service
 
 
 @pytest.fixture

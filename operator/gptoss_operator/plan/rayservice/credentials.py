@@ -7,11 +7,11 @@ that one would give it to the engine too.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from urllib.parse import urlsplit
 
 from gptoss_api.names import CREDENTIALS_SECRET
 from gptoss_operator.plan.rayservice.workload import WEIGHTS_CONTAINER, KubeRaySite, Raw, Workload
 from gptoss_weights.sources.settings import (
+    AZURE_AUTHORITY,
     AZURE_AUTHORITY_VARIABLE,
     AZURE_CLIENT_VARIABLE,
     AZURE_KEY_VARIABLE,
@@ -37,7 +37,8 @@ _TOKEN_SECONDS = 3600
 """The kubelet writes a new one at four fifths of it. Kubernetes allows ten minutes at least."""
 _LONGEST_SESSION_NAME = 64
 _EVERY_CONTAINER = ("ray-worker", "wait-gcs-ready", WEIGHTS_CONTAINER)
-_HTTPS = 443
+_AWS_STS = "https://sts.amazonaws.com"
+"""Of no region: it stands for the port of each region's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,23 +75,20 @@ def credentials_of(workload: Workload, site: KubeRaySite) -> Credentials:
     )
 
 
-def token_service_ports(workload: Workload, site: KubeRaySite) -> tuple[int, ...]:
-    """Return the TCP ports on which a worker reaches the service that takes its token."""
+def token_service(workload: Workload, site: KubeRaySite) -> str | None:
+    """Return the URL of the service that takes a worker's token, if it has one."""
     found = _identity_of(workload, site)
-    if found is None:
-        return ()
-    url = urlsplit(found.endpoint or "")
-    return (url.port or (80 if url.scheme == "http" else _HTTPS),)
+    return found.endpoint if found is not None else None
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Identity:
-    """An identity for one deployment's source; ``endpoint`` takes its token, None is the cloud's own."""
+    """An identity for one deployment's source; ``endpoint`` is the URL of what takes its token."""
 
     service_account: str
     audience: str
     environment: Mapping[str, str]
-    endpoint: str | None
+    endpoint: str
 
 
 def _identity_of(workload: Workload, site: KubeRaySite) -> _Identity | None:
@@ -108,7 +106,7 @@ def _identity_of(workload: Workload, site: KubeRaySite) -> _Identity | None:
                 "AWS_WEB_IDENTITY_TOKEN_FILE": f"{_FOLDER}/{_FILE}",
                 **({"AWS_ENDPOINT_URL_STS": aws.sts_endpoint} if aws.sts_endpoint is not None else {}),
             },
-            endpoint=aws.sts_endpoint,
+            endpoint=aws.sts_endpoint or _AWS_STS,
         )
     if _scheme(workload) == "az" and (azure := entry.azure) is not None:
         return _Identity(
@@ -120,7 +118,7 @@ def _identity_of(workload: Workload, site: KubeRaySite) -> _Identity | None:
                 AZURE_TOKEN_FILE_VARIABLE: f"{_FOLDER}/{_FILE}",
                 **({AZURE_AUTHORITY_VARIABLE: azure.authority_host} if azure.authority_host is not None else {}),
             },
-            endpoint=azure.authority_host,
+            endpoint=azure.authority_host or AZURE_AUTHORITY,
         )
     return None
 

@@ -5,23 +5,24 @@ policies are their only guard beside the gateway's token. Addresses of clouds' m
 never reachable.
 """
 
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from urllib.parse import urlsplit
 
 from gptoss_api.kuberay import SERVE_PORT
 from gptoss_operator.kuberay_settings import Peer
-from gptoss_operator.plan.rayservice.credentials import token_service_ports
+from gptoss_operator.plan.rayservice.credentials import token_service
 from gptoss_operator.plan.rayservice.pods import DASHBOARD_PORT, METRICS_PORT
 from gptoss_operator.plan.rayservice.workload import HEAD, ROLE_LABEL, WORKER, KubeRaySite, Raw, Workload
+from gptoss_weights.sources.endpoint import METADATA_SERVICES
 
 _HAPROXY_METRICS_PORT = 9101
+_LINK_LOCAL = (ip_network("169.254.0.0/16"), ip_network("fe80::/10"))
 _ANYWHERE_BUT_METADATA: list[Raw] = [
-    {
-        "ipBlock": {
-            "cidr": "0.0.0.0/0",
-            "except": ["100.100.100.200/32", "168.63.129.16/32", "169.254.0.0/16", "192.0.0.192/32"],
-        }
-    },
-    {"ipBlock": {"cidr": "::/0", "except": ["fd00:ec2::/32", "fd20:ce::254/128", "fe80::/10"]}},
+    {"ipBlock": {"cidr": cidr, "except": [str(each) for each in sorted(excepted)]}}
+    for cidr, excepted in (
+        ("0.0.0.0/0", [each for each in (*METADATA_SERVICES, *_LINK_LOCAL) if isinstance(each, IPv4Network)]),
+        ("::/0", [each for each in (*METADATA_SERVICES, *_LINK_LOCAL) if isinstance(each, IPv6Network)]),
+    )
 ]
 _API_SERVER_PORTS = (443, 6443)
 
@@ -30,12 +31,11 @@ def network_policies(workload: Workload, site: KubeRaySite) -> list[Raw]:
     """Return the policies of head and workers."""
     endpoints = {
         port
-        for endpoint in (site.s3_endpoint, site.azure_endpoint, site.hf_endpoint)
+        for endpoint in (site.s3_endpoint, site.azure_endpoint, site.hf_endpoint, token_service(workload, site))
         for port in _endpoint_port(endpoint)
     }
     downloads = {int(port) for _, _, port in (host.partition(":") for host in site.hf_download_hosts) if port}
-    tokens = token_service_ports(workload, site)
-    store = sorted({*site.settings.network.egress_ports, *endpoints, *downloads, *tokens})
+    store = sorted({*site.settings.network.egress_ports, *endpoints, *downloads})
     api_server = _API_SERVER_PORTS if workload.autoscales else ()
     return [
         _policy(workload, site, HEAD, reaches=api_server),
