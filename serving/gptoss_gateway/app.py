@@ -1,85 +1,44 @@
-"""One request from the door to its end: route, key, body, model, admission, attempts, account.
+"""A gateway process' parts, put together, and the door: who asks, and for what.
 
-Everything a gateway process holds is put together here (``Gateway``), so two of them can live in one
-test. Files, signals and the Kubernetes client are ``server``'s affair.
+Everything a process holds is in ``Gateway``, so two of them can live in one test. Files, signals and the
+Kubernetes client are ``process``' affair; what becomes of a request past the door is ``inference``'s.
 """
 
 import asyncio
 import contextlib
 import json
 import logging
-import re
 import time
 import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass
 from datetime import UTC, datetime
 
 import aiohttp
 from aiohttp import web
 
-from gptoss_api.names import MAX_REQUEST_SECONDS
 from gptoss_api.report import DeploymentDemand
 from gptoss_gateway import prober
-from gptoss_gateway.admission import Admission, Visit
+from gptoss_gateway.admission import Admission
 from gptoss_gateway.audit import AuditLog
-from gptoss_gateway.body import parse_body
 from gptoss_gateway.catalogue import Catalogue, ServedModel
 from gptoss_gateway.demand import Ledger
-from gptoss_gateway.errors import (
-    ClientLeftError,
-    Dialect,
-    LimitedError,
-    ModelRefusedError,
-    NotFoundError,
-    NotReadyError,
-    RequestError,
-    ShuttingDownError,
-    UpstreamFailedError,
-    UpstreamUnavailableError,
-)
+from gptoss_gateway.errors import ClientLeftError, Dialect, NotFoundError, NotReadyError, RequestError
 from gptoss_gateway.exchange import Exchange
 from gptoss_gateway.hold import WaitingRoom
-from gptoss_gateway.intake import Intake, Parcel
-from gptoss_gateway.keys import Authenticator, Caller
+from gptoss_gateway.inference import ROUTES, Inference
+from gptoss_gateway.intake import Intake
+from gptoss_gateway.keys import Authenticator
 from gptoss_gateway.limits import Limiter
 from gptoss_gateway.lines import Lines
 from gptoss_gateway.metering import Metering
-from gptoss_gateway.patience import patience
-from gptoss_gateway.proxy import Outcome, relay
 from gptoss_gateway.report import Reporter, ReportStore
 from gptoss_gateway.settings import GatewaySettings
-from gptoss_gateway.stateless import require_stateless
 from gptoss_gateway.upstream import Upstream, Upstreams
-from gptoss_gateway.usage import asking_for_usage
-from gptoss_gateway.vigil import ASK_EVERY_SECONDS, Attempt, Vigil
+from gptoss_gateway.vigil import ASK_EVERY_SECONDS, Vigil
 
 _log = logging.getLogger(__name__)
 
-MAX_ATTEMPTS_REACHING_ENGINE = 5
-"""Attempts that may have cost an engine work, per request: one that kills engines must not kill many."""
-_BACKOFF_SECONDS = (0.0, 0.25, 0.5, 1.0, 2.0)
-_TRACEPARENT = re.compile(r"^[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$")
 _MODELS = "/v1/models"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Route:
-    """A path that engines are asked at."""
-
-    path: str
-    dialect: Dialect
-
-
-ROUTES = {
-    route.path: route
-    for route in (
-        Route(path="/v1/chat/completions", dialect=Dialect.OPENAI),
-        Route(path="/v1/completions", dialect=Dialect.OPENAI),
-        Route(path="/v1/responses", dialect=Dialect.RESPONSES),
-        Route(path="/v1/messages", dialect=Dialect.ANTHROPIC),
-    )
-}
 
 
 class Gateway:
@@ -99,7 +58,6 @@ class Gateway:
             timestamp=_timestamp,
             changed=self.reporter.notify,
         )
-        self.max_request_seconds: float = MAX_REQUEST_SECONDS
         self._keys = keys
         self._limiter = Limiter(time.monotonic)
         self._audit = (
@@ -115,6 +73,7 @@ class Gateway:
         self._none_open.set()
         self._session: aiohttp.ClientSession | None = None
         self._admission: Admission | None = None
+        self._inference: Inference | None = None
         self._vigil = Vigil(
             ask=self._ask_engine,
             idle_seconds=settings.limits.idle_seconds,
@@ -146,6 +105,18 @@ class Gateway:
             session=self._session,
             metering=self.metering,
             may_report=lambda: self.reporter.may_report,
+        )
+        self._inference = Inference(
+            catalogue=self.catalogue,
+            ledger=self.ledger,
+            intake=self.intake,
+            admission=self._admission,
+            lines=self._lines,
+            vigil=self._vigil,
+            limiter=self._limiter,
+            metering=self.metering,
+            audit=self._audit,
+            closing=lambda: self.closing,
         )
         self._vigil.start()
         self.reporter.start()
@@ -182,6 +153,7 @@ class Gateway:
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer one request; the handler of the listener for clients."""
+        assert self._inference is not None  # noqa: S101 - started
         route = ROUTES.get(request.rel_url.raw_path) if request.method == "POST" else None
         exchange = Exchange(
             request,
@@ -196,19 +168,19 @@ class Gateway:
                     caller = self._keys.authenticate(request.headers)
                     with self._limiter.admitted(caller) as standing:
                         exchange.tell(standing)
-                        await self._infer(request, route, exchange, caller)
+                        await self._inference.answer(request, route, exchange, caller)
                 else:
                     await self._read_catalogue(request, exchange)
             except ClientLeftError:
                 pass
             except RequestError as error:
                 self.metering.request_refused(error.status)
-                self._note_limit(error)
-                await _fail(exchange, error)
+                self.metering.note_limit(error)
+                await exchange.give_up(error)
             except Exception:  # noqa: BLE001 - a client is answered whatever broke
                 _log.exception("request failed inside the gateway")
                 self.metering.request_refused(500)
-                await _fail(exchange, RequestError("The gateway failed on this request; its log says why."))
+                await exchange.give_up(RequestError("The gateway failed on this request; its log says why."))
         return exchange.response or web.Response(status=499)
 
     def _require_catalogue(self) -> None:
@@ -232,148 +204,6 @@ class Gateway:
             raise NotFoundError(
                 f"There is no {request.method} {path[:200]}: this gateway answers GET {_MODELS} and POST "
                 f"{', '.join(ROUTES)}."
-            )
-
-    async def _infer(self, request: web.BaseRequest, route: Route, exchange: Exchange, caller: Caller) -> None:
-        arrived = asyncio.get_running_loop().time()
-        with Parcel(self.intake, caller.tenant) as parcel:
-            await self.intake.read(request, parcel)
-            body = parse_body(parcel.body)
-            if route.dialect is Dialect.RESPONSES:
-                require_stateless(body)
-            exchange.stream = body.stream
-            model = self.catalogue.resolve(caller, body.model)
-            asking = asking_for_usage(body, route.path)
-            exchange.tally.hidden = bool(asking)
-            parcel.body = body.addressed_to(model.engine_id, asking)
-            del body  # what is held for long is held once
-            await self._visit(route, model, caller, parcel, exchange, _engine_headers(request, exchange), arrived)
-
-    async def _visit(
-        self,
-        route: Route,
-        model: ServedModel,
-        caller: Caller,
-        parcel: Parcel,
-        exchange: Exchange,
-        headers: dict[str, str],
-        arrived: float,
-    ) -> None:
-        claim = self.ledger.open(model, caller.tenant)
-        visit = Visit(
-            uid=model.uid,
-            claim=claim,
-            size=len(parcel.body),
-            arrived=arrived,
-            heartbeat=exchange.heartbeat,
-            tenant=caller.tenant,
-            priority=caller.priority,
-            patience=patience(exchange.preferences),
-        )
-        keep = True
-        status: int | None = None
-        try:
-            outcome = await self._serve(route, visit, model, parcel, exchange, headers)
-            status = exchange.status
-            if outcome.broken:
-                self.metering.broke(model)
-                _log.warning("the engine's answer was cut short", extra={"deployment": model.qualified_name})
-        except RequestError as error:
-            keep = not isinstance(error, ModelRefusedError | NotFoundError)
-            self._note_limit(error)
-            status = error.status
-            await _fail(exchange, error)
-        except asyncio.CancelledError:
-            if self.closing:
-                stopping = ShuttingDownError("This gateway is stopping: send the request again.", retry_after=1)
-                status = stopping.status
-                await _fail(exchange, stopping)
-            raise
-        finally:
-            claim.close(keep=keep)
-            self.metering.request_ended(model, route=route.path, status=status)
-            self._account(model, caller, route, exchange, status=status, seconds=_loop_time() - arrived)
-
-    async def _serve(
-        self,
-        route: Route,
-        visit: Visit,
-        model: ServedModel,
-        parcel: Parcel,
-        exchange: Exchange,
-        headers: dict[str, str],
-    ) -> Outcome:
-        assert self._admission is not None  # noqa: S101 - started
-        loop = asyncio.get_running_loop()
-        failures = 0
-        costly = 0
-        while True:
-            upstream = await self._admission.admit(visit, returning=failures > 0)
-            exchange.tally.begin(visit.size)
-            attempt = Attempt(
-                uid=model.uid,
-                engine_id=model.engine_id,
-                upstream=upstream,
-                exchange=exchange,
-                full=model.ramp,
-                heard=loop.time(),
-            )
-            try:
-                return await relay(
-                    self._lines,
-                    attempt,
-                    route.path,
-                    parcel=parcel,
-                    headers=headers,
-                    vigil=self._vigil,
-                    max_seconds=self.max_request_seconds,
-                )
-            except UpstreamUnavailableError as error:
-                self._admission.doubt(visit.uid)
-                visit.claim.wait()
-                costly += error.reached_engine
-                if costly >= MAX_ATTEMPTS_REACHING_ENGINE:
-                    if error.answer is not None:
-                        await exchange.answer(error.answer.status, error.answer.body)
-                        return Outcome()
-                    raise UpstreamFailedError(
-                        f"The engine failed on this request {costly} times. Ask again later."
-                    ) from error
-                self.metering.retried(model)
-                _log.info(
-                    "attempt failed, the request waits for the engine",
-                    extra={"deployment": model.qualified_name, "error": str(error)},
-                )
-                await asyncio.sleep(_BACKOFF_SECONDS[min(failures, len(_BACKOFF_SECONDS) - 1)])
-                failures += 1
-
-    def _note_limit(self, error: RequestError) -> None:
-        if isinstance(error, LimitedError):
-            self.metering.request_limited(error)
-
-    def _account(
-        self,
-        model: ServedModel,
-        caller: Caller,
-        route: Route,
-        exchange: Exchange,
-        *,
-        status: int | None,
-        seconds: float,
-    ) -> None:
-        usage = exchange.tally.usage(status=status)
-        if usage is not None:
-            self.metering.tokens(model, caller.tenant, usage)
-            self._limiter.charge(caller.tenant, usage.input + usage.output)
-        if self._audit is not None:
-            self._audit.record(
-                model,
-                tenant=caller.tenant,
-                request_id=exchange.request_id,
-                route=route.path,
-                status=status,
-                usage=usage,
-                seconds=seconds,
             )
 
     async def _ask_engine(self, upstream: Upstream, model_id: str) -> bool:
@@ -402,27 +232,8 @@ class Gateway:
         return [(model, *self.ledger.counts(model.uid)) for model in self.catalogue.all()]
 
 
-async def _fail(exchange: Exchange, error: RequestError) -> None:
-    with contextlib.suppress(ClientLeftError):
-        await exchange.fail(error)
-
-
-def _engine_headers(request: web.BaseRequest, exchange: Exchange) -> dict[str, str]:
-    """Return what an engine is told of a request's headers; Ray Serve obeys too many others."""
-    headers = {"Content-Type": "application/json", "x-request-id": exchange.request_id}
-    accept = request.headers.get("Accept", "")
-    headers["Accept"] = accept if len(accept) <= 256 and accept.isascii() and accept else "*/*"
-    if _TRACEPARENT.match(trace := request.headers.get("traceparent", "")):
-        headers["traceparent"] = trace
-    return headers
-
-
 def _entry(name: str, model: ServedModel) -> dict[str, object]:
     return {"id": name, "object": "model", "created": model.created, "owned_by": model.namespace}
-
-
-def _loop_time() -> float:
-    return asyncio.get_running_loop().time()
 
 
 def _timestamp() -> str:

@@ -6,6 +6,7 @@ must be an event. *Answered*: bytes of the engine were sent; what breaks now can
 """
 
 import asyncio
+import contextlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 
@@ -108,6 +109,11 @@ class Exchange:
         else:
             await self._write(error.event(self.dialect))
             await self._end()
+
+    async def give_up(self, error: RequestError) -> None:
+        """Tell the client what went wrong, if it is still there."""
+        with contextlib.suppress(ClientLeftError):
+            await self.fail(error)
 
     async def finish(self) -> None:
         """End a stream."""

@@ -12,7 +12,7 @@ from prometheus_client.registry import Collector
 from gptoss_gateway.catalogue import ServedModel
 from gptoss_gateway.certificate import Certificate
 from gptoss_gateway.demand import Place
-from gptoss_gateway.errors import LimitedError
+from gptoss_gateway.errors import LimitedError, RequestError
 from gptoss_gateway.queues import Queues
 from gptoss_gateway.usage import Usage
 
@@ -140,9 +140,10 @@ class Metering:
         """Count one request that never came as far as a model."""
         self._refused.labels(str(status)).inc()
 
-    def request_limited(self, error: LimitedError) -> None:
-        """Count one request that was refused for a tenant's share being used up."""
-        self._limited.labels(self._tenant(error.tenant), error.limit.value).inc()
+    def note_limit(self, error: RequestError) -> None:
+        """Count one request that was refused, if a tenant's share being used up is why."""
+        if isinstance(error, LimitedError):
+            self._limited.labels(self._tenant(error.tenant), error.limit.value).inc()
 
     def held(self, model: ServedModel, seconds: float) -> None:
         """Count the end of one wait."""

@@ -149,9 +149,9 @@ async def test_a_refused_gateway_token_is_not_the_clients_401(awake, house, stat
     assert caught.value.code == "upstream_refused_gateway"
 
 
-async def test_the_longest_request_is_ended(awake):
+async def test_the_longest_request_is_ended(awake, monkeypatch):
     server, application = awake
-    server.gateway.max_request_seconds = 0.2
+    monkeypatch.setattr("gptoss_gateway.inference.MAX_REQUEST_SECONDS", 0.2)
     application.paused.clear()
     async with client(server) as api:
         with pytest.raises(openai.InternalServerError) as caught:

@@ -10,7 +10,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from gptoss_gateway.app import ROUTES
+from gptoss_gateway.inference import ROUTES
 from gptoss_serving.routes import ALLOWED
 from tests.contract.gateway.house import KEY, model_object
 from tests.contract.gateway.test_passing_through import AUTHORIZED, MESSAGES

@@ -13,7 +13,7 @@ def test_tenants_beyond_a_bound_share_their_series():
     tenants = [f"tenant-{number}" for number in range(MAX_TENANTS + 3)]
     metering.watch_tenants(lambda: {(tenant, Place.WAITING): 2 for tenant in tenants})
     for tenant in tenants:
-        metering.request_limited(TooManyHeldError("no", limit=Limit.HELD_IN_ALL, tenant=tenant, retry_after=1))
+        metering.note_limit(TooManyHeldError("no", limit=Limit.HELD_IN_ALL, tenant=tenant, retry_after=1))
         metering.tokens(model(), tenant, Usage(input=1, cached=0, output=0, reasoning=0, estimated=False))
     value = metering.registry.get_sample_value
     own = {"tenant": tenants[0]}

@@ -192,7 +192,7 @@ def _gateway(folder: Path) -> tuple[CollectorRegistry, CollectorRegistry]:
     metering.request_ended(seen, route="chat", status=200)
     metering.request_ended(seen, route="chat", status=502)
     metering.request_refused(401)
-    metering.request_limited(
+    metering.note_limit(
         LimitedError("Ask again later.", limit=Limit.CONCURRENT, tenant="team-a", retry_after=1, code="limited")
     )
     metering.held(seen, 1.0)
