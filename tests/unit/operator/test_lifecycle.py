@@ -63,6 +63,8 @@ class World:
         self.memory: Memory | None = None
         self.asked: Wish | None = None
         self.now = 1000.0
+        self.skew = 0.0
+        """What the operator's time of day is ahead of the right one, in seconds."""
         self.annotations: dict[str, str] = {}
         self.wishes: list[Wish] = []
         """Everything that was asked since the last event."""
@@ -78,7 +80,7 @@ class World:
             revocation=self.revocation,
             demand=self.demand,
             now=self.now,
-            wall=(MONDAY + timedelta(seconds=self.now)).strftime("%Y-%m-%dT%H:%M:%SZ"),
+            wall=(MONDAY + timedelta(seconds=self.now + self.skew)).strftime("%Y-%m-%dT%H:%M:%SZ"),
         )
 
     def plan(self) -> Plan:
