@@ -1,6 +1,7 @@
 """What every command that talks to a cluster shares: its options, one connection, errors as sentences."""
 
 import asyncio
+import os
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -9,7 +10,7 @@ import click
 
 from gptoss_cli.exit_codes import ExitCode
 from gptoss_kube.client import Kube, Object
-from gptoss_kube.errors import KubeError, NotFound, UnknownResource
+from gptoss_kube.errors import KubeError, NotFound, Unauthorized, UnknownResource, Unreachable
 from gptoss_kube.resources import GPT_OSS_DEPLOYMENTS
 
 FIELD_MANAGER = "gptoss-cli"
@@ -65,13 +66,23 @@ async def read_deployment(kube: Kube, namespace: str, name: str) -> Object:
 async def _with_kube(
     work: Callable[[Kube, str], Awaitable[_Result]], kubeconfig: Path | None, context: str | None, namespace: str | None
 ) -> _Result:
+    server = ""
     try:
         async with Kube(kubeconfig=kubeconfig, context=context, user_agent="gptoss-cli") as kube:
-            chosen = namespace or (await kube.connection()).default_namespace or "default"
-            return await work(kube, chosen)
+            connection = await kube.connection()
+            server = connection.server
+            return await work(kube, namespace or connection.default_namespace or "default")
     except UnknownResource as error:
         raise click.ClickException(
             "this cluster does not know GptOssDeployment: apply the CRDs of gptoss-operator first"
+        ) from error
+    except Unreachable as error:
+        raise click.ClickException(
+            f"{server} can't be reached: is it up, and is it the cluster you mean (--context, --kubeconfig)? {error}"
+        ) from error
+    except Unauthorized as error:
+        raise click.ClickException(
+            f"{server} does not know who you are: log in to the cluster again. {error}"
         ) from error
     except KubeError as error:
         raise click.ClickException(str(error)) from error
@@ -79,4 +90,10 @@ async def _with_kube(
 
 def _default_kubeconfig() -> Path | None:
     usual = Path.home() / ".kube" / "config"
-    return usual if usual.is_file() else None
+    if usual.is_file():
+        return usual
+    if "KUBERNETES_SERVICE_HOST" in os.environ:
+        return None
+    raise click.ClickException(
+        f"there is no kubeconfig: name one with --kubeconfig or KUBECONFIG, or put it at {usual}"
+    )

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-import yaml
 from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
@@ -21,6 +20,7 @@ from gptoss_api.fit import Fit, Load, Verdict, assess, load_of
 from gptoss_api.hardware import GIB, Accelerator, accelerator_named, accelerators
 from gptoss_api.profiles import profile_for
 from gptoss_cli.exit_codes import HELP, ExitCode
+from gptoss_cli.files import read_documents
 
 _COLOURS = {
     Verdict.FITS: "green",
@@ -57,16 +57,16 @@ class _Answer:
 @click.option("--max-model-len", type=click.IntRange(min=256), help="Context in tokens.  [default: the profile's]")
 @click.option("--max-num-seqs", type=click.IntRange(min=1), help="Sequences at once.  [default: the profile's]")
 @click.option("--gpu-memory-utilization", type=float, help="Share of memory for the engine.  [default: the profile's]")
-@click.option("-o", "--output", type=click.Choice(["table", "json"]), default="table", show_default=True)
 @click.option("--list", "listing", is_flag=True, help="List the accelerators that are known.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON: an object for --model, else a list.")
 def fit(
     model: str | None,
     manifest: Path | None,
     accelerator: str | None,
     memory: float | None,
-    output: str,
     *,
     listing: bool,
+    as_json: bool,
     **settings: int | float | None,
 ) -> None:
     """Say whether a model fits on an accelerator, and if not, what would.
@@ -75,16 +75,16 @@ def fit(
     estimated, rather too high than too low; vLLM itself measures when it starts.
     """
     if listing:
-        _list(output)
+        _list(as_json=as_json)
         return
     if (model is None) == (manifest is None):
-        raise click.UsageError("give either --model or -f MANIFEST")
+        raise click.UsageError("give either --model or -f MANIFEST (--list shows the accelerators that are known)")
     if manifest is not None and any(value is not None for value in settings.values()):
         raise click.UsageError("settings come from the manifest: leave --tensor, --max-… and --gpu-… away with -f")
     card = _accelerator(accelerator, memory)
     specs = _of_options(str(model), settings) if manifest is None else _of_manifest(manifest)
     answers = [_answer(name, spec, card) for name, spec in specs]
-    if output == "json":
+    if as_json:
         documents = [_document(answer) for answer in answers]
         click.echo(json.dumps(documents[0] if manifest is None else documents, indent=2))
     else:
@@ -124,11 +124,7 @@ def _of_options(model: str, settings: Mapping[str, int | float | None]) -> list[
 
 
 def _of_manifest(path: Path) -> list[tuple[str, GptOssDeploymentSpec]]:
-    try:
-        documents = list(yaml.safe_load_all(path.read_text()))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise click.ClickException(f"{path}: {error}") from error
-    found = list(_deployments(path, documents))
+    found = list(_deployments(path, read_documents(path)))
     if not found:
         raise click.ClickException(f"{path} holds no GptOssDeployment")
     return found
@@ -138,7 +134,9 @@ def _deployments(path: Path, documents: list[Any]) -> Iterator[tuple[str, GptOss
     for document in documents:
         if not isinstance(document, dict) or document.get("kind") != "GptOssDeployment":
             continue
-        metadata = document.get("metadata") or {}
+        metadata = document.get("metadata")
+        if not isinstance(metadata, dict) or not metadata.get("name"):
+            raise click.ClickException(f"{path}: a GptOssDeployment in it has no metadata.name: give it one")
         name = "/".join(str(metadata[part]) for part in ("namespace", "name") if metadata.get(part))
         try:
             yield name, GptOssDeploymentSpec.model_validate(document.get("spec"))
@@ -148,7 +146,7 @@ def _deployments(path: Path, documents: list[Any]) -> Iterator[tuple[str, GptOss
 
 def _first(error: ValidationError) -> str:
     fault = error.errors()[0]
-    return f"spec.{'.'.join(str(part) for part in fault['loc'])}: {fault['msg']}"
+    return f"{'.'.join(('spec', *map(str, fault['loc'])))}: {fault['msg']}"
 
 
 def _answer(name: str, spec: GptOssDeploymentSpec, card: Accelerator) -> _Answer:
@@ -238,8 +236,8 @@ def _print(answer: _Answer) -> None:
         console.print(Text(f"{name}={value}", style="dim"), soft_wrap=True)
 
 
-def _list(output: str) -> None:
-    if output == "json":
+def _list(*, as_json: bool) -> None:
+    if as_json:
         documents = [
             {
                 "name": each.name,

@@ -13,6 +13,12 @@ from typing import Any
 
 import click
 import yaml
+from pydantic import ValidationError
+
+from gptoss_cli.files import read_documents
+from gptoss_gateway.errors import SettingsError
+from gptoss_gateway.keys import KeyRing, Tenant
+from gptoss_gateway.settings import describe
 
 KEY_PREFIX = "gptoss-"
 _KEY_BYTES = 32  # 43 characters of URL-safe base64
@@ -76,9 +82,10 @@ def create(
     priority: int | None,
     as_json: bool,  # noqa: FBT001 - click passes options by name
 ) -> None:
-    """Make a key for a tenant and print it once: it can't be shown again.
+    """Make a key for a tenant.
 
-    Limits are the tenant's, whatever its keys; those that are given replace the known ones.
+    It is printed once and can't be shown again. Limits are the tenant's, whatever its keys; those that are
+    given replace the known ones.
     """
     limits = {
         "requestsPerMinute": requests_per_minute,
@@ -113,7 +120,10 @@ def create(
 @_file_option
 @_json_option
 def list_keys(path: Path, as_json: bool) -> None:  # noqa: FBT001
-    """List tenants, their rights and the beginnings of their keys' hashes."""
+    """List tenants and their keys' hashes.
+
+    Of each hash it shows the beginning, by which `revoke` finds the key.
+    """
     tenants = _read(path)
     if as_json:
         click.echo(json.dumps(tenants, indent=2))
@@ -134,7 +144,10 @@ def list_keys(path: Path, as_json: bool) -> None:  # noqa: FBT001
 @click.argument("key")
 @_json_option
 def revoke(path: Path, key: str, as_json: bool) -> None:  # noqa: FBT001
-    """Remove KEY: the key itself, or at least 12 digits of its hash as `list` shows them."""
+    """Revoke KEY.
+
+    KEY is the key itself, or at least 12 digits of its hash as `list` shows them.
+    """
     with _changing(path, must_exist=True) as tenants:
         owner, digest = _find(tenants, key)
         owner["keys"].remove(digest)
@@ -183,14 +196,30 @@ def _joined(known: list[str], added: tuple[str, ...]) -> list[str]:
 
 
 def _read(path: Path) -> list[dict[str, Any]]:
-    try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise click.ClickException(f"{path} can't be read: {error}") from error
-    tenants = (document or {}).get("tenants", []) if isinstance(document, (dict, type(None))) else None
-    if not isinstance(tenants, list) or not all(isinstance(entry, dict) and "name" in entry for entry in tenants):
+    documents = read_documents(path)
+    document = documents[0] if documents and documents[0] is not None else {"tenants": []}
+    tenants = document.get("tenants") if isinstance(document, dict) else None
+    if len(documents) > 1 or not isinstance(tenants, list) or not all(isinstance(entry, dict) for entry in tenants):
         raise click.ClickException(f"{path} is not a keys file: it must hold a list `tenants`, each with a name")
+    if fault := _fault(tenants):
+        raise click.ClickException(f"{path} is not a keys file that a gateway takes: {fault}; correct it there first")
     return tenants
+
+
+def _fault(tenants: list[dict[str, Any]]) -> str | None:
+    """Return why a gateway would refuse these tenants, by the gateway's own rules."""
+    try:
+        KeyRing(tuple(_tenant(entry) for entry in tenants))
+    except SettingsError as error:
+        return str(error)
+    return None
+
+
+def _tenant(entry: Mapping[str, Any]) -> Tenant:
+    try:
+        return Tenant.model_validate(entry)
+    except ValidationError as error:
+        raise SettingsError(f"tenant {entry.get('name')!r}: {describe(error)}") from error
 
 
 @contextmanager
@@ -203,8 +232,13 @@ def _changing(path: Path, *, must_exist: bool = False) -> Iterator[list[dict[str
         fcntl.flock(folder, fcntl.LOCK_EX)
         tenants = _read(path) if must_exist or path.exists() else []
         yield tenants
-        _write(path, yaml.safe_dump({"tenants": tenants}, sort_keys=False))
-        os.fsync(folder)
+        if fault := _fault(tenants):
+            raise click.UsageError(f"a gateway would refuse that: {fault}")
+        try:
+            _write(path, yaml.safe_dump({"tenants": tenants}, sort_keys=False))
+            os.fsync(folder)
+        except OSError as error:
+            raise click.ClickException(f"{path} can't be written: {error.strerror or error}") from error
     finally:
         os.close(folder)
 

@@ -220,8 +220,7 @@ def pull(
         "replacedFiles": list(found.damaged),
         "removedCopies": [gone.name for gone in found.evicted],
     }
-    if termination_log is not None:
-        termination_log.write_text(json.dumps({"receipt": printed}))
+    _leave(termination_log, {"receipt": printed})
     _print(printed, as_json=as_json)
 
 
@@ -240,6 +239,10 @@ def _bundle_at(place: str, revision: str | None = None) -> bytes:
 
     if "://" not in place:
         path = Path(place)
+        if not path.exists():
+            raise click.UsageError(
+                f"{place} is no folder or file here; a source begins with s3://, az://, hf:// or file://"
+            )
         if not path.is_file():
             return read_local_bundle(path)
         with path.open("rb") as stream:
@@ -325,13 +328,22 @@ def _reported(*, as_json: bool, termination_log: Path | None = None) -> Iterator
             "file": error.file,
             "retryable": error.retryable,
         }
-        if termination_log is not None:
-            termination_log.write_text(json.dumps({"error": described}))
+        _leave(termination_log, {"error": described})
         if as_json:
             click.echo(json.dumps({"error": described}))
         else:
             click.echo(_shown(str(error)), err=True)
         sys.exit(ExitCode.NEGATIVE if isinstance(error, TrustError) else ExitCode.FAILED)
+
+
+def _leave(termination_log: Path | None, message: dict[str, Any]) -> None:
+    """Leave a message for Kubernetes to show; without it the outcome is the same."""
+    if termination_log is None:
+        return
+    try:
+        termination_log.write_text(json.dumps(message))
+    except OSError as error:
+        click.echo(f"--termination-log {termination_log} can't be written: {error.strerror or error}", err=True)
 
 
 def _print(found: dict[str, Any], *, as_json: bool) -> None:

@@ -70,8 +70,12 @@ class Credentials:
                 _config.load_incluster_config(self.configuration, try_refresh_token=False)
         except CredentialsError:
             raise
-        except (_config.ConfigException, yaml.YAMLError, OSError, TypeError, KeyError, ValueError) as error:
-            raise CredentialsError(f"{self._source} is not usable: {error}") from error
+        except (_config.ConfigException, yaml.YAMLError, OSError, ValueError) as error:
+            raise CredentialsError(f"{self._source} is not usable: {' '.join(str(error).split())}") from error
+        except (TypeError, KeyError, AttributeError) as error:  # the reader minds no shapes
+            raise CredentialsError(
+                f"{self._source} is not a kubeconfig: name another with --kubeconfig or KUBECONFIG"
+            ) from error
         self._read_at = time.monotonic()
         return bool(self.configuration.api_key.get("BearerToken") != before)
 

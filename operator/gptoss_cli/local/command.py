@@ -12,6 +12,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from gptoss_cli.exit_codes import ExitCode
 from gptoss_cli.local.conversation import Reply, ask
 from gptoss_cli.local.errors import LocalStackError
 from gptoss_cli.local.stack import MODEL, Running, Stack
@@ -54,7 +55,7 @@ def up() -> None:
                 raise
     except KeyboardInterrupt:
         console.print("[red]Interrupted.[/] Nothing was left running.")
-        sys.exit(130)
+        sys.exit(ExitCode.INTERRUPTED)
     except LocalStackError as error:
         _fail(console, error)
     _print_replies(console, replies)
@@ -86,7 +87,7 @@ def status(*, as_json: bool) -> None:
         console.print(f"\nlogs: {stack.programs.folder}", highlight=False, soft_wrap=True)
         if running:
             _print_next(console, running)
-    sys.exit(0 if running else 3)
+    sys.exit(ExitCode.OK if running else ExitCode.NEGATIVE)
 
 
 @local.command()
@@ -107,7 +108,7 @@ def _interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
 
 def _fail(console: Console, error: LocalStackError) -> NoReturn:
     console.print(Text(str(error), style="red"))
-    sys.exit(1)
+    sys.exit(ExitCode.FAILED)
 
 
 def _print_replies(console: Console, replies: list[Reply]) -> None:

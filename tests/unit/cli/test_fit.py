@@ -45,7 +45,7 @@ def test_a_reduced_context_is_no_yes() -> None:
 
 
 def test_json_carries_every_number() -> None:
-    result = run("--model", "gpt-oss-20b", "--gpu", "H200", "-o", "json")
+    result = run("--model", "gpt-oss-20b", "--gpu", "H200", "--json")
     document = json.loads(result.output)
     assert document["verdict"] == "Fits"
     assert document["accelerator"]["family"] == "Hopper"
@@ -65,7 +65,7 @@ def test_reads_every_deployment_of_a_manifest(tmp_path: Path) -> None:
         deployment_object("small"),
         deployment_object("large", model={"name": "gpt-oss-120b", "uri": "s3://m/x"}, parallelism={"tensor": 2}),
     )
-    result = run("-f", path, "--gpu", "A100-40GB", "-o", "json")
+    result = run("-f", path, "--gpu", "A100-40GB", "--json")
     assert result.exit_code == ExitCode.NEGATIVE
     assert {each["name"]: each["verdict"] for each in json.loads(result.output)} == {
         "ml/small": "Fits",
@@ -87,7 +87,7 @@ def test_a_cpu_needs_to_be_told_its_memory() -> None:
 
 def test_lists_what_is_known() -> None:
     assert "MI355X" in run("--list").output
-    assert {"H100-80GB", "L4"} <= {each["name"] for each in json.loads(run("--list", "-o", "json").output)}
+    assert {"H100-80GB", "L4"} <= {each["name"] for each in json.loads(run("--list", "--json").output)}
 
 
 @pytest.mark.parametrize(
@@ -111,6 +111,25 @@ def test_a_manifest_that_is_wrong_names_the_field(tmp_path: Path) -> None:
     result = run("-f", manifest(tmp_path, deployment_object(parallelism={"tensor": "two"})), "--gpu", "H200")
     assert result.exit_code == ExitCode.FAILED
     assert "spec.parallelism.tensor" in result.output
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("a: [\n", "is not YAML (line 2)"),
+        ("\0", "is not YAML"),
+        ("kind: GptOssDeployment\nmetadata: a word\n", "no metadata.name"),
+        ("kind: GptOssDeployment\nmetadata: {name: x}\nspec:\n", "x: spec: Input should be"),
+    ],
+)
+def test_a_file_that_is_no_manifest_is_one_line(tmp_path: Path, text: str, said: str) -> None:
+    path = tmp_path / "deployment.yaml"
+    path.write_text(text)
+    result = run("-f", path, "--gpu", "H200")
+    assert result.exit_code == ExitCode.FAILED
+    (line,) = result.output.splitlines()
+    assert str(path) in line
+    assert said in line
 
 
 def test_a_custom_model_can_not_be_looked_at(tmp_path: Path) -> None:

@@ -120,6 +120,43 @@ def test_a_file_of_another_kind_is_left_alone(path: Path):
     assert path.read_text() == "- just\n- a list\n"
 
 
+@pytest.mark.parametrize(
+    ("entry", "field"),
+    [
+        ("{name: a, keys: 5, namespaces: [ml]}", "keys"),
+        ("{name: a, keys: ['sha256:12'], namespaces: [ml]}", "keys.0"),
+        ("{name: a, keys: [], namespaces: ml}", "namespaces"),
+        ("{name: a, keys: [], namespaces: [ml], limits: 3}", "limits"),
+        ("{keys: [], namespaces: [ml]}", "name"),
+    ],
+)
+def test_a_file_that_the_gateway_refuses_is_named_with_the_field_and_left_alone(path: Path, entry: str, field: str):
+    path.write_text(text := f"tenants: [{entry}]\n")
+    for command in (["list"], ["revoke", "0123456789ab"], ["create", "--tenant", "b", "-n", "ml"]):
+        result = gptoss(command[0], "--file", str(path), *command[1:])
+        assert result.exit_code == ExitCode.FAILED, result.output
+        (line,) = result.output.splitlines()
+        assert f"{field}: " in line
+    assert path.read_text() == text
+
+
+@pytest.mark.parametrize("options", [("--tenant", "", "-n", "ml"), ("--tenant", "b", "-n", "Not_A_Namespace")])
+def test_no_key_is_made_that_the_gateway_would_refuse(path: Path, options: tuple[str, ...]):
+    key = created(path)
+    before = path.read_bytes()
+    result = gptoss("create", "--file", str(path), *options)
+    assert result.exit_code == ExitCode.USAGE
+    assert "a gateway would refuse that" in result.output
+    assert path.read_bytes() == before
+    assert KeyRing.read(path).find(key) is not None
+
+
+def test_a_folder_that_can_not_be_written_to_is_a_sentence():
+    result = gptoss("create", "--file", "/proc/keys.yaml", "--tenant", "a", "-n", "ml")
+    assert result.exit_code == ExitCode.FAILED
+    assert "/proc/keys.yaml can't be written" in result.output
+
+
 def test_a_write_that_fails_leaves_the_old_file(path: Path, monkeypatch: pytest.MonkeyPatch):
     created(path)
     before = path.read_bytes()

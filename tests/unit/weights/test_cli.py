@@ -109,6 +109,21 @@ def test_a_pull_leaves_its_receipt_or_its_reason_in_the_termination_log(signed, 
     assert json.loads(log.read_text())["receipt"]["manifestDigest"] == signed.signed["manifestDigest"]
 
 
+def test_a_termination_log_that_can_not_be_written_is_told_and_changes_no_outcome(signed, tmp_path):
+    pull = ["pull", f"file://{signed.folder}", "--to", tmp_path / "to", "--termination-log", tmp_path / "no" / "log"]
+    refused = run(*pull, "--model", "other", "--key", signed.key, code=3)
+    assert "SubjectMismatch" in refused.stderr
+    pulled = run(*pull, "--model", MODEL, "--key", signed.key)
+    assert f"manifestDigest: {signed.signed['manifestDigest']}" in pulled.stdout
+    for found in (refused, pulled):
+        assert "log can't be written: No such file or directory" in found.stderr
+
+
+def test_a_place_that_is_not_there_is_wrong_usage_and_no_verdict(tmp_path):
+    assert "is no folder or file here" in run("inspect", tmp_path / "nowhere", code=2).stderr
+    assert "s3://" in run("inspect", "models/gpt-oss-20b", code=2).stderr
+
+
 def test_file_uris_keep_to_roots_where_there_are_some(signed, tmp_path, monkeypatch):
     monkeypatch.setenv("GPTOSS_WEIGHTS_FILE_ROOTS", str(tmp_path / "elsewhere"))
     assert SourceSettings.from_environment().file_roots

@@ -1,0 +1,77 @@
+"""No cluster, or none that can be asked: one sentence that says what to look at, and exit code 1."""
+
+import json
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from gptoss_cli.exit_codes import ExitCode
+from gptoss_cli.main import main
+
+
+def sentence(*arguments: str, env: Mapping[str, str | None] | None = None) -> str:
+    """Run a command that must fail, and return the one line it says."""
+    result = CliRunner().invoke(main, list(arguments), env={"KUBECONFIG": None, **(env or {})})
+    assert result.exit_code == ExitCode.FAILED, result.output
+    (line,) = result.output.splitlines()
+    return line
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+    return tmp_path
+
+
+def test_no_kubeconfig_outside_a_pod_names_the_ways_to_give_one(home: Path) -> None:
+    said = sentence("status")
+    for text in ("there is no kubeconfig", "--kubeconfig", "KUBECONFIG", f"{home}/.kube/config"):
+        assert text in said
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"a word", b"[1, 2]", b"a: [\n", b"\xff\xfe\x00", b"clusters: [1]\ncontexts: [2]\ncurrent-context: x"],
+)
+def test_a_file_that_is_no_kubeconfig_is_named(home: Path, content: bytes) -> None:
+    path = home / "odd"
+    path.write_bytes(content)
+    said = sentence("status", "--kubeconfig", str(path))
+    assert f"kubeconfig {path} is not" in said
+
+
+def test_a_context_that_is_not_there_is_named(kubeconfig: Path) -> None:
+    assert "nope" in sentence("status", "--kubeconfig", str(kubeconfig), "--context", "nope")
+
+
+@pytest.mark.parametrize("command", [("status",), ("wake", "assistant"), ("suspend", "assistant")])
+def test_an_unreachable_cluster_is_named_with_what_to_look_at(kubeconfig: Path, command: tuple[str, ...]) -> None:
+    server = json.loads(kubeconfig.read_text())["clusters"][0]["cluster"]["server"]
+    said = sentence(*command, env={"KUBECONFIG": str(kubeconfig)})
+    assert f"{server} can't be reached" in said
+    assert "--context" in said
+
+
+@pytest.fixture
+def kubeconfig(tmp_path: Path):
+    """A kubeconfig of a server that refuses connections."""
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))  # bound, not listening: refused
+        path = tmp_path / "config"
+        path.write_text(
+            json.dumps(
+                {
+                    "apiVersion": "v1",
+                    "kind": "Config",
+                    "clusters": [{"name": "c", "cluster": {"server": f"https://127.0.0.1:{held.getsockname()[1]}"}}],
+                    "users": [{"name": "u", "user": {"token": "t"}}],
+                    "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}],
+                    "current-context": "c",
+                }
+            )
+        )
+        yield path
