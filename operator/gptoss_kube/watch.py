@@ -18,7 +18,7 @@ from gptoss_kube.client import Kube, Object
 from gptoss_kube.errors import KubeError, ServerFailed, Unreachable, error_from_status
 from gptoss_kube.resources import Resource
 
-log = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 STALL_SECONDS = 70.0
 """A stream without a word for so long is dead: the server sends a bookmark about once a minute."""
@@ -99,10 +99,10 @@ class Informer:
                 await self._list_and_watch()
             except KubeError as error:
                 self.last_error = error
-                log.warning("following %s: %s", self._resource.plural, error)
-            except Exception as error:  # an answer we can't read must not end the following for ever
+                _log.warning("following %s: %s", self._resource.plural, error)
+            except Exception as error:  # noqa: BLE001 - an answer we can't read must not end the following for ever
                 self.last_error = ServerFailed(f"watch {self._resource.plural}: {error!r}")
-                log.exception("following %s", self._resource.plural)
+                _log.exception("following %s", self._resource.plural)
             failures = 1 if time.monotonic() - started > _BACKOFF_SECONDS[1] else failures + 1
             least, most = _BACKOFF_SECONDS
             await asyncio.sleep(min(most, least * 2**failures) * random.uniform(0.5, 1.0))  # noqa: S311
@@ -189,8 +189,8 @@ class Informer:
     def _call(self, callback: Callable[[Object], None], obj: Object) -> None:
         try:
             callback(obj)
-        except Exception:  # one object's trouble must not end the following of all others
-            log.exception("callback for %s %s", self._resource.kind, _key(obj))
+        except Exception:  # noqa: BLE001 - one object's trouble must not end the following of all others
+            _log.exception("callback for %s %s", self._resource.kind, _key(obj))
 
 
 def _key(obj: Object) -> tuple[str, str]:

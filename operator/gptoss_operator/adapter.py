@@ -22,7 +22,7 @@ from gptoss_kube.resources import (
 from gptoss_operator.cache import Kind, Raw
 from gptoss_operator.settings import Settings
 
-_LOG = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 _RESOURCES: Mapping[Kind, Resource] = {
     Kind.DEPLOYMENT: GPT_OSS_DEPLOYMENTS,
     Kind.POLICY: WEIGHT_TRUST_POLICIES,
@@ -103,7 +103,7 @@ class KubernetesAdapter:
             )
         except KubeError as error:
             level = logging.WARNING if isinstance(error, Forbidden) else logging.INFO
-            _LOG.log(level, "an event about %s was not recorded: %s", deployment["metadata"]["name"], error)
+            _log.log(level, "an event about %s was not recorded: %s", deployment["metadata"]["name"], error)
             return False
         return True
 

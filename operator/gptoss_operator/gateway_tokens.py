@@ -10,7 +10,7 @@ from gptoss_api.gateway_token import RETAIN_SECONDS, tokens_of
 from gptoss_operator.clock import Clock
 from gptoss_operator.settings import SettingsError
 
-_LOG = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 LOOK_SECONDS = 5.0
 
 
@@ -44,7 +44,7 @@ class AcceptedTokens:
             try:
                 found = self.hashes()
             except (OSError, ValueError, SettingsError) as error:
-                _LOG.warning("the tokens of gateways stay as they were: %s", error)
+                _log.warning("the tokens of gateways stay as they were: %s", error)
             else:
                 if known and found != known:
                     changed()

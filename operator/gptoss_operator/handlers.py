@@ -19,7 +19,7 @@ from gptoss_operator.cache import Kind
 from gptoss_operator.clock import Clock
 from gptoss_operator.intake import Intake
 
-_LOG = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 _FIRST_PAUSE = 1.0
 _LAST_PAUSE = 60.0
 _STEADY_SECONDS = 120.0
@@ -64,9 +64,9 @@ class Watches:
             began = self._clock.now()
             try:
                 await self._run()
-                _LOG.warning("the watches ended; they are started anew in %.0f s", pause)
+                _log.warning("the watches ended; they are started anew in %.0f s", pause)
             except Exception as error:  # noqa: BLE001 - kopf ends with whatever a watch ended with
-                _LOG.warning("the watches ended (%s); they are started anew in %.0f s", error, pause)
+                _log.warning("the watches ended (%s); they are started anew in %.0f s", error, pause)
             pause = _FIRST_PAUSE if self._clock.now() - began > _STEADY_SECONDS else min(_LAST_PAUSE, pause * 2)
             await asyncio.sleep(pause)
 

@@ -13,7 +13,7 @@ from gptoss_operator.keys import DeploymentKey, Key
 from gptoss_operator.plan.demand import Demand, Gateway, changed_uids, demand_for, follow
 from gptoss_operator.workqueue import Priority, WorkQueue
 
-_LOG = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 _DEAD_SECONDS = 3600.0
 
 
@@ -106,7 +106,7 @@ class Intake:
             report = GatewayReportSpec.model_validate(raw.get("spec") or {})
         except ValidationError as error:
             # A gateway that can't be understood still lives as far as we knew: unknown is not zero.
-            _LOG.warning("GatewayReport %s can't be read: %s", name, error.errors()[0]["msg"])
+            _log.warning("GatewayReport %s can't be read: %s", name, error.errors()[0]["msg"])
             return
         now = self._clock.now()
         before = self._gateways.get(name)

@@ -14,7 +14,7 @@ from gptoss_kube.watch import Informer
 from gptoss_operator.clock import Clock
 from gptoss_operator.election import Election, Look, Terms, Wait, Write
 
-_LOG = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 _FIELD_MANAGER = "gptoss-operator-election"
 
 
@@ -134,10 +134,10 @@ class Elector:
                 except Conflict:  # a renewal that was cut off arrived all the same
                     self._election.saw(await self._lease.read(timeout=self._terms.call_seconds), now=self._clock.now())
                 else:
-                    _LOG.info("gave back the Lease %s", self._lease.name)
+                    _log.info("gave back the Lease %s", self._lease.name)
                     return
         except KubeError as error:
-            _LOG.info("the Lease was not given back, so the next leader waits for its end: %s", error)
+            _log.info("the Lease was not given back, so the next leader waits for its end: %s", error)
 
     async def _turn(self) -> None:
         match self._election.next_step(self._clock.now(), _wall()):
@@ -167,7 +167,7 @@ class Elector:
                 stored = await self._lease.replace(step.replaces, step.claim, timeout=timeout)
         except (Conflict, NotFound) as error:
             self._election.unclear()
-            _LOG.debug("the Lease was not ours to write: %s", error)
+            _log.debug("the Lease was not ours to write: %s", error)
             if isinstance(error, NotFound) and step.replaces is None:
                 await self._pause(error)  # its namespace is missing
         except KubeError as error:
@@ -177,13 +177,13 @@ class Elector:
             self._election.won(stored, sent_at=sent_at, now=self._clock.now())
             self._trouble = ""
             if not led:
-                _LOG.info("%s leads (Lease %s)", self._identity, self._lease.name)
+                _log.info("%s leads (Lease %s)", self._identity, self._lease.name)
             self._elected.set()
 
     async def _pause(self, error: KubeError) -> None:
         if str(error) != self._trouble:
             self._trouble = str(error)
-            _LOG.warning("the Lease %s can't be reached, trying again: %s", self._lease.name, error)
+            _log.warning("the Lease %s can't be reached, trying again: %s", self._lease.name, error)
         await asyncio.sleep(self._terms.retry_seconds * random.uniform(0.8, 1.2))  # noqa: S311
 
     async def _heard_within(self, seconds: float) -> None:

@@ -40,11 +40,11 @@ from gptoss_operator.substrates.rayserve import RayServe
 from gptoss_operator.trust import TrustDesk
 from gptoss_operator.workqueue import Priority, QueueClosedError, WorkQueue
 
-_LOG = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 _LONGEST_RECONCILE = 180.0
 
 
-class Engine:
+class Operator:
     """Everything between the watches and the API server: cache, queue, workers, substrates.
 
     Tests drive it with another boundary, clock or check; the process with the real ones.
@@ -196,11 +196,11 @@ class Engine:
             except Transient as error:
                 delay = self.queue.failed(key, again_after=error.retry_after)
                 self.metrics.reconciles.labels(key.kind, "retry").inc()
-                _LOG.info("%s: %s; again in %.1f s", key, error, delay)
+                _log.info("%s: %s; again in %.1f s", key, error, delay)
             except Exception:  # noqa: BLE001 - one key's fault must not end the worker
                 delay = self.queue.failed(key)
                 self.metrics.reconciles.labels(key.kind, "error").inc()
-                _LOG.exception("%s failed; again in %.1f s", key, delay)
+                _log.exception("%s failed; again in %.1f s", key, delay)
             else:
                 if led and not self.leadership.may_write():  # what was planned may not have been done
                     self.queue.failed(key)
@@ -245,7 +245,7 @@ async def run(settings: Settings, *, kubeconfig: Path | None, read_only: bool, i
         kube = await stack.enter_async_context(
             Kube(kubeconfig=kubeconfig, user_agent="gptoss-operator", write_seconds=leadership.write_seconds)
         )
-        engine = Engine(
+        operator = Operator(
             settings=settings,
             kubernetes=KubernetesAdapter(kube, settings=settings),
             session=session,
@@ -253,32 +253,32 @@ async def run(settings: Settings, *, kubeconfig: Path | None, read_only: bool, i
             leadership=leadership,
             kube=kube,
         )
-        engine.metrics.leads.set_function(leadership.may_write)
+        operator.metrics.leads.set_function(leadership.may_write)
         watches = Watches(
-            intake=engine.intake,
+            intake=operator.intake,
             login=kube.connection,
-            clock=engine.clock,
+            clock=operator.clock,
             namespaces=settings.namespaces,
             system_namespace=settings.system_namespace,
             after_start=take_signals,
         )
 
         def not_ready() -> str | None:
-            if not engine.listed:
+            if not operator.listed:
                 return "the first LIST is not complete"
             return None if watches.running else "the watches do not run"
 
         health = HealthServer(
             host=settings.metrics.host,
             port=settings.metrics.port,
-            registry=engine.metrics.registry,
-            sick=engine.sick,
+            registry=operator.metrics.registry,
+            sick=operator.sick,
             not_ready=not_ready,
         )
         await health.start()
-        _LOG.info("metrics and health listen on %s:%d", settings.metrics.host, health.port)
+        _log.info("metrics and health listen on %s:%d", settings.metrics.host, health.port)
         tasks = [
-            asyncio.create_task(engine.forever(), name="engine"),
+            asyncio.create_task(operator.forever(), name="operator"),
             asyncio.create_task(watches.forever(), name="watches"),
         ]
         standing = [asyncio.create_task(elector.forever(), name="elector")] if elector is not None else []

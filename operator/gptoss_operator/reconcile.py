@@ -32,7 +32,7 @@ from gptoss_operator.trust import TrustDesk
 from gptoss_operator.workqueue import WorkQueue
 
 _UNREACHABLE = frozenset({Reason.CLUSTER_UNREACHABLE, Reason.KUBERAY_MISSING})
-_LOG = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -148,7 +148,7 @@ class Reconciler:
         """Write down, then act: whoever dies in between leaves what the next process does again."""
         if not self.leadership.may_write():
             if planned.actions or planned.status is not None:
-                _LOG.info("%s: would do %s, status %s", key, planned.actions, planned.status)
+                _log.info("%s: would do %s, status %s", key, planned.actions, planned.status)
             return
         if planned.status is not None:
             self.intake.seen(Kind.DEPLOYMENT, await self.kubernetes.write_status(raw, _wire(planned.status)))

@@ -15,7 +15,7 @@ from gptoss_operator.keys import ClusterKey, Key
 from gptoss_operator.leadership import Leadership
 from gptoss_operator.workqueue import Priority, WorkQueue
 
-_LOG = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 _AGAIN_SECONDS = 2.0
 
 
@@ -47,7 +47,7 @@ class Resync:
             try:
                 await self.once()
             except KubeError as error:
-                _LOG.warning("the first LIST failed, trying again: %s", error)
+                _log.warning("the first LIST failed, trying again: %s", error)
                 await asyncio.sleep(_AGAIN_SECONDS)
             else:
                 self._intake.first_look = False
@@ -60,7 +60,7 @@ class Resync:
             try:
                 await self.once()
             except KubeError as error:
-                _LOG.warning("the resync failed; the next one follows: %s", error)
+                _log.warning("the resync failed; the next one follows: %s", error)
 
     async def once(self) -> None:
         """List every kind once, and ask for a look at everything.
@@ -95,4 +95,4 @@ class Resync:
             try:
                 await self._kubernetes.delete_report(name)
             except KubeError as error:
-                _LOG.warning("the report of gateway %s, which is gone, was not deleted: %s", name, error)
+                _log.warning("the report of gateway %s, which is gone, was not deleted: %s", name, error)

@@ -21,7 +21,7 @@ from gptoss_weights.policy import Narrowing, check_source, evaluate, select_poli
 from gptoss_weights.sources import SourceSettings, open_source
 from gptoss_weights.trust import read_bundle
 
-_LOG = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 _NO_FILES: Mapping[str, Path] = {}
 
 
@@ -99,7 +99,7 @@ class SignatureCheck:
                     versions.update(f"\n{file.name} {error.reason}".encode())
                 except SourceError as error:
                     # The manifest may be all that the operator is let near: nodes have credentials of their own.
-                    _LOG.debug("the version of %s can't be seen: %s", file.name, error.reason)
+                    _log.debug("the version of %s can't be seen: %s", file.name, error.reason)
                     seen, weight_bytes = False, None
                     break
         return Trusted(
@@ -126,7 +126,7 @@ class SignatureCheck:
                     with self._trusted_roots[name].open("rb") as stream:
                         found[name] = stream.read(MAX_ROOT_BYTES + 1).decode()
                 except (OSError, UnicodeDecodeError) as error:
-                    _LOG.error("the trusted root %s can't be read: %s", name, type(error).__name__)
+                    _log.error("the trusted root %s can't be read: %s", name, type(error).__name__)
         return found
 
 

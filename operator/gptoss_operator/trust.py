@@ -29,7 +29,7 @@ from gptoss_operator.threads import Threads
 from gptoss_weights.errors import AccessDeniedError, SourceError, WeightsError
 from gptoss_weights.policy import revocation
 
-_LOG = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 _WITH_CREDENTIALS = ("s3://", "az://", "hf://")
 FIRST_LOOK_SECONDS = 30.0
 LAST_LOOK_SECONDS = 600.0
@@ -198,7 +198,7 @@ class TrustDesk:
                 f"({error.error_count()} faults); an administrator must mend it",
             )
         except Exception:  # noqa: BLE001 - fail closed, whatever a library raises
-            _LOG.exception("the check of %s failed", deployment.qualified_name)
+            _log.exception("the check of %s failed", deployment.qualified_name)
             no = Distrusted(
                 reason=TrustReason.SOURCE_UNAVAILABLE,
                 message="the check of the weights failed; see the operator's log",

@@ -12,7 +12,7 @@ from gptoss_weights.errors import WeightsError
 from gptoss_weights.materialise import pull
 from gptoss_weights.sources import SourceSettings
 
-logger = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 
 def ensure(weights: WeightsArguments, node: Node) -> Path:
@@ -67,7 +67,7 @@ def verified_copy(weights: WeightsArguments, node: Node) -> Path:
             )
     except WeightsError as error:
         raise WeightsRefusedError.because(error) from error
-    logger.info(
+    _log.info(
         "verified %d bytes of %s in %.1f s (%d fetched)", copy.bytes, weights.subject, copy.seconds, copy.fetched_bytes
     )
     return copy.path

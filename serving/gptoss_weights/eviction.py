@@ -22,7 +22,7 @@ from gptoss_weights.storage import PrivateCopy, copies, locked_file
 _LOCK: Final = "room.lock"
 _LOCK_SECONDS: Final = 600.0
 
-logger = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -91,6 +91,6 @@ def _evict_first(others: list[PrivateCopy], *, keep_seconds: float) -> Evicted |
         if each.remove_unless_used():
             others.remove(each)
             metrics.EVICTED_COPIES.inc()
-            logger.warning("removed %s (%d bytes), the least recently used copy, to make room", each.name, size)
+            _log.warning("removed %s (%d bytes), the least recently used copy, to make room", each.name, size)
             return Evicted(name=each.name, bytes=size)
     return None

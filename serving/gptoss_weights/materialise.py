@@ -53,7 +53,7 @@ _SMALL_BYTES: Final = 1024 * 1024
 
 T = TypeVar("T")
 
-logger = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -269,7 +269,7 @@ class _Pull:
             remove(self.copy.staging / name)
         if self.damaged:
             metrics.DAMAGED_FILES.inc(len(self.damaged))
-            logger.warning(
+            _log.warning(
                 "%d files of the verified copy %s were changed, missing or planted since; replacing them: %s",
                 len(self.damaged),
                 self.copy.name,

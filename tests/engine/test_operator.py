@@ -1,4 +1,4 @@
-"""The operator's engine against a real Ray Serve: what a fake can only assume of it."""
+"""The operator against a real Ray Serve: what a fake can only assume of it."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -10,7 +10,7 @@ import pytest
 
 from gptoss_api.clusters import RayCluster
 from gptoss_cli.local.ray_head import RayHead
-from gptoss_operator.process import Engine
+from gptoss_operator.process import Operator
 from gptoss_operator.settings import Settings
 from gptoss_operator.substrates.dashboard import RayDashboard
 from gptoss_operator.substrates.nodes import hardware_of
@@ -47,8 +47,8 @@ async def home(ray_head: RayHead, applications: Applications, tmp_path: Path) ->
     )
     kubernetes, trust, clock = FakeKubernetes(), TrustSays(), ManualClock()
     async with aiohttp.ClientSession() as session:
-        engine = Engine(settings=settings, kubernetes=kubernetes, session=session, clock=clock, check=trust)
-        built = House(kubernetes, None, trust, clock, settings, session, engine)  # type: ignore[arg-type]
+        operator = Operator(settings=settings, kubernetes=kubernetes, session=session, clock=clock, check=trust)
+        built = House(kubernetes, None, trust, clock, settings, session, operator)  # type: ignore[arg-type]
         built.start()
         yield built
         await built.stop()
@@ -89,7 +89,7 @@ async def test_serves_sleeps_wakes_and_goes_while_a_strangers_application_stays_
     home.apply(**spec, scaling=SLEEPY)
     await ready(home)
     written = (await asyncio.to_thread(applications.all))[APP]["last_deployed_time_s"]
-    await home.engine.resync.once()
+    await home.operator.resync.once()
     await home.settled()
     assert (await asyncio.to_thread(applications.all))[APP]["last_deployed_time_s"] == written, (
         "what Ray says is no drift"
@@ -123,7 +123,7 @@ async def test_more_replicas_and_a_restarted_operator_restart_no_engine(
     await home.until(lambda: home.status()["observedGeneration"] == 2)
     await ready(home)
     await home.restart()
-    await home.until(lambda: home.engine.reconciler.complete)
+    await home.until(lambda: home.operator.reconciler.complete)
     await home.settled()
     await ready(home)
     application = (await asyncio.to_thread(applications.all))[APP]

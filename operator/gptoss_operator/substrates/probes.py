@@ -4,7 +4,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Set
 
-_LOG = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 _AT_ONCE = 16
 _STEADY_SECONDS = 15.0
 _UNANSWERED_IS_MUTE = 2
@@ -71,7 +71,7 @@ class Probes:
             async with self._limit:
                 answered = await self._ask(prefix)
         except Exception:  # noqa: BLE001 - or it would count as under way, and as what it last was, for ever
-            _LOG.exception("the question whether %s answers failed", name)
+            _log.exception("the question whether %s answers failed", name)
             answered = False
         before = self.answering(name)
         del self._tasks[name]

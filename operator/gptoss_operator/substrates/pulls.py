@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from gptoss_api.deployment_status import PullStatus
 from gptoss_api.pull_report import PullReport, report_name
 
-_LOG = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 PAUSE_SECONDS = 5.0
 """Between two looks, and so between two writes of a status for this."""
 STALE_SECONDS = 20.0
@@ -85,7 +85,7 @@ class Pulls:
         try:
             told = await self._looked(dict(self._starting))
         except Exception:  # noqa: BLE001 - or what is known now would be told for ever
-            _LOG.exception("the look at pulls failed")
+            _log.exception("the look at pulls failed")
             told = {}
         told = {name: pull for name, pull in told.items() if name in self._starting}
         if told != self._told:

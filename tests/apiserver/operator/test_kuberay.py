@@ -30,7 +30,7 @@ from gptoss_kube.watch import Informer
 from gptoss_operator import gateway_tokens
 from gptoss_operator.adapter import KubernetesAdapter
 from gptoss_operator.cache import Kind
-from gptoss_operator.process import Engine
+from gptoss_operator.process import Operator
 from gptoss_operator.settings import Settings
 from gptoss_operator.substrates.kuberay import substrate
 from gptoss_operator.workqueue import Priority
@@ -56,7 +56,7 @@ def rayservices(control_plane: ControlPlane) -> Iterator[None]:
 
 @dataclass
 class Home:
-    """The operator's engine between a real API server and the stand-in."""
+    """The operator between a real API server and the stand-in."""
 
     plane: ControlPlane
     admin: Kube
@@ -68,10 +68,10 @@ class Home:
     image: str = IMAGE
     beats: int = 0
     uid: str = ""
-    engine: Engine | None = None
+    running: Operator | None = None
 
     @asynccontextmanager
-    async def operator(self) -> AsyncIterator[Engine]:
+    async def operator(self) -> AsyncIterator[Operator]:
         """Run an operator, with nothing but the rights of its role."""
         settings = Settings.model_validate(
             {
@@ -89,7 +89,7 @@ class Home:
             Kube(kubeconfig=self.plane.kubeconfig_for(OPERATOR_USER)) as kube,
             aiohttp.ClientSession() as session,
         ):
-            engine = self.engine = Engine(
+            operator = self.running = Operator(
                 settings=settings,
                 kubernetes=KubernetesAdapter(kube, settings=settings),
                 session=session,
@@ -101,15 +101,15 @@ class Home:
                 kube,
                 GPT_OSS_DEPLOYMENTS,
                 namespace=self.namespace,
-                on_change=lambda raw: engine.intake.seen(Kind.DEPLOYMENT, raw),
-                on_delete=lambda raw: engine.intake.gone(
+                on_change=lambda raw: operator.intake.seen(Kind.DEPLOYMENT, raw),
+                on_delete=lambda raw: operator.intake.gone(
                     Kind.DEPLOYMENT, self.namespace, raw["metadata"]["name"], raw["metadata"]["uid"]
                 ),
             )
-            task = asyncio.create_task(engine.forever())
+            task = asyncio.create_task(operator.forever())
             try:
                 async with watch:
-                    yield engine
+                    yield operator
             finally:
                 task.cancel()
                 await asyncio.gather(task, return_exceptions=True)
@@ -131,17 +131,17 @@ class Home:
 
     def report(self, **content: Any) -> None:
         """A gateway's heartbeat, with what it says of the deployment."""
-        assert self.engine is not None
+        assert self.running is not None
         self.beats += 1
         entry = {"uid": self.uid, "namespace": self.namespace, "name": "assistant", **content}
         spec = {"gateway": "g", "heartbeat": self.beats, "renewedAt": "2026-01-01T00:00:00Z", "deployments": [entry]}
         metadata = {"name": "g", "namespace": "gptoss-system", "uid": "g", "resourceVersion": str(self.beats)}
-        self.engine.intake.seen(Kind.REPORT, {"metadata": metadata, "spec": spec})
+        self.running.intake.seen(Kind.REPORT, {"metadata": metadata, "spec": spec})
 
     def pass_time(self, seconds: float) -> None:
-        assert self.engine is not None
+        assert self.running is not None
         self.clock.time += seconds
-        self.engine.intake.everything(Priority.CHANGE)
+        self.running.intake.everything(Priority.CHANGE)
 
     async def until(self, kind: str, status: str, reason: str) -> str:
         """Wait for a condition; return its message."""
@@ -290,11 +290,11 @@ async def test_an_engine_that_keeps_denied_weights_learns_of_another_gateway_tok
         "onRevoked": "KeepRunning",
         "denied": {"manifestDigests": [DIGEST]},
     }
-    async with home.operator() as engine:
+    async with home.operator() as operator:
         await home.apply(scaling={"minReplicas": 1})
         await home.until("Ready", "True", "Serving")
         home.trust.error = DeniedDigestError("the manifest is denied")
-        engine.intake.seen(
+        operator.intake.seen(
             Kind.POLICY, {"metadata": {"name": "default", "uid": "p", "resourceVersion": "1"}, "spec": policy}
         )
         await home.until("Revoked", "True", "DeniedDigest")
@@ -337,8 +337,8 @@ async def test_a_restarted_operator_of_another_release_writes_nothing(home: Home
     before = await home.get(RAY_SERVICES)
     for image in (IMAGE, "serving@sha256:" + "2" * 64):
         home.image = image
-        async with home.operator() as engine:
-            await home.true(_async(lambda: engine.reconciler.complete))
+        async with home.operator() as operator:
+            await home.true(_async(lambda: operator.reconciler.complete))
             home.report()
             await home.until("Ready", "True", "Serving")
             for _ in range(10):

@@ -1,4 +1,4 @@
-"""The real engine of the operator between a fake API server and a fake Ray cluster."""
+"""The real operator between a fake API server and a fake Ray cluster."""
 
 import asyncio
 import copy
@@ -16,7 +16,7 @@ from gptoss_api.clusters import RayCluster
 from gptoss_kube.errors import Conflict, NotFound, ServerFailed
 from gptoss_operator.cache import Kind
 from gptoss_operator.plan.observation import Trusted
-from gptoss_operator.process import Engine
+from gptoss_operator.process import Operator
 from gptoss_operator.settings import Settings
 from gptoss_operator.substrates import pulls, rayserve
 from gptoss_operator.workqueue import Priority
@@ -43,7 +43,7 @@ class ManualClock:
 
 
 class FakeKubernetes:
-    """Objects in memory, behind the operator's boundary. Watches are `engine.intake`."""
+    """Objects in memory, behind the operator's boundary. Watches are `operator.intake`."""
 
     def __init__(self) -> None:
         self.objects: dict[Kind, dict[tuple[str, str], Raw]] = {kind: {} for kind in Kind}
@@ -154,7 +154,7 @@ class TrustSays:
 
 @dataclass
 class House:
-    """One running engine and what surrounds it."""
+    """One running operator and what surrounds it."""
 
     kubernetes: FakeKubernetes
     ray: FakeRay
@@ -162,7 +162,7 @@ class House:
     clock: ManualClock
     settings: Settings
     session: aiohttp.ClientSession
-    engine: Engine
+    operator: Operator
     task: "asyncio.Task[None] | None" = None
     beats: dict[str, int] = field(default_factory=dict)
 
@@ -175,7 +175,7 @@ class House:
             raw["metadata"]["generation"] = known["metadata"]["generation"] + changed
             raw["status"] = known.get("status")
         stored = self.kubernetes.put(Kind.DEPLOYMENT, raw)
-        self.engine.intake.seen(Kind.DEPLOYMENT, stored)
+        self.operator.intake.seen(Kind.DEPLOYMENT, stored)
         return stored
 
     def policy(self, name: str = "default", **spec: Any) -> None:
@@ -184,12 +184,12 @@ class House:
         before = self.kubernetes.objects[Kind.POLICY].get(("", name), {})
         raw = {"metadata": {"name": name, "uid": name}, "spec": whole, "status": before.get("status", {})}
         stored = self.kubernetes.put(Kind.POLICY, raw)
-        self.engine.intake.seen(Kind.POLICY, stored)
+        self.operator.intake.seen(Kind.POLICY, stored)
 
     def delete(self, name: str = "assistant", namespace: str = "ml", *, told: bool = True) -> None:
         raw = self.kubernetes.objects[Kind.DEPLOYMENT].pop((namespace, name))
         if told:
-            self.engine.intake.gone(Kind.DEPLOYMENT, namespace, name, raw["metadata"]["uid"])
+            self.operator.intake.gone(Kind.DEPLOYMENT, namespace, name, raw["metadata"]["uid"])
 
     def report(self, gateway: str = "gateway-0", **deployments: Mapping[str, Any]) -> None:
         """A heartbeat of a gateway, with what it says of deployments in namespace ml."""
@@ -204,7 +204,7 @@ class House:
             ],
         }
         raw = {"metadata": {"name": gateway, "namespace": "gptoss-system", "uid": gateway}, "spec": spec}
-        self.engine.intake.seen(Kind.REPORT, self.kubernetes.put(Kind.REPORT, raw))
+        self.operator.intake.seen(Kind.REPORT, self.kubernetes.put(Kind.REPORT, raw))
 
     def status(self, name: str = "assistant", namespace: str = "ml") -> Raw:
         return self.kubernetes.objects[Kind.DEPLOYMENT][(namespace, name)].get("status") or {}
@@ -224,7 +224,7 @@ class House:
         self.look()
 
     def look(self) -> None:
-        self.engine.intake.everything(Priority.CHANGE)
+        self.operator.intake.everything(Priority.CHANGE)
 
     async def until(self, what: Callable[[], object], seconds: float = 60.0) -> None:
         """Wait until a predicate holds."""
@@ -247,7 +247,7 @@ class House:
         quiet = 0
         while quiet < 5:
             await asyncio.sleep(0.02)
-            quiet = quiet + 1 if not len(self.engine.queue) and not self.engine.queue.running else 0
+            quiet = quiet + 1 if not len(self.operator.queue) and not self.operator.queue.running else 0
 
     def statuses(self) -> Any:
         return {
@@ -264,7 +264,7 @@ class House:
     async def restart(self) -> None:
         """Kill the operator and start another: only the API server and Ray remember."""
         await self.stop()
-        self.engine = Engine(
+        self.operator = Operator(
             settings=self.settings,
             kubernetes=self.kubernetes,
             session=self.session,
@@ -274,7 +274,7 @@ class House:
         self.start()
 
     def start(self) -> None:
-        self.task = asyncio.create_task(self.engine.forever())
+        self.task = asyncio.create_task(self.operator.forever())
 
     async def stop(self) -> None:
         if self.task is not None:
@@ -315,9 +315,9 @@ async def house(
     kubernetes, trust, clock = FakeKubernetes(), TrustSays(), ManualClock()
     async with aiohttp.ClientSession() as session:
         parsed = Settings(**values)
-        engine = Engine(settings=parsed, kubernetes=kubernetes, session=session, clock=clock, check=trust)
-        built = House(kubernetes, ray, trust, clock, parsed, session, engine)
-        kubernetes.watch = lambda kind, raw: built.engine.intake.seen(kind, raw)
+        operator = Operator(settings=parsed, kubernetes=kubernetes, session=session, clock=clock, check=trust)
+        built = House(kubernetes, ray, trust, clock, parsed, session, operator)
+        kubernetes.watch = lambda kind, raw: built.operator.intake.seen(kind, raw)
         if start:
             built.start()
         try:

@@ -115,7 +115,7 @@ async def test_a_restart_forgets_no_refused_source(home: House) -> None:
     await home.until(lambda: home.condition("WeightsVerified") == ("False", "DigestMismatch"))
     await home.until(lambda: APP not in home.ray.applications)
     await home.restart()
-    await home.until(lambda: home.engine.reconciler.complete)
+    await home.until(lambda: home.operator.reconciler.complete)
     await home.settled()
     assert home.condition("WeightsVerified") == ("False", "DigestMismatch")
     assert home.ray.starts[APP] == 1
@@ -172,7 +172,7 @@ async def test_an_unreachable_cluster_keeps_what_was_known(home: House) -> None:
     home.apply()
     await home.ready()
     await home.ray.stop()
-    await home.engine.resync.once()
+    await home.operator.resync.once()
     await home.until(lambda: home.condition("Degraded") == ("True", "ClusterUnreachable"))
     assert home.condition("Ready") == ("True", "Serving")
     assert home.condition("EngineReady") == ("True", "Answering")
@@ -195,7 +195,7 @@ async def test_an_answer_without_applications_is_unknown_and_not_empty(home: Hou
     home.apply()
     await home.ready()
     home.ray.status_for_get = 200
-    await home.engine.resync.once()
+    await home.operator.resync.once()
     await home.until(lambda: home.condition("Degraded") == ("True", "ClusterUnreachable"))
     assert home.ray.starts[APP] == 1
 
@@ -241,7 +241,7 @@ async def test_drift_is_put_right(home: House) -> None:
     home.apply()
     await home.ready()
     home.ray.applications[APP]["deployed_app_config"]["deployments"][0]["autoscaling_config"]["max_replicas"] = 9
-    await home.engine.resync.once()
+    await home.operator.resync.once()
     await home.until(lambda: len(home.ray.puts) == 2)
     deployed = home.ray.applications[APP]["deployed_app_config"]
     assert deployed["deployments"][0]["autoscaling_config"]["max_replicas"] == 1
@@ -265,7 +265,7 @@ async def test_a_deletion_that_no_watch_told_of_is_noticed(home: House) -> None:
     home.apply()
     await home.ready()
     home.delete(told=False)
-    await home.engine.resync.once()
+    await home.operator.resync.once()
     await home.until(lambda: APP not in home.ray.applications)
 
 
@@ -340,7 +340,7 @@ async def test_another_namespaces_labels_ask_for_no_check_and_its_own_do(home: H
     asked = home.trust.asked
     for name, labels in (("other", {"a": "b"}), ("ml", {"team": "search"})):
         raw = {"metadata": {"name": name, "uid": name, "labels": labels}}
-        home.engine.intake.seen(Kind.NAMESPACE, home.kubernetes.put(Kind.NAMESPACE, raw))
+        home.operator.intake.seen(Kind.NAMESPACE, home.kubernetes.put(Kind.NAMESPACE, raw))
         await home.settled()
         assert home.trust.asked == asked + (name == "ml")
 
@@ -350,7 +350,7 @@ async def test_the_report_of_a_gateway_that_is_long_gone_is_deleted(home: House)
     home.report("alive")
     home.clock.time += 3601
     home.report("alive")
-    await home.engine.resync.once()
+    await home.operator.resync.once()
     assert [name for _, name in home.kubernetes.objects[Kind.REPORT]] == ["alive"]
 
 

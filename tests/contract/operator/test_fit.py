@@ -74,6 +74,6 @@ async def test_what_was_known_stays_known_while_ray_does_not_tell(home: House) -
     home.apply()
     await home.until(lambda: home.condition("Fit") == ("True", "Fits"))
     home.ray.nodes = None
-    await home.engine.resync.once()
+    await home.operator.resync.once()
     await home.settled()
     assert home.condition("Fit") == ("True", "Fits")

@@ -59,7 +59,7 @@ async def test_nothing_is_written_once_all_is_as_wanted(home: House) -> None:
     await home.ready()
     await home.settled()
     writes, puts = home.kubernetes.status_writes, len(home.ray.puts)
-    await home.engine.resync.once()
+    await home.operator.resync.once()
     await home.settled()
     assert (home.kubernetes.status_writes, len(home.ray.puts)) == (writes, puts)
 
@@ -74,7 +74,7 @@ async def test_goes_to_sleep_and_wakes_on_the_first_request(home: House) -> None
     assert {"Waking", "Woke", "Idle"} <= {reason for _, reason, _ in home.kubernetes.events}
     stages = {
         sample.labels["stage"]
-        for metric in home.engine.metrics.registry.collect()
+        for metric in home.operator.metrics.registry.collect()
         for sample in metric.samples
         if metric.name == "gptoss_operator_wake_seconds"
     }
@@ -173,7 +173,7 @@ async def test_a_restart_changes_no_replica_count(home: House) -> None:
     await home.ready("other")
     puts, starts = len(home.ray.puts), dict(home.ray.starts)
     await home.restart()
-    await home.until(lambda: home.engine.reconciler.complete)
+    await home.until(lambda: home.operator.reconciler.complete)
     await home.settled()
     assert home.condition("Ready") == ("True", "Idle")
     assert home.condition("Ready", "other") == ("True", "Serving")
@@ -184,7 +184,7 @@ async def test_a_lost_cluster_is_filled_again(home: House) -> None:
     home.apply()
     await home.ready()
     home.ray.lose_everything()
-    await home.engine.resync.once()
+    await home.operator.resync.once()
     await home.until(lambda: home.ray.starts[APP] == 2)
     await home.ready()
 
@@ -218,4 +218,4 @@ async def test_events_that_are_not_recorded_are_counted_and_hinder_nothing(home:
 def _metrics(home: House) -> bytes:
     from prometheus_client import generate_latest
 
-    return generate_latest(home.engine.metrics.registry)
+    return generate_latest(home.operator.metrics.registry)

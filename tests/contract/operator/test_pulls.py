@@ -50,7 +50,7 @@ async def test_says_how_far_it_is_and_nothing_once_it_is_done(home: House) -> No
     assert home.condition("Ready") == ("Unknown", "FetchingWeights")
     assert home.condition("EngineReady") == ("False", "FetchingWeights")
     series = {"namespace": "ml", "name": "assistant", "part": "done"}
-    value = home.engine.metrics.registry.get_sample_value
+    value = home.operator.metrics.registry.get_sample_value
     await home.until(lambda: value("gptoss_deployment_pull_bytes", series) == GIB)
 
     tell(home, 0, bytesDone=2 * GIB, bytesPerSecond=GIB)
@@ -85,5 +85,5 @@ async def test_a_deleted_deployment_leaves_no_series(home: House) -> None:
     home.delete()
     series = {"namespace": "ml", "name": "assistant", "part": "done"}
     await home.until(
-        lambda: home.engine.metrics.registry.get_sample_value("gptoss_deployment_pull_bytes", series) is None
+        lambda: home.operator.metrics.registry.get_sample_value("gptoss_deployment_pull_bytes", series) is None
     )

@@ -31,7 +31,7 @@ async def home(tmp_path: Path) -> AsyncIterator[House]:
 
 def vouching(home: House) -> list[str]:
     """The series that say who vouches for which deployment."""
-    metrics = generate_latest(home.engine.metrics.registry).decode()
+    metrics = generate_latest(home.operator.metrics.registry).decode()
     return [line for line in metrics.splitlines() if line.startswith("gptoss_deployment_weights{")]
 
 
@@ -93,7 +93,7 @@ async def test_a_look_is_due_when_an_authority_ends(home: House) -> None:
     raw = home.apply()
     await home.ready()
     await home.settled()
-    trust, look_in = home.engine.trust.answer(
+    trust, look_in = home.operator.trust.answer(
         DeploymentKey("ml", "assistant"), GptOssDeployment.parse(raw), eager=False
     )
     assert isinstance(trust, Trusted)
@@ -161,7 +161,7 @@ async def test_kept_weights_run_on_capped_and_a_restart_changes_nothing(home: Ho
     assert "KeepRunning" in home.message("Revoked")
     assert [reason for _, reason, _ in home.kubernetes.events].count("DeniedDigest") == 1
     await home.restart()
-    await home.until(lambda: home.engine.reconciler.complete)
+    await home.until(lambda: home.operator.reconciler.complete)
     await home.settled()
     assert most() == 1
     assert home.ray.starts[APP] == 1
@@ -178,7 +178,7 @@ async def test_without_a_readable_policy_nothing_that_runs_is_touched(home: Hous
     await home.ready()
     home.trust.error = NoPolicyError("no default WeightTrustPolicy selects namespace ml")
     home.kubernetes.objects[Kind.POLICY].clear()
-    home.engine.intake.gone(Kind.POLICY, "", "default")
+    home.operator.intake.gone(Kind.POLICY, "", "default")
     await home.until(lambda: home.condition("WeightsVerified") == ("False", "NoPolicy"))
     await home.settled()
     assert home.condition("Ready") == ("True", "Serving")
@@ -197,7 +197,7 @@ async def test_a_waived_signer_shows_in_status_event_and_metrics(home: House) ->
     assert [reason for _, reason, _ in home.kubernetes.events].count("SignerWaived") == 1
     (series,) = vouching(home)
     assert 'mode="Audit"' in series
-    assert home.engine.metrics.trust_checks.labels("SignerWaived")._value.get() == 1
+    assert home.operator.metrics.trust_checks.labels("SignerWaived")._value.get() == 1
 
 
 OTHER = "sha256:" + "cd" * 32

@@ -52,7 +52,7 @@ async def answer(home: House) -> None:
 
 
 def counted(home: House, what: str = "count") -> float:
-    value = home.engine.metrics.registry.get_sample_value(f"gptoss_operator_wake_seconds_{what}", {"stage": "total"})
+    value = home.operator.metrics.registry.get_sample_value(f"gptoss_operator_wake_seconds_{what}", {"stage": "total"})
     return value or 0.0
 
 
@@ -82,7 +82,7 @@ async def test_an_operator_that_starts_in_mid_wake_follows_it_to_its_end(home: H
     await sleep(home)
     await call(home)
     await home.restart()
-    await home.until(lambda: home.engine.reconciler.complete)
+    await home.until(lambda: home.operator.reconciler.complete)
     await answer(home)
     is_counted_once(home)
 
@@ -93,7 +93,7 @@ async def test_an_operator_that_starts_after_a_wake_counts_none(home: House) -> 
     await answer(home)
     before = home.status()["wake"]
     await home.restart()
-    await home.until(lambda: home.engine.reconciler.complete)
+    await home.until(lambda: home.operator.reconciler.complete)
     await home.settled()
     assert (home.status()["wake"], counted(home), woke(home)) == (before, 0, 1)
 
