@@ -16,6 +16,12 @@ CURL = re.compile(r"curl (?:[^\\\n]|\\\n)+")
 ROW = re.compile(r"^\| `(\w+)` \| ([^|]+) \| ([^|]+) \|$", re.MULTILINE)
 
 
+def anchors_of(file: Path) -> set[str]:
+    """Return the anchors that GitHub makes of a document's headings."""
+    titles = re.findall(r"^#+ (.+)$", file.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.strip().lower()).replace(" ", "-") for title in titles}
+
+
 def test_every_reason_is_explained_once_with_its_conditions_and_what_to_do() -> None:
     rows = ROW.findall(TROUBLE.read_text())
 
@@ -66,11 +72,5 @@ def _request_errors(root: type[RequestError]) -> Iterator[type[RequestError]]:
 def _broken(document: Path) -> Iterator[str]:
     for target, heading in LINK.findall(document.read_text()):
         file = document.parent / target if target else document
-        if not file.exists() or (heading and heading not in _headings(file)):
+        if not file.exists() or (heading and heading not in anchors_of(file)):
             yield f"{document.relative_to(REPOSITORY)}: {target}#{heading}"
-
-
-def _headings(file: Path) -> set[str]:
-    """Return the anchors that GitHub makes of a document's headings."""
-    titles = re.findall(r"^#+ (.+)$", file.read_text(), re.MULTILINE)
-    return {re.sub(r"[^\w\- ]", "", title.strip().lower()).replace(" ", "-") for title in titles}
