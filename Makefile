@@ -155,6 +155,7 @@ bench-wake: setup  ## Print the wake figures against a stand-in that starts at o
 
 bench-weights: setup  ## Print what verified pulls cost beside plain downloads (ARGS="--gib 4" for the full size)
 	@$(BIN)/python -m benchmarks.weights $(ARGS)
+	$(BIN)/python -m benchmarks.ranges $(RANGES)
 
 bench-gateway: setup  ## Print what the gateway costs beside HAProxy and no proxy at all
 	@$(BIN)/python -m benchmarks.gateway $(ARGS)

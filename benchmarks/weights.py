@@ -139,10 +139,10 @@ def work(job: str, stage: Stage, target: Path) -> None:
     begun, spent = time.monotonic(), time.process_time()
     done = JOBS[job](stage, target)
     seconds, cpu = time.monotonic() - begun, time.process_time() - spent
-    print(json.dumps({"seconds": seconds, "cpu": cpu, "bytes": done, "peak": _peak_mib()}))
+    print(json.dumps({"seconds": seconds, "cpu": cpu, "bytes": done, "peak": peak_mib()}))
 
 
-def _peak_mib() -> float:
+def peak_mib() -> float:
     """Return the most memory that this process ever had. getrusage's figure outlives an exec: it is the parent's."""
     status = Path("/proc/self/status").read_text()
     (line,) = (line for line in status.splitlines() if line.startswith("VmHWM:"))
@@ -156,8 +156,8 @@ def run(*, gib: float, files: int, rounds: int, parallel: int, folder: Path | No
     """Run everything and print the table; 1 if a bar is missed."""
     with tempfile.TemporaryDirectory(prefix="gptoss-bench-", dir=folder) as temporary:
         root = Path(temporary)
-        _say(f"writing and signing {gib} GiB in {files} tensor files")
-        digest = _signed_model(root, gib=gib, files=files)
+        say(f"writing and signing {gib} GiB in {files} tensor files")
+        digest = signed_model(root, gib=gib, files=files)
         store = ObjectStore(
             root / "store", binary=object_store_program(), programs=Programs(root / "run", attached=True)
         )
@@ -182,7 +182,7 @@ def _rounds(stage: Stage, rounds: int) -> dict[str, list[dict[str, float]]]:
     figures: dict[str, list[dict[str, float]]] = {job: [] for job in JOBS}
     for number in range(rounds):
         for job in JOBS:
-            _say(f"round {number + 1} of {rounds}: {job}")
+            say(f"round {number + 1} of {rounds}: {job}")
             target = stage.root / ("private" if job == AGAIN else f"target-{OURS if job == OURS else 'plain'}")
             if job == AGAIN:
                 (stage.root / f"target-{OURS}").rename(target)
@@ -190,7 +190,7 @@ def _rounds(stage: Stage, rounds: int) -> dict[str, list[dict[str, float]]]:
                 _forget(stage.objects)
             figures[job].append(_in_process(stage, job, target))
             if job != OURS:
-                _remove(target)
+                remove(target)
     return figures
 
 
@@ -246,7 +246,7 @@ def _report(figures: dict[str, list[dict[str, float]]], stage: Stage) -> int:
     return 1 if missed else 0
 
 
-def _signed_model(root: Path, *, gib: float, files: int) -> str:
+def signed_model(root: Path, *, gib: float, files: int) -> str:
     folder = root / MODEL
     folder.mkdir()
     (folder / "config.json").write_text('{"architectures": ["GptOssForCausalLM"]}')
@@ -284,13 +284,13 @@ def _forget(folder: Path) -> None:
                 os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def _remove(folder: Path) -> None:
+def remove(folder: Path) -> None:
     for parent, _, _ in os.walk(folder):
         Path(parent).chmod(0o700)
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def _say(text: str) -> None:
+def say(text: str) -> None:
     print(f"· {text}", file=sys.stderr, flush=True)
 
 

@@ -182,7 +182,7 @@ def pull(
     AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL_S3, AWS_REGION; for Azure AZURE_STORAGE_ACCOUNT_NAME,
     AZURE_STORAGE_ENDPOINT, AZURE_STORAGE_SAS_TOKEN or AZURE_STORAGE_ACCOUNT_KEY) or a hub's (HF_TOKEN,
     HF_ENDPOINT, GPTOSS_WEIGHTS_HF_DOWNLOAD_HOSTS), and so do the bounds that a node has (GPTOSS_WEIGHTS_MAX_BYTES,
-    GPTOSS_WEIGHTS_PARALLEL_FILES). An interrupted pull goes on where it was.
+    GPTOSS_WEIGHTS_PARALLEL_FILES, GPTOSS_WEIGHTS_RANGES_AHEAD). An interrupted pull goes on where it was.
     """
     from gptoss_weights.materialise import PullProgress
     from gptoss_weights.materialise import pull as materialise

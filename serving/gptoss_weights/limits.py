@@ -10,8 +10,12 @@ from gptoss_weights.errors import StorageError
 from gptoss_weights.sources.settings import PARALLEL_FILES_VARIABLE
 
 MAX_BYTES_VARIABLE: Final = "GPTOSS_WEIGHTS_MAX_BYTES"
+RANGES_AHEAD_VARIABLE: Final = "GPTOSS_WEIGHTS_RANGES_AHEAD"
 _FEWEST_FILES: Final = 4
 _MOST_FILES: Final = 64
+# Times 8 MiB of memory each, beside a good 110 MiB of a pull as a whole: never more than 256 MiB.
+_DEFAULT_RANGES: Final = 8
+_MOST_RANGES: Final = 16
 _SIZE: Final = re.compile(r"([0-9]{1,19})(|Ki|Mi|Gi|Ti)")
 _UNITS: Final = {"": 1, "Ki": 1024, "Mi": 1024**2, "Gi": 1024**3, "Ti": 1024**4}
 
@@ -26,6 +30,8 @@ class PullLimits:
     """Bounds of one pull.
 
     ``parallel_files``: files fetched or hashed at a time; each takes a few MiB of memory.
+    ``ranges_ahead``: ranges of 8 MiB of large files that are read into memory ahead of the hash, of all files
+    together, where fewer than ``parallel_files`` are under way; 0 reads each file in one stream.
     ``stall_seconds``: longest wait for the next 256 KiB of a file, or for its end.
     ``lock_seconds``: longest wait for another process that pulls the same.
     ``max_bytes``: largest model. ``folder_max_bytes``: size of all verified copies together, None for
@@ -34,6 +40,7 @@ class PullLimits:
     """
 
     parallel_files: int = _FEWEST_FILES
+    ranges_ahead: int = _DEFAULT_RANGES
     stall_seconds: float = 120.0
     lock_seconds: float = 3600.0
     max_bytes: int = 2 * 1024**4
@@ -43,23 +50,27 @@ class PullLimits:
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] | None = None) -> "PullLimits":
-        """Read ``GPTOSS_WEIGHTS_MAX_BYTES`` and ``GPTOSS_WEIGHTS_PARALLEL_FILES``.
+        """Read ``GPTOSS_WEIGHTS_`` with ``MAX_BYTES``, ``PARALLEL_FILES`` and ``RANGES_AHEAD``.
 
         Raises:
             StorageError: one of them is not what it should be.
         """
         variables = os.environ if environ is None else environ
         return cls(
-            parallel_files=_parallel_files(variables.get(PARALLEL_FILES_VARIABLE, "")),
+            parallel_files=_number(
+                variables, PARALLEL_FILES_VARIABLE, least=1, most=_MOST_FILES, default=default_parallel_files()
+            ),
+            ranges_ahead=_number(variables, RANGES_AHEAD_VARIABLE, least=0, most=_MOST_RANGES, default=_DEFAULT_RANGES),
             folder_max_bytes=_size(variables.get(MAX_BYTES_VARIABLE, "")),
         )
 
 
-def _parallel_files(text: str) -> int:
+def _number(variables: Mapping[str, str], name: str, *, least: int, most: int, default: int) -> int:
+    text = variables.get(name, "")
     if not text:
-        return default_parallel_files()
-    if not re.fullmatch(r"[0-9]{1,3}", text) or not 1 <= int(text) <= _MOST_FILES:
-        raise StorageError(f"{PARALLEL_FILES_VARIABLE} is {text!r}; set it to a number from 1 to {_MOST_FILES}")
+        return default
+    if not re.fullmatch(r"[0-9]{1,3}", text) or not least <= int(text) <= most:
+        raise StorageError(f"{name} is {text!r}; set it to a number from {least} to {most}")
     return int(text)
 
 

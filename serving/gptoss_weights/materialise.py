@@ -34,6 +34,7 @@ from gptoss_weights.manifest import Manifest, ManifestFile, parse_manifest
 from gptoss_weights.manifest import manifest_digest as digest_of
 from gptoss_weights.signature import parse_bundle
 from gptoss_weights.sources import ObjectVersion, Source, SourceSettings, open_source
+from gptoss_weights.sources.ahead import Lanes
 from gptoss_weights.storage import (
     PARTIAL_SUFFIX,
     PrivateCopy,
@@ -234,7 +235,11 @@ class _Pull:
             self.evicted = make_room(self._directory, self.copy, total=total, limits=self._limits)
             tally = Tally()
             transfer = Transfer(
-                source=source, staging=self.copy.staging, tally=tally, max_attempts=self._settings.max_attempts
+                source=source,
+                staging=self.copy.staging,
+                tally=tally,
+                lanes=Lanes(self._limits.parallel_files, most_ahead=self._limits.ranges_ahead),
+                max_attempts=self._settings.max_attempts,
             )
             try:
                 self._bring_all(transfer, manifest, versions, total)
@@ -305,8 +310,9 @@ class _Pull:
         contents = Contents(file.name for file in served)
 
         def bring(file: ManifestFile) -> None:
-            transfer.bring(file, versions[file.name])
-            contents.check(transfer.staging / file.name, name=file.name)
+            with transfer.lanes.file():
+                transfer.bring(file, versions[file.name])
+                contents.check(transfer.staging / file.name, name=file.name)
 
         for group in (
             [file for file in served if _comes_first(file, versions)],

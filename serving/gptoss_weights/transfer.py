@@ -18,7 +18,7 @@ from gptoss_weights.errors import DigestMismatchError
 from gptoss_weights.hashing import absorb, hash_file
 from gptoss_weights.manifest import ManifestFile
 from gptoss_weights.sources import ObjectVersion, Source
-from gptoss_weights.sources.retry import read_through
+from gptoss_weights.sources.ahead import Lanes, read_in_order
 from gptoss_weights.storage import PARTIAL_SUFFIX, storage_errors
 
 _READ_ONLY: Final = 0o444
@@ -100,6 +100,7 @@ class Transfer:
     source: Source
     staging: Path
     tally: Tally
+    lanes: Lanes
     max_attempts: int
 
     def bring(self, file: ManifestFile, version: ObjectVersion) -> None:
@@ -161,11 +162,12 @@ class Transfer:
         )
 
     def _chunks(self, name: str, version: ObjectVersion, offset: int) -> Iterator[bytes]:
-        stream = read_through(
+        stream = read_in_order(
             self.source,
             name,
             version=version,
             offset=offset,
+            lanes=self.lanes,
             max_attempts=self.max_attempts,
             sleep=self.tally.sleep,
         )

@@ -87,8 +87,12 @@ class AzureSource:
 
     def stream(self, name: str, *, version: ObjectVersion, offset: int = 0) -> Iterator[bytes]:
         """Yield a blob's bytes from ``offset`` on, of exactly this version."""
-        while offset < version.size:
-            chunk = self._range(name, version, offset)
+        return self.stretch(name, version=version, offset=offset, end=version.size)
+
+    def stretch(self, name: str, *, version: ObjectVersion, offset: int, end: int) -> Iterator[bytes]:
+        """Yield a blob's bytes from ``offset`` up to ``end``, of exactly this version."""
+        while offset < end:
+            chunk = self._range(name, version, offset, end)
             yield chunk
             offset += len(chunk)
 
@@ -141,8 +145,8 @@ class AzureSource:
             raise ForbiddenContentError(f"{name} is longer than {limit} bytes", file=name)
         return found
 
-    def _range(self, name: str, version: ObjectVersion, offset: int) -> bytes:
-        length = min(_RANGE_BYTES, version.size - offset)
+    def _range(self, name: str, version: ObjectVersion, offset: int, end: int) -> bytes:
+        length = min(_RANGE_BYTES, end - offset)
         with self._source_errors(name):
             answer = self._container.download_blob(
                 self._prefix + name,

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,3 +46,11 @@ class Source(Protocol):
 
     def close(self) -> None:
         """Close the connections. Streams that other threads read end early. May be called twice."""
+
+
+@runtime_checkable
+class RangedSource(Source, Protocol):
+    """A source of which several ranges of one file may come faster than one stream."""
+
+    def stretch(self, name: str, *, version: ObjectVersion, offset: int, end: int) -> Iterator[bytes]:
+        """Yield the bytes from ``offset`` up to ``end``, as ``stream`` does."""

@@ -1,10 +1,11 @@
 """One retry policy for object stores: short waits with jitter, a few tries, and only for what passes.
 
 A stream that breaks is opened again where it broke, at the same version; every chunk that arrives
-starts the count of tries anew, and a whole file has a bound too.
+starts the count of tries anew, and a whole file has a bound too, by however many ranges it comes.
 """
 
 import re
+import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from typing import Final
@@ -12,7 +13,7 @@ from typing import Final
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
 from gptoss_weights.errors import SourceChangedError, SourceUnavailableError, ThrottledError
-from gptoss_weights.sources.protocol import ObjectVersion, Source
+from gptoss_weights.sources.protocol import ObjectVersion, RangedSource, Source
 
 _FIRST_WAIT_SECONDS: Final = 0.2
 _LONGEST_WAIT_SECONDS: Final = 10.0
@@ -38,20 +39,24 @@ def read_through(
     *,
     version: ObjectVersion,
     offset: int,
+    end: int | None = None,
     max_attempts: int,
+    breaks: "Breaks | None" = None,
     sleep: Callable[[float], None] = time.sleep,
 ) -> Generator[bytes]:
     """Yield a file's bytes from ``offset`` to its end, however often the connection breaks.
+
+    ``end`` stops before, at a source that has ranges; those of one file share their ``breaks``.
 
     Raises:
         SourceUnavailableError: no byte came in ``max_attempts`` tries.
         SourceChangedError: the file is not this version any more.
         SourceError: anything else that the source raises, at once.
     """
-    cursor = _Cursor(source, name, version, offset)
+    cursor = _Cursor(source, name, version, offset, version.size if end is None else end, breaks or Breaks())
     policy = retrying(max_attempts, sleep=sleep)
     try:
-        while cursor.position < version.size:
+        while cursor.position < cursor.end:
             yield policy(cursor.advance)
     finally:
         cursor.close()
@@ -63,20 +68,37 @@ def asked_wait(headers: Mapping[str, str]) -> float:
     return float(asked) if _SECONDS.fullmatch(asked) else 0.0
 
 
+class Breaks:
+    """How often connections broke while one file was read. Used by several threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._count = 0
+
+    def another(self) -> bool:
+        """Count one; False if that is one too many."""
+        with self._lock:
+            self._count += 1
+            return self._count <= _MAX_BREAKS_PER_FILE
+
+
 class _Cursor:
     """A position in one version of a file, and the stream that is open there."""
 
-    def __init__(self, source: Source, name: str, version: ObjectVersion, offset: int) -> None:
+    def __init__(
+        self, source: Source, name: str, version: ObjectVersion, offset: int, end: int, breaks: Breaks
+    ) -> None:
         self._source = source
         self._name = name
         self._version = version
         self._stream: Iterator[bytes] | None = None
-        self._breaks = 0
+        self._breaks = breaks
         self.position = offset
+        self.end = end
 
     def advance(self) -> bytes:
         if self._stream is None:
-            self._stream = self._source.stream(self._name, version=self._version, offset=self.position)
+            self._stream = self._open()
         try:
             chunk = next(self._stream, b"")
         except SourceUnavailableError as error:
@@ -84,14 +106,19 @@ class _Cursor:
             raise
         if not chunk:
             ended = SourceUnavailableError(
-                f"{self._name} ended after {self.position} of {self._version.size} bytes", file=self._name
+                f"{self._name} ended after {self.position} of {self.end} bytes", file=self._name
             )
             self._broke(ended)
             raise ended
-        if self.position + len(chunk) > self._version.size:
+        if self.position + len(chunk) > self.end:
             raise SourceChangedError(f"{self._name} is longer than when the pull began", file=self._name)
         self.position += len(chunk)
         return chunk
+
+    def _open(self) -> Iterator[bytes]:
+        if self.end < self._version.size and isinstance(self._source, RangedSource):
+            return self._source.stretch(self._name, version=self._version, offset=self.position, end=self.end)
+        return self._source.stream(self._name, version=self._version, offset=self.position)
 
     def close(self) -> None:
         close = getattr(self._stream, "close", None)
@@ -101,8 +128,7 @@ class _Cursor:
 
     def _broke(self, error: SourceUnavailableError) -> None:
         self.close()
-        self._breaks += 1
-        if self._breaks > _MAX_BREAKS_PER_FILE:
+        if not self._breaks.another():
             raise _GaveUpError(f"{self._name} broke off more than {_MAX_BREAKS_PER_FILE} times") from error
 
 

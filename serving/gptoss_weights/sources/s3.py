@@ -79,12 +79,17 @@ class S3Source:
 
     def stream(self, name: str, *, version: ObjectVersion, offset: int = 0) -> Iterator[bytes]:
         """Yield an object's bytes from ``offset`` on, of exactly this version."""
+        return self.stretch(name, version=version, offset=offset, end=version.size)
+
+    def stretch(self, name: str, *, version: ObjectVersion, offset: int, end: int) -> Iterator[bytes]:
+        """Yield an object's bytes from ``offset`` up to ``end``, of exactly this version."""
+        last = "" if end == version.size else str(end - 1)
         with _source_errors(name):
             answer = self._client.get_object(
-                Bucket=self._bucket, Key=self._prefix + name, IfMatch=version.etag, Range=f"bytes={offset}-"
+                Bucket=self._bucket, Key=self._prefix + name, IfMatch=version.etag, Range=f"bytes={offset}-{last}"
             )
             with closing(answer["Body"]) as body, self._listed(body, name):
-                _check_answer(answer, name, version, offset)
+                _check_answer(answer, name, version, offset, end)
                 while chunk := body.read(_CHUNK_BYTES):
                     yield chunk
 
@@ -165,11 +170,11 @@ def _client(settings: SourceSettings) -> "S3Client":
     return session.client("s3", endpoint_url=settings.s3_endpoint, config=config)
 
 
-def _check_answer(answer: Any, name: str, version: ObjectVersion, offset: int) -> None:
+def _check_answer(answer: Any, name: str, version: ObjectVersion, offset: int, end: int) -> None:
     # Servers that ignore If-Match or Range exist; what they send is judged by what they say it is.
     if answer["ETag"] != version.etag:
         raise SourceChangedError(f"{name} was replaced while it was being read", file=name)
-    if answer["ContentLength"] != version.size - offset:
+    if answer["ContentLength"] != end - offset:
         raise SourceError(f"the object store does not answer range requests for {name}", file=name)
     served = _CONTENT_RANGE.fullmatch(answer.get("ContentRange", ""))
     if offset and (served is None or int(served[1]) != offset):

@@ -6,7 +6,7 @@ import pytest
 
 from gptoss_weights.limits import PullLimits
 from gptoss_weights.materialise import pull
-from gptoss_weights.sources import SourceSettings
+from gptoss_weights.sources import SourceSettings, ahead
 from tests.contract.weights.faults import served_by
 from tests.contract.weights.proxy import proxy
 from tests.unit.weights.builders import MODEL, model
@@ -53,6 +53,20 @@ def settings_for(access, **changes) -> SourceSettings:
         **changes,
     }
     return SourceSettings(**values)
+
+
+def small_ranges(monkeypatch, length) -> None:
+    """Read ranges of this length, and think that they are worth it whatever the clock says."""
+    sizes = {"RANGE_BYTES": 1, "_LARGE_BYTES": 2, "_PROBE_BYTES": 1, "_TRIAL_BYTES": 4, "_ALONE_BYTES": 8, "_WORTH": 0}
+    for name, times in sizes.items():
+        monkeypatch.setattr(ahead, name, times * length)
+
+
+@pytest.fixture
+def ranged(monkeypatch):
+    """Limits of pulls by ranges so small that a test's model has many."""
+    small_ranges(monkeypatch, 256 * 1024)
+    return PullLimits(parallel_files=8, spare_bytes=0)
 
 
 def nothing_is_visible(tmp_path) -> bool:

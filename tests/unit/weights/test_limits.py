@@ -4,6 +4,7 @@ import pytest
 
 from gptoss_weights.errors import StorageError
 from gptoss_weights.limits import PullLimits
+from gptoss_weights.sources.ahead import RANGE_BYTES
 
 
 @pytest.mark.parametrize(
@@ -26,3 +27,16 @@ def test_files_at_once():
     for text in ("0", "65", "many", "-1"):
         with pytest.raises(StorageError, match="GPTOSS_WEIGHTS_PARALLEL_FILES"):
             PullLimits.from_environment({"GPTOSS_WEIGHTS_PARALLEL_FILES": text})
+
+
+def test_ranges_ahead():
+    assert PullLimits.from_environment({}).ranges_ahead == 8
+    assert PullLimits.from_environment({"GPTOSS_WEIGHTS_RANGES_AHEAD": "0"}).ranges_ahead == 0
+    for text in ("17", "many", "-1"):
+        with pytest.raises(StorageError, match="GPTOSS_WEIGHTS_RANGES_AHEAD"):
+            PullLimits.from_environment({"GPTOSS_WEIGHTS_RANGES_AHEAD": text})
+
+
+def test_what_is_ahead_fits_into_the_memory_of_a_pull():
+    most = PullLimits.from_environment({"GPTOSS_WEIGHTS_RANGES_AHEAD": "16"}).ranges_ahead
+    assert most * RANGE_BYTES <= 128 * 1024**2
