@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import ConfigDict, Field
 
 from gptoss_api.accelerator import AcceleratorRequest
+from gptoss_api.cache import Cache
 from gptoss_api.engine_arguments import EXTRA_ARGUMENTS_SCHEMA, ExtraArguments
 from gptoss_api.model import INT32, ApiModel, Digest, Name, cel, rules
 from gptoss_api.names import MAX_NAME_LENGTH
@@ -230,7 +231,7 @@ class GptOssDeploymentSpec(ApiModel):
                     f"spec.{field} shapes pods that KubeRay makes: remove it, or use spec.substrate.kubeRay",
                     fieldPath=f".{field}",
                 )
-                for field in ("accelerator", "pod")
+                for field in ("accelerator", "pod", "cache")
             ),
             cel(
                 "!has(self.substrate) || !has(self.substrate.rayServe) || self.parallelism.pipeline == 1",
@@ -257,6 +258,9 @@ class GptOssDeploymentSpec(ApiModel):
         default=None, description="What replicas on KubeRay compute on; NVIDIA GPUs by default."
     )
     pod: Pod | None = Field(default=None, description="What may be chosen of the pods of replicas on KubeRay.")
+    cache: Cache | None = Field(
+        default=None, description="Where pods on KubeRay find weights that were fetched before; nowhere by default."
+    )
     suspend: bool = Field(default=False, description="Puts the model to sleep at once and refuses requests.")
 
     @property

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
@@ -24,10 +24,15 @@ from gptoss_weights.errors import StorageError, TrustError, UnsignedError, Weigh
 from gptoss_weights.manifest import FileRole, Manifest, parse_manifest
 from gptoss_weights.signature import MAX_BUNDLE_BYTES, TrustedKey, parse_bundle, verify_bundle
 
+if TYPE_CHECKING:
+    from gptoss_weights.cache import CachedPull
+
 _LINE_SECONDS = 10.0
 _MIB = 1024**2
 _GIB = 1024**3
 _LONGEST_MESSAGE = 600
+_LONGEST_NAME = 120
+_NAMED = 5
 
 _json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 _key_option = click.option(
@@ -157,6 +162,12 @@ def inspect(place: str, revision: str | None, trust: TrustOptions, model: str | 
 @click.option("--model", required=True, help="Name that must be the signed one.")
 @_key_option
 @click.option("--manifest-digest", help="Pinned digest (sha256:…), instead of or beside --key.")
+@click.option(
+    "--cache",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder on a shared volume to take files from, and to leave them in. Nothing in it is trusted.",
+)
+@click.option("--cache-max-bytes", default="", help="Most that the cache may hold, such as 200Gi; else what fits.")
 @click.option("--readable", is_flag=True, help="Let other users read the verified copy; nobody may write to it.")
 @click.option(
     "--termination-log",
@@ -171,6 +182,8 @@ def pull(
     model: str,
     keys: tuple[Path, ...],
     manifest_digest: str | None,
+    cache: Path | None,
+    cache_max_bytes: str,
     *,
     readable: bool,
     termination_log: Path | None,
@@ -183,12 +196,18 @@ def pull(
     AZURE_STORAGE_ENDPOINT, AZURE_STORAGE_SAS_TOKEN or AZURE_STORAGE_ACCOUNT_KEY) or a hub's (HF_TOKEN,
     HF_ENDPOINT, GPTOSS_WEIGHTS_HF_DOWNLOAD_HOSTS), and so do the bounds that a node has (GPTOSS_WEIGHTS_MAX_BYTES,
     GPTOSS_WEIGHTS_PARALLEL_FILES, GPTOSS_WEIGHTS_RANGES_AHEAD). An interrupted pull goes on where it was.
+
+    What is wrong with a --cache is told and stops nothing: then all bytes come from URI.
     """
+    from gptoss_weights.cache import Cache, pull_through
+    from gptoss_weights.limits import parse_size
     from gptoss_weights.materialise import PullProgress
     from gptoss_weights.materialise import pull as materialise
 
     if not keys and manifest_digest is None:
         raise click.UsageError("name a public key with --key, or a digest with --manifest-digest")
+    if cache is None and cache_max_bytes:
+        raise click.UsageError("--cache-max-bytes bounds a cache: name it with --cache")
     with _reported(as_json=as_json, termination_log=termination_log), _bar(quiet=as_json) as bar:
         digest = _digest_to_pull(uri, revision, keys, manifest_digest)
         task = bar.add_task("pulling", total=None)
@@ -199,16 +218,20 @@ def pull(
             bar.update(task, completed=now.bytes_done, total=now.bytes_total, description=description)
             lines.tell(description, now.bytes_done, now.bytes_total)
 
-        found = materialise(
-            uri,
-            revision=revision,
-            manifest_digest=digest,
-            subject=model,
-            directory=directory,
-            settings=_settings(),
-            progress=report,
-            readable=readable,
-        )
+        arguments: dict[str, Any] = {
+            "revision": revision,
+            "manifest_digest": digest,
+            "subject": model,
+            "directory": directory,
+            "settings": _settings(),
+            "progress": report,
+            "readable": readable,
+        }
+        through: CachedPull | None = None
+        if cache is not None:
+            most = parse_size(cache_max_bytes, what="--cache-max-bytes")
+            through = pull_through(Cache(directory=cache, max_bytes=most), uri, **arguments)
+        found = materialise(uri, **arguments) if through is None else through.copy
     printed = {
         "path": str(found.path),
         "manifestDigest": found.manifest_digest,
@@ -219,9 +242,21 @@ def pull(
         "receipt": str(found.receipt),
         "replacedFiles": list(found.damaged),
         "removedCopies": [gone.name for gone in found.evicted],
+        **(_of_cache(through) if through is not None else {}),
     }
     _leave(termination_log, {"receipt": printed})
     _print(printed, as_json=as_json)
+
+
+def _of_cache(through: "CachedPull") -> dict[str, Any]:
+    # Whoever may write to a cache plants names of any length, and a termination message has 4,096 bytes.
+    return {
+        "cacheUsed": through.problem is None,
+        "cacheProblem": through.problem and through.problem[:_LONGEST_MESSAGE],
+        "cacheReplaced": len(through.damaged),
+        "cacheReplacedFiles": [ascii(name)[1:-1][:_LONGEST_NAME] for name in through.damaged[:_NAMED]],
+        "cacheRemovedCopies": list(through.evicted[:_NAMED]),
+    }
 
 
 def _digest_to_pull(uri: str, revision: str | None, keys: tuple[Path, ...], pinned: str | None) -> str:

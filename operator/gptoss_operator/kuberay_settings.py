@@ -6,6 +6,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from gptoss_api.accelerator import AcceleratorRequest, LabelValue, QualifiedName, Vendor
+from gptoss_api.cache import CACHE_CLAIM
 from gptoss_api.clusters import ClusterHardware
 from gptoss_api.hardware import Family, accelerators_of_product
 from gptoss_api.kuberay import EngineAccess
@@ -53,16 +54,26 @@ class NamespaceLimits(StrictModel):
     max_accelerators: Annotated[int, Field(ge=1)] | None = Field(
         default=None, description="Most accelerators of one deployment: replicas times parallelism."
     )
+    cache_claims: tuple[ClassName, ...] = Field(
+        default=(CACHE_CLAIM,),
+        description="Claims of theirs that spec.cache may use: pods write to them, and their group gets what is there.",
+    )
 
-    def refusal(self, pod: Pod, accelerators: int) -> str | None:
-        """Say what of a pod block is not allowed, with the field, the value and what to do."""
+    def refusal(self, pod: Pod, accelerators: int, *, claim: str | None = None) -> str | None:
+        """Say what of a pod block, or of a cache, is not allowed, with the field, the value and what to do."""
+        if claim is not None and claim not in self.cache_claims:
+            offered = ", ".join(self.cache_claims) or "none"
+            return (
+                f"spec.cache uses claim {claim}, and this namespace may use {offered}: correct spec.cache.claimName, "
+                "set spec.cache.type to None, or ask an administrator to list it in cacheClaims of kubeRay.limits"
+            )
         if pod.priority_class_name is not None and pod.priority_class_name not in self.priority_class_names:
-            return _refused("priorityClassName", pod.priority_class_name, self.priority_class_names)
+            return _refused("spec.pod.priorityClassName", pod.priority_class_name, self.priority_class_names)
         if pod.runtime_class_name is not None and pod.runtime_class_name not in self.runtime_class_names:
-            return _refused("runtimeClassName", pod.runtime_class_name, self.runtime_class_names)
+            return _refused("spec.pod.runtimeClassName", pod.runtime_class_name, self.runtime_class_names)
         for toleration in pod.tolerations:
             if toleration.key not in self.toleration_keys:
-                return _refused("tolerations[].key", toleration.key, self.toleration_keys)
+                return _refused("spec.pod.tolerations[].key", toleration.key, self.toleration_keys)
         if self.max_accelerators is not None and accelerators > self.max_accelerators:
             return (
                 f"spec.scaling.maxReplicas times spec.parallelism asks for {accelerators} accelerators and this "
@@ -161,4 +172,4 @@ def _is_among(namespace: str, namespaces: tuple[str, ...]) -> bool:
 
 def _refused(field: str, value: str, allowed: tuple[str, ...]) -> str:
     offered = f"use one of {', '.join(allowed)}" if allowed else "remove it"
-    return f"spec.pod.{field} {value} is not allowed in this namespace: {offered}, or ask an administrator to allow it"
+    return f"{field} {value} is not allowed in this namespace: {offered}, or ask an administrator to allow it"

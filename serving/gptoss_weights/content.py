@@ -78,13 +78,22 @@ class Contents:
             check_agreement(weight_map, {_plain(file): held for file, held in beside.items()}, name=name)
 
 
+def largest(name: str) -> int:
+    """Return how many bytes a file of this name's kind may have."""
+    if name.endswith(TENSORS_SUFFIX):
+        return MAX_TENSOR_FILE_BYTES
+    if name.endswith(INDEX_SUFFIX):
+        return MAX_INDEX_BYTES
+    return MAX_JSON_BYTES if name.endswith(".json") else MAX_TEXT_BYTES
+
+
 def check_size(name: str, size: int) -> None:
     """Check a file's size in bytes, before or after it was fetched.
 
     Raises:
         ForbiddenContentError: it is larger than any file of its kind has to be.
     """
-    limit = _limit(name)
+    limit = largest(name)
     if size > limit:
         raise ForbiddenContentError(
             f"{name} has {size} bytes, more than the {limit} that a file of its kind may have; "
@@ -191,14 +200,6 @@ def _check_member(key: str, value: Any, name: str) -> None:
         raise ForbiddenContentError(
             f"{name} has the key {key}, which may load a kernel from a hub; name one of the engine's own", file=name
         )
-
-
-def _limit(name: str) -> int:
-    if name.endswith(TENSORS_SUFFIX):
-        return MAX_TENSOR_FILE_BYTES
-    if name.endswith(INDEX_SUFFIX):
-        return MAX_INDEX_BYTES
-    return MAX_JSON_BYTES if name.endswith(".json") else MAX_TEXT_BYTES
 
 
 def _folder(name: str) -> str:

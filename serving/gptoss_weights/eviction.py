@@ -16,7 +16,7 @@ from typing import Final
 
 from gptoss_weights import metrics
 from gptoss_weights.errors import NoSpaceError
-from gptoss_weights.limits import MAX_BYTES_VARIABLE, PullLimits
+from gptoss_weights.limits import PullLimits
 from gptoss_weights.storage import PrivateCopy, copies, locked_file
 
 _LOCK: Final = "room.lock"
@@ -56,7 +56,7 @@ def make_room(directory: Path, copy: PrivateCopy, *, total: int, limits: PullLim
 def _check_possible(total: int, limits: PullLimits) -> None:
     if limits.folder_max_bytes is not None and total > limits.folder_max_bytes:
         raise NoSpaceError(
-            f"the weights have {total} bytes, and {MAX_BYTES_VARIABLE} allows {limits.folder_max_bytes} for all "
+            f"the weights have {total} bytes, and {limits.bound_name} allows {limits.folder_max_bytes} for all "
             "copies; raise it"
         )
 
@@ -70,7 +70,7 @@ def _problem(
     if limits.folder_max_bytes is not None and taken + total > limits.folder_max_bytes:
         return (
             f"the weights need {total} bytes, and {taken} of the {limits.folder_max_bytes} that "
-            f"{MAX_BYTES_VARIABLE} allows are taken by copies that are in use; raise it, or serve fewer models here"
+            f"{limits.bound_name} allows are taken by copies that are in use; raise it, or serve fewer models here"
         )
     promised = sum(max(0, reserved - size) for reserved, size in sizes)
     free = shutil.disk_usage(directory).free - promised

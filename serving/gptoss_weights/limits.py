@@ -25,6 +25,20 @@ def default_parallel_files() -> int:
     return min(16, max(_FEWEST_FILES, len(os.sched_getaffinity(0))))
 
 
+def parse_size(text: str, *, what: str) -> int | None:
+    """Read bytes such as ``214748364800`` or ``200Gi``; nothing is None.
+
+    Raises:
+        StorageError: it is neither; the message begins with ``what``.
+    """
+    if not text:
+        return None
+    found = _SIZE.fullmatch(text)
+    if found is None or int(found[1]) == 0:
+        raise StorageError(f"{what} is {text!r}; set it to bytes, such as 214748364800 or 200Gi")
+    return int(found[1]) * _UNITS[found[2]]
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PullLimits:
     """Bounds of one pull.
@@ -35,7 +49,7 @@ class PullLimits:
     ``stall_seconds``: longest wait for the next 256 KiB of a file, or for its end.
     ``lock_seconds``: longest wait for another process that pulls the same.
     ``max_bytes``: largest model. ``folder_max_bytes``: size of all verified copies together, None for
-    as much as fits. ``spare_bytes`` stay free on the volume.
+    as much as fits, and ``bound_name`` how whoever sets it calls it. ``spare_bytes`` stay free on the volume.
     ``keep_seconds``: a copy that was given out so recently is never removed: an engine may be loading it.
     """
 
@@ -45,6 +59,7 @@ class PullLimits:
     lock_seconds: float = 3600.0
     max_bytes: int = 2 * 1024**4
     folder_max_bytes: int | None = None
+    bound_name: str = MAX_BYTES_VARIABLE
     spare_bytes: int = 256 * 1024**2
     keep_seconds: float = 3600.0
 
@@ -61,7 +76,7 @@ class PullLimits:
                 variables, PARALLEL_FILES_VARIABLE, least=1, most=_MOST_FILES, default=default_parallel_files()
             ),
             ranges_ahead=_number(variables, RANGES_AHEAD_VARIABLE, least=0, most=_MOST_RANGES, default=_DEFAULT_RANGES),
-            folder_max_bytes=_size(variables.get(MAX_BYTES_VARIABLE, "")),
+            folder_max_bytes=parse_size(variables.get(MAX_BYTES_VARIABLE, ""), what=MAX_BYTES_VARIABLE),
         )
 
 
@@ -72,12 +87,3 @@ def _number(variables: Mapping[str, str], name: str, *, least: int, most: int, d
     if not re.fullmatch(r"[0-9]{1,3}", text) or not least <= int(text) <= most:
         raise StorageError(f"{name} is {text!r}; set it to a number from {least} to {most}")
     return int(text)
-
-
-def _size(text: str) -> int | None:
-    if not text:
-        return None
-    found = _SIZE.fullmatch(text)
-    if found is None or int(found[1]) == 0:
-        raise StorageError(f"{MAX_BYTES_VARIABLE} is {text!r}; set it to bytes, such as 214748364800 or 200Gi")
-    return int(found[1]) * _UNITS[found[2]]

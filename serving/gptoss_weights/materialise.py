@@ -10,15 +10,16 @@ import json
 import logging
 import stat
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final, TypeVar
 
 from gptoss_weights import metrics
-from gptoss_weights.content import TENSORS_SUFFIX, Contents, check_size
+from gptoss_weights.content import TENSORS_SUFFIX, Contents, check_size, largest
 from gptoss_weights.errors import (
     ForbiddenContentError,
     ManifestChangedError,
@@ -30,11 +31,12 @@ from gptoss_weights.eviction import Evicted, make_room
 from gptoss_weights.hashing import hash_file
 from gptoss_weights.limits import PullLimits
 from gptoss_weights.location import Location
-from gptoss_weights.manifest import Manifest, ManifestFile, parse_manifest
+from gptoss_weights.manifest import MAX_PAYLOAD_BYTES, Manifest, ManifestFile, parse_manifest
 from gptoss_weights.manifest import manifest_digest as digest_of
 from gptoss_weights.signature import parse_bundle
 from gptoss_weights.sources import ObjectVersion, Source, SourceSettings, open_source
 from gptoss_weights.sources.ahead import Lanes
+from gptoss_weights.sources.file import FileSource
 from gptoss_weights.storage import (
     PARTIAL_SUFFIX,
     PrivateCopy,
@@ -99,13 +101,15 @@ def pull(
     progress: Callable[[PullProgress], None] | None = None,
     limits: PullLimits | None = None,
     readable: bool = False,
+    cached: PrivateCopy | None = None,
 ) -> Materialised:
     """Return a private, read-only folder that holds exactly the served files of a pinned manifest.
 
     Blocks; safe to call from several processes and threads of a node at once. ``revision`` is the commit of
     an ``hf://`` source. ``progress`` is called from the calling thread. Interrupted pulls go on where they
     were. ``limits`` are the environment's unless given. Where room is needed, copies that nobody used for an
-    hour go. ``readable`` lets other users of the node read the copy; nobody else may ever write to it.
+    hour go. ``readable`` lets other users of the node read the copy; nobody else may ever write to it. ``cached`` is a
+    copy in another folder that is read in the place of the source, and believed no more than one.
 
     Raises:
         TrustError: the source holds something else than was pinned; DigestMismatchError names the file.
@@ -122,6 +126,7 @@ def pull(
             settings=settings,
             progress=progress or (lambda _: None),
             limits=limits or PullLimits.from_environment(),
+            cached=cached,
         )
         size, fetched = job.run()
     seconds = time.monotonic() - begun
@@ -153,6 +158,7 @@ class _Pull:
         settings: SourceSettings,
         progress: Callable[[PullProgress], None],
         limits: PullLimits,
+        cached: PrivateCopy | None,
     ) -> None:
         self._uri = uri
         self._revision = revision
@@ -162,6 +168,7 @@ class _Pull:
         self._settings = settings
         self._progress = progress
         self._limits = limits
+        self._cached = cached
         self.copy = PrivateCopy.of(
             directory, manifest_digest=manifest_digest, location=Location.parse(uri, revision=revision)
         )
@@ -188,16 +195,18 @@ class _Pull:
         self.damaged = ()
         if not self.copy.ready.is_dir():
             return None
-        try:
-            payload = self.copy.manifest.read_bytes()
-        except FileNotFoundError:
-            return None
-        if digest_of(payload) != self._digest:
+        payload = self.copy.payload(limit=MAX_PAYLOAD_BYTES)
+        if payload is None or digest_of(payload) != self._digest:
             return None
         manifest = self._accepted(parse_manifest(payload))
         found = listing(self.copy.ready)
         listed = {file.name for file in manifest.served}
-        regular = [file for file in manifest.served if file.name in found and stat.S_ISREG(found[file.name].st_mode)]
+        # A file that is too large by far would be hashed for hours.
+        regular = [
+            file
+            for file in manifest.served
+            if (entry := found.get(file.name)) and stat.S_ISREG(entry.st_mode) and entry.st_size <= largest(file.name)
+        ]
         total = sum(entry.st_size for entry in found.values())
         tally = Tally()
 
@@ -223,8 +232,8 @@ class _Pull:
 
     def _pull(self) -> tuple[int, int]:
         begun = datetime.now(UTC)
-        with open_source(self._uri, revision=self._revision, settings=self._settings) as source:
-            manifest, payload = self._manifest(source)
+        with self._opened() as source:
+            manifest, payload = self._manifest(source) if self._cached is None else self._cached_manifest(self._cached)
             write_atomically(self.copy.manifest, payload)
             if self.copy.ready.is_dir():
                 self._throw_out()
@@ -245,10 +254,27 @@ class _Pull:
                 self._bring_all(transfer, manifest, versions, total)
             finally:
                 fetched = tally.counts()[1]
-                metrics.PULL_BYTES.inc(fetched)
+                if self._cached is None:
+                    metrics.PULL_BYTES.inc(fetched)
         self.copy.publish()
         self._write_receipt(manifest, versions, begun=begun, fetched=fetched)
         return total, fetched
+
+    @contextmanager
+    def _opened(self) -> Iterator[Source]:
+        if self._cached is None:
+            with open_source(self._uri, revision=self._revision, settings=self._settings) as source:
+                yield source
+        else:
+            folder = self._cached.ready
+            place = Location(scheme="file", bucket="", segments=folder.parts[1:])
+            yield FileSource(place, settings=SourceSettings(file_roots=(folder,)))
+
+    def _cached_manifest(self, cached: PrivateCopy) -> tuple[Manifest, bytes]:
+        payload = cached.payload(limit=MAX_PAYLOAD_BYTES)
+        if payload is None or digest_of(payload) != self._digest:
+            raise ManifestChangedError("the manifest beside the cached copy is missing, or not the pinned one")
+        return self._accepted(parse_manifest(payload)), payload
 
     def _manifest(self, source: Source) -> tuple[Manifest, bytes]:
         raw = read_bundle(source)
@@ -381,6 +407,7 @@ class _Pull:
             "schema": 1,
             "uri": self._uri,
             "revision": self._revision,
+            "fromCache": self._cached is not None,
             "manifestDigest": manifest.digest,
             "subject": manifest.subject,
             "begunAt": begun.isoformat(),

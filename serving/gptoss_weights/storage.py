@@ -41,6 +41,7 @@ _ADVICE: Final = {
     errno.EFBIG: "takes no file so large; use a file system and a limit (ulimit -f) that do",
     errno.EIO: "failed to read or write (EIO); look at the node's disk",
 }
+_DIGITS: Final = 18
 _FOLDERS: Final = ("ready", "staging", "manifests", "receipts", "locks")
 
 
@@ -104,8 +105,12 @@ class PrivateCopy:
             with locked_file(self._lock, exclusive=False, timeout_seconds=0):
                 return 0
         except BusyError:
-            noted = self._lock.read_text(encoding="ascii")
-            return int(noted) if noted.isdecimal() else 0
+            noted = _small(self._lock, limit=_DIGITS) or b""
+            return int(noted) if noted.isdigit() else 0
+
+    def payload(self, *, limit: int) -> bytes | None:
+        """Return the signed payload; None if there is none, or what goes by its name is longer or no file."""
+        return _small(self.manifest, limit=limit)
 
     def size(self) -> int:
         """Return how many bytes lie in the copy, finished or not."""
@@ -201,6 +206,8 @@ def prepare_directory(directory: Path, *, readable: bool = False) -> Path:
             )
         for name in _FOLDERS:
             (directory / name).mkdir(mode=0o700, exist_ok=True)
+            if (directory / name).is_symlink():
+                raise StorageError(f"{name} in the folder for weights is a link, which nobody of us made; delete it")
         if readable:
             for folder in (directory, directory / "ready"):
                 folder.chmod(0o755)
@@ -275,6 +282,23 @@ def _make_writable(folder: Path) -> None:
             path = Path(parent) / name
             if not path.is_symlink():
                 path.chmod(0o700)
+
+
+def _small(path: Path, *, limit: int) -> bytes | None:
+    # In a folder that others share, a link could lead elsewhere and a pipe would be waited for.
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            return None
+        raise
+    with os.fdopen(descriptor, "rb") as stream:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            return None
+        content = stream.read(limit + 1)
+    return content if len(content) <= limit else None
 
 
 def _try_lock(descriptor: int, *, exclusive: bool) -> bool:

@@ -132,6 +132,11 @@ ACCEPTED: dict[str, dict[str, Any]] = {
             "runtimeClassName": "gpu",
         },
     },
+    "no cache": {"cache": {"type": "None"}},
+    "a cache": {"cache": {"type": "PersistentVolumeClaim", "maxBytes": "200Gi"}, "substrate": {"kubeRay": {}}},
+    "a cache by name": {
+        "cache": {"type": "PersistentVolumeClaim", "claimName": "models.team-a", "maxBytes": "214748364800"}
+    },
     "recreate and suspended": {"rolloutStrategy": {"type": "Recreate"}, "suspend": True},
 }
 
@@ -155,6 +160,22 @@ REJECTED: dict[str, tuple[dict[str, Any], str]] = {
         {"substrate": RAY_SERVE, "accelerator": {}},
         "spec.accelerator shapes pods that KubeRay makes",
     ),
+    "a cache of a Ray cluster": (
+        {"substrate": RAY_SERVE, "cache": {"type": "PersistentVolumeClaim"}},
+        "spec.cache shapes pods that KubeRay makes",
+    ),
+    "a claim for no cache": ({"cache": {"claimName": "models"}}, "set spec.cache.type to PersistentVolumeClaim"),
+    "a bound for no cache": (
+        {"cache": {"type": "None", "maxBytes": "1Gi"}},
+        "spec.cache.claimName and spec.cache.maxBytes are of a claim",
+    ),
+    "a cache of another kind": ({"cache": {"type": "HostPath"}}, "spec.cache.type"),
+    "a claim elsewhere": (
+        {"cache": {"type": "PersistentVolumeClaim", "claimName": "other/models"}},
+        "spec.cache.claimName",
+    ),
+    "a cache of nothing": ({"cache": {"type": "PersistentVolumeClaim", "maxBytes": "0Gi"}}, "spec.cache.maxBytes"),
+    "a cache in decimal": ({"cache": {"type": "PersistentVolumeClaim", "maxBytes": "1.5G"}}, "spec.cache.maxBytes"),
     "a toleration without key": ({"pod": {"tolerations": [{"operator": "Exists"}]}}, "key"),
     "tensor 3": ({"parallelism": {"tensor": 3}}, "spec.parallelism.tensor must be 1, 2, 4 or 8"),
     "expert alone": ({"parallelism": {"expert": True}}, "set spec.parallelism.tensor to 2 or more"),

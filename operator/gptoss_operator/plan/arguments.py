@@ -54,7 +54,7 @@ def wanted_application(observed: Observation, site: Site) -> Wanted | None:
         check_kuberay(observed.deployment, site.kube_ray)
         wanted = _wanted_application(observed, site)
         return wanted and _on_kuberay(observed, wanted, site.kube_ray)
-    for field in ("accelerator", "pod"):
+    for field in ("accelerator", "pod", "cache"):
         if getattr(observed.deployment.spec, field) is not None:
             raise ValueError(
                 f"spec.{field} shapes pods that KubeRay makes, and this deployment runs on a Ray cluster that is "

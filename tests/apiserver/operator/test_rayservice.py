@@ -34,6 +34,7 @@ WORKLOADS = {
         pod=POD,
         accelerator=AcceleratorRequest(product="NVIDIA-H100"),
     ),
+    "with a cache": workload(cache_claim="gptoss-weights-cache", cache_max_bytes="200Gi"),
     "on a CPU": workload(tensor=1, accelerator=AcceleratorRequest(vendor="cpu"), blue_green=False),
 }
 

@@ -297,6 +297,24 @@ PODS: list[tuple[str, list[dict[str, Any]], str | None, str, bool, tuple[str, ..
         ("storage classes",),
     ),
     (
+        "no such claim",
+        unscheduled('0/2 nodes are available: persistentvolumeclaim "gptoss-weights-cache" not found.'),
+        None,
+        "Unschedulable",
+        False,
+        ("make the claim that spec.cache names", '"gptoss-weights-cache" not found'),
+    ),
+    (
+        "a claim for one pod",
+        unscheduled(
+            "0/2: 2 node has pod using PersistentVolumeClaim with the same name and ReadWriteOncePod access mode."
+        ),
+        None,
+        "Unschedulable",
+        False,
+        ("make it ReadWriteMany",),
+    ),
+    (
         "other vendor's cards",
         unscheduled("0/2: 2 Insufficient gpu.example.com/i915."),
         None,
@@ -316,7 +334,7 @@ PODS: list[tuple[str, list[dict[str, Any]], str | None, str, bool, tuple[str, ..
         None,
         "WaitingForNode",
         False,
-        ("10.0.0.1", "events", "runtime class"),
+        ("10.0.0.1", "events", "runtime class", "ReadWriteOnce"),
     ),
     (
         "memory evicted",

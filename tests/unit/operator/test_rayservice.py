@@ -51,6 +51,7 @@ workloads = st.builds(
     min_replicas=st.integers(1, 3),
     max_replicas=st.integers(3, 9),
     blue_green=st.booleans(),
+    cache_claim=st.sampled_from([None, "gptoss-weights-cache"]),
     accelerator=st.builds(
         AcceleratorRequest, vendor=st.sampled_from(["nvidia", "amd", "cpu"]), product=st.sampled_from([None, "H100"])
     ),
@@ -93,7 +94,7 @@ def test_every_pod_is_restricted_and_bounded(of: Workload) -> None:
         assert pod["terminationGracePeriodSeconds"] >= 3600
         for volume in pod["volumes"]:
             kind = next(iter(volume.keys() - {"name"}))
-            assert kind in {"emptyDir", "configMap", "projected"}
+            assert kind in {"emptyDir", "configMap", "projected", "persistentVolumeClaim"}
             assert kind != "emptyDir" or volume["emptyDir"]["sizeLimit"]
         for container in [*pod["containers"], *pod.get("initContainers", [])]:
             security = container["securityContext"]
@@ -118,6 +119,64 @@ def test_only_the_fetching_container_writes_weights_and_knows_credentials() -> N
     assert "gptoss-model-credentials" not in json.dumps([engine, head(workload())])
     assert fetch["command"][:4] == ["gptoss", "weights", "pull", "s3://models/gpt-oss-120b"]
     assert "weights" not in {volume["name"] for volume in head(workload())["template"]["spec"]["volumes"]}
+
+
+def test_a_claim_is_mounted_where_weights_are_fetched_and_nowhere_else() -> None:
+    of = workload(cache_claim="gptoss-weights-cache", cache_max_bytes="200Gi")
+    pod = workers(of)["template"]["spec"]
+    (engine,), (fetch,) = pod["containers"], pod["initContainers"]
+    assert {"name": "claim", "persistentVolumeClaim": {"claimName": "gptoss-weights-cache"}} in pod["volumes"]
+    assert {"name": "claim", "mountPath": "/gptoss/claim"} in fetch["volumeMounts"]
+    assert "claim" not in json.dumps([engine, head(of)])
+    assert fetch["command"][-4:] == ["--cache", "/gptoss/claim/gptoss-weights", "--cache-max-bytes", "200Gi"]
+    # Its group opens the volume's root to the one user that writes there.
+    assert pod["securityContext"]["fsGroup"] == fetch["securityContext"]["runAsGroup"]
+    assert pod["securityContext"]["fsGroup"] != pod["securityContext"]["runAsGroup"]
+    assert "--cache-max-bytes" not in json.dumps(workers(workload(cache_claim="gptoss-weights-cache")))
+
+
+def test_a_cache_is_another_pod_and_none_leaves_pods_as_they_are() -> None:
+    plain, cached = (render(workload(cache_claim=claim), site()) for claim in (None, "gptoss-weights-cache"))
+    assert plain.revision != cached.revision
+    assert not any(word in json.dumps(plain.rayservice) for word in ("fsGroup", "persistentVolumeClaim", "--cache"))
+    head_of = [made.rayservice["spec"]["rayClusterConfig"]["headGroupSpec"] for made in (plain, cached)]
+    for group in head_of:
+        del group["template"]["metadata"]["labels"]["serving.gptoss.dev/revision"]
+    assert head_of[0] == head_of[1]
+
+
+@pytest.mark.parametrize(
+    ("cache", "allowed", "claim", "said"),
+    [
+        (None, None, None, None),
+        ({}, None, None, None),
+        ({"type": "None"}, [], None, None),
+        ({"type": "PersistentVolumeClaim"}, None, "gptoss-weights-cache", None),
+        ({"type": "PersistentVolumeClaim", "maxBytes": "200Gi"}, None, "gptoss-weights-cache", None),
+        ({"type": "PersistentVolumeClaim", "claimName": "models"}, ["models"], "models", None),
+        (
+            {"type": "PersistentVolumeClaim", "claimName": "data-postgres-0"},
+            None,
+            None,
+            "spec.cache uses claim data-postgres-0, and this namespace may use gptoss-weights-cache: correct",
+        ),
+        ({"type": "PersistentVolumeClaim"}, ["models"], None, "uses claim gptoss-weights-cache, .* may use models"),
+        ({"type": "PersistentVolumeClaim"}, [], None, "may use none: .*cacheClaims of kubeRay.limits"),
+    ],
+)
+def test_only_claims_that_are_offered_are_caches(
+    cache: dict[str, Any] | None, allowed: list[str] | None, claim: str | None, said: str | None
+) -> None:
+    asked = deployment(**({"cache": cache} if cache is not None else {}))
+    where = site(settings=rayservices.settings(**({} if allowed is None else {"limits": [{"cacheClaims": allowed}]})))
+    if said is not None:
+        with pytest.raises(ValueError, match=said):
+            check_kuberay(asked, where)
+        return
+    check_kuberay(asked, where)
+    made = workload_of(asked, APPLICATION, DIGEST)
+    assert made.cache_claim == claim
+    assert made.cache_max_bytes == (cache or {}).get("maxBytes")
 
 
 def test_processes_have_a_user_name_whatever_the_image_says() -> None:

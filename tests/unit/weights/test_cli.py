@@ -124,6 +124,28 @@ def test_a_place_that_is_not_there_is_wrong_usage_and_no_verdict(tmp_path):
     assert "s3://" in run("inspect", "models/gpt-oss-20b", code=2).stderr
 
 
+def test_a_pull_through_a_cache_says_what_came_of_it(signed, tmp_path):
+    pull = ["pull", f"file://{signed.folder}", "--model", MODEL, "--key", signed.key, "--to"]
+    cache = ["--cache", tmp_path / "cache"]
+    first = run_json(*pull, tmp_path / "one", *cache, "--cache-max-bytes", "1Gi")
+    second = run_json(*pull, tmp_path / "two", *cache)
+    assert [each["fetchedBytes"] for each in (first, second)] == [first["bytes"], 0]
+    told = {name: value for name, value in second.items() if name.startswith("cache")}
+    assert told == {
+        "cacheUsed": True,
+        "cacheProblem": None,
+        "cacheReplaced": 0,
+        "cacheReplacedFiles": [],
+        "cacheRemovedCopies": [],
+    }
+    small = run_json(*pull, tmp_path / "three", *cache[:1], tmp_path / "small", "--cache-max-bytes", "1")
+    assert small["cacheUsed"] is False
+    assert small["cacheProblem"].startswith("NoSpace: ")
+    wrong = run_json(*pull, tmp_path / "four", *cache, "--cache-max-bytes", "much", code=1)["error"]
+    assert wrong["message"] == "--cache-max-bytes is 'much'; set it to bytes, such as 214748364800 or 200Gi"
+    run(*pull, tmp_path / "four", "--cache-max-bytes", "1Gi", code=2)
+
+
 def test_file_uris_keep_to_roots_where_there_are_some(signed, tmp_path, monkeypatch):
     monkeypatch.setenv("GPTOSS_WEIGHTS_FILE_ROOTS", str(tmp_path / "elsewhere"))
     assert SourceSettings.from_environment().file_roots

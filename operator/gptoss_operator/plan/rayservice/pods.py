@@ -38,6 +38,9 @@ _TOKENS = "/gptoss/gateway"
 _TOKENS_FILE = "gateway-tokens"
 _HOME = "/gptoss/home"
 _CACHE = "/gptoss/cache"
+_CLAIM = "/gptoss/claim"
+_CLAIM_FOLDER = "gptoss-weights"
+"""Ours on a claim, whose root belongs to its volume and holds things of that."""
 _API_TOKEN = "/var/run/secrets/kubernetes.io/serviceaccount"  # noqa: S105 - a folder
 _OBJECT_STORE_BYTES = 512 * 1024 * 1024
 """Ray's object store: requests stream past it, so the least that Ray is at ease with."""
@@ -96,6 +99,10 @@ def worker_group(workload: Workload, site: KubeRaySite, revision: str) -> Raw:
     volumes = [*_scratch(site), *_tokens_volume(workload), _empty_dir("weights", settings.weights_size_limit)]
     pod = _pod_spec(workload, site, [container], [*volumes, *credentials.volumes])
     pod["initContainers"] = [_weights_container(workload, site, credentials, cpu=requests["cpu"])]
+    if workload.cache_claim is not None:
+        pod["volumes"].append({"name": "claim", "persistentVolumeClaim": {"claimName": workload.cache_claim}})
+        # A volume's root is root's. The group opens it to the fetching container; the engine's has no mount of it.
+        pod["securityContext"] |= {"fsGroup": _WEIGHTS_USER, "fsGroupChangePolicy": "OnRootMismatch"}
     if credentials.service_account is not None:
         pod["serviceAccountName"] = credentials.service_account
     selector = {**workload.pod.node_selector, **workload.accelerator.node_selector}
@@ -208,6 +215,12 @@ def _weights_container(workload: Workload, site: KubeRaySite, credentials: Crede
         command += ["--revision", workload.weights_revision]
     command += ["--model", workload.subject, "--manifest-digest", workload.manifest_digest]
     command += ["--readable", "--termination-log", "/dev/termination-log"]
+    mounts = [{"name": "weights", "mountPath": _WEIGHTS}, *credentials.mounts]
+    if workload.cache_claim is not None:
+        mounts.append({"name": "claim", "mountPath": _CLAIM})
+        command += ["--cache", f"{_CLAIM}/{_CLAIM_FOLDER}"]
+        if workload.cache_max_bytes is not None:
+            command += ["--cache-max-bytes", workload.cache_max_bytes]
     environment = {"HOME": "/nonexistent", "PYTHONDONTWRITEBYTECODE": "1", "AWS_EC2_METADATA_DISABLED": "true"}
     scheme = workload.weights_uri.partition("://")[0]
     environment |= _source_environment(scheme, site)
@@ -220,7 +233,7 @@ def _weights_container(workload: Workload, site: KubeRaySite, credentials: Crede
         "resources": {"requests": {"cpu": cpu, "memory": "1Gi"}, "limits": {"memory": "1Gi"}},
         "securityContext": {**_RESTRICTED, "runAsUser": _WEIGHTS_USER, "runAsGroup": _WEIGHTS_USER},
         "terminationMessagePolicy": "FallbackToLogsOnError",
-        "volumeMounts": [{"name": "weights", "mountPath": _WEIGHTS}, *credentials.mounts],
+        "volumeMounts": mounts,
     }
 
 

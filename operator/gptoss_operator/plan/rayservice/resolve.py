@@ -31,7 +31,8 @@ def check_kuberay(deployment: GptOssDeployment, site: KubeRaySite) -> None:
     limits = site.settings.limits_of(deployment.namespace)
     each = spec.parallelism.tensor * spec.parallelism.pipeline
     count = 0 if accelerator.resource is None else spec.scaling.max_replicas * each
-    refusal = limits.refusal(spec.pod or Pod(), count) if limits is not None else None
+    claim = spec.cache.claim if spec.cache is not None else None
+    refusal = limits.refusal(spec.pod or Pod(), count, claim=claim) if limits is not None else None
     if refusal is not None:
         raise ValueError(refusal)
 
@@ -56,4 +57,6 @@ def workload_of(deployment: GptOssDeployment, application: Mapping[str, Any], ma
         weights_revision=spec.model.revision,
         subject=spec.subject,
         manifest_digest=manifest_digest,
+        cache_claim=spec.cache.claim if spec.cache is not None else None,
+        cache_max_bytes=spec.cache.max_bytes if spec.cache is not None else None,
     )

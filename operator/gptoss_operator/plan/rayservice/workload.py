@@ -43,6 +43,8 @@ class Workload:
         weights_revision: the commit of an ``hf://`` source.
         subject: who they must be signed for.
         manifest_digest: the digest they are pinned to.
+        cache_claim: claim with weights that were fetched before, if there is one.
+        cache_max_bytes: most that weights may take there.
     """
 
     namespace: str
@@ -60,6 +62,8 @@ class Workload:
     subject: str
     manifest_digest: str
     weights_revision: str | None = None
+    cache_claim: str | None = None
+    cache_max_bytes: str | None = None
 
     @property
     def autoscales(self) -> bool:

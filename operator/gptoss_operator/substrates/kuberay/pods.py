@@ -124,8 +124,9 @@ def _not_set_up(pod: str, status: Mapping[str, Any]) -> Failure:
     node = f"node {status['hostIP']}" if status.get("hostIP") else "its node"
     return Failure(
         reason=Reason.WAITING_FOR_NODE,
-        message=f"pod {pod} waits for {node} to set it up; if that lasts, see the pod's events: network, volumes, or a "
-        "runtime class that the node does not know",
+        message=f"pod {pod} waits for {node} to set it up; if that lasts, see the pod's events: network, volumes (a "
+        "claim of spec.cache that is ReadWriteOnce is on one node at a time), or a runtime class that the node does "
+        "not know",
     )
 
 
@@ -261,6 +262,14 @@ _SCHEDULING = (
     (r"were unschedulable", "nodes are cordoned: uncordon them or add others"),
     (r"anti-affinity|affinity rules|topology spread", "add nodes: those there are hold such a pod already"),
     (r"Too many pods|no nodes available", "add nodes"),
+    (
+        r'persistentvolumeclaim "[^"]*" not found',
+        "make the claim that spec.cache names, in the deployment's namespace, or remove spec.cache",
+    ),
+    (
+        r"ReadWriteOncePod",
+        "the claim of spec.cache serves one pod: make it ReadWriteMany, or remove spec.cache",
+    ),
     (
         r"PersistentVolumeClaim|unbound|volume",
         "a volume is not there: see the namespace's claims and storage classes",
