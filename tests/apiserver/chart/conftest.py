@@ -1,6 +1,7 @@
 """Helm, and stand-ins for kinds that other operators bring."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,13 @@ _MONITORING = {"servicemonitors": "ServiceMonitor", "podmonitors": "PodMonitor",
 def helm(control_plane: ControlPlane, tmp_path_factory: pytest.TempPathFactory) -> Helm:
     """The real Helm, talking to the test control plane as its administrator."""
     return Helm(folder=tmp_path_factory.mktemp("helm"), plane=control_plane)
+
+
+@pytest.fixture
+def released(helm: Helm, namespace: str) -> Iterator[str]:
+    """A namespace whose release is uninstalled afterwards."""
+    yield namespace
+    helm.uninstall(namespace)
 
 
 @pytest.fixture(scope="session")

@@ -18,6 +18,8 @@ CHART = REPOSITORY / "charts" / "gptoss-operator"
 EXAMPLES = REPOSITORY / "examples" / "helm"
 VALUES_FILES = sorted(EXAMPLES.glob("*.yaml"))
 RELEASE = "gptoss"
+NAME = f"{RELEASE}-gptoss-operator"
+WITHOUT_CRDS = {"crds": {"enabled": False}}
 Raw = dict[str, Any]
 
 

@@ -50,7 +50,14 @@ EVERYTHING = {
         "dashboards": {"enabled": True},
     },
     "networkPolicy": {"gatewayFrom": [{"podSelector": {}}]},
-    "admission": {"policyUse": True},
+    "admission": {
+        "policyUse": True,
+        "auditUse": True,
+        "namespaces": [
+            {"matchLabels": {"weights.example.com/tier": "new", "empty": ""}, "audit": True},
+            {"policies": ["*", "experimental"]},
+        ],
+    },
     "kubeRay": {
         "enabled": True,
         "image": "images.test/gptoss-serving",
@@ -364,6 +371,11 @@ def test_images_come_from_where_the_values_say(helm: Helm, values: Raw, image: s
         ({"watchNamespaces": ["Bad_Name"]}, "/watchNamespaces/0"),
         ({"gateway": {"tls": {"secretName": "a", "minimumVersion": "1.3"}}}, "/gateway/tls/minimumVersion"),
         ({"gateway": {"tls": {"clientCA": {"secretName": "a"}}}}, "gateway.tls.secretName is not"),
+        ({"admission": {"namespaces": [{"audit": "yes"}]}}, "/admission/namespaces/0/audit"),
+        ({"admission": {"namespaces": [{"policies": ["Bad'"]}]}}, "/admission/namespaces/0/policies/0"),
+        ({"admission": {"namespaces": [{"matchLabels": {"a": 'b"'}}]}}, "/admission/namespaces/0/matchLabels/a"),
+        ({"admission": {"namespaces": [{"matchLabels": {'a"': "b"}}]}}, "does not match pattern"),
+        ({"admission": {"namespaces": [{}]}}, "/admission/namespaces/0"),
         ({"gateway": {"shutdown": {"graceSeconds": 7200}}}, "/gateway/shutdown/graceSeconds"),
         (
             {"kubeRay": {"settings": {"workloadIdentities": [{"namespaces": [], "serviceAccountName": "a"}]}}},
@@ -397,6 +409,20 @@ def test_what_needs_other_operators_is_off_by_default(helm: Helm):
     kinds = {each["apiVersion"].partition("/")[0] for each in helm.render("gpt")}
     assert "monitoring.coreos.com" not in kinds
     assert "admissionregistration.k8s.io" not in kinds
+
+
+def test_admission_policies_judge_the_namespaces_that_are_served(helm: Helm):
+    for watched in ([], ["ml", "research"]):
+        values = {"admission": EVERYTHING["admission"], "watchNamespaces": watched}
+        bindings = of_kind(helm.render("gpt", values=values), "ValidatingAdmissionPolicyBinding")
+        assert {each["spec"]["policyName"].removeprefix("gptoss-gptoss-operator-") for each in bindings} == {
+            "policy-use",
+            "audit-use",
+            "namespaces",
+        }
+        names = {"key": "kubernetes.io/metadata.name", "operator": "In", "values": watched}
+        where = {"namespaceSelector": {"matchExpressions": [names]}} if watched else None
+        assert [each["spec"].get("matchResources") for each in bindings] == [where] * 3
 
 
 def test_alerts_and_dashboard_are_the_files_of_the_chart(helm: Helm):
