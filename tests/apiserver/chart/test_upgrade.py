@@ -8,8 +8,10 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
 from gptoss_api.deployment import GptOssDeployment
 from gptoss_api.names import FIELD_MANAGER
@@ -19,6 +21,7 @@ from gptoss_cli.local.errors import StepError
 from gptoss_kube.client import Kube
 from gptoss_kube.resources import GPT_OSS_DEPLOYMENTS
 from tests.apiserver.chart.helm import CHART, RELEASE, Helm, Raw
+from tests.apiserver.chart.previous import NoHistoryError, previous
 from tests.controlplane import CRD_GONE_SECONDS, CRDS, REPOSITORY, started_control_plane
 
 EARLIER = sorted((Path(__file__).parent / "earlier").glob("*.yaml"))
@@ -34,10 +37,16 @@ MODEL = {
 }
 SCHEDULES = [{"name": "office", "timeZone": "Europe/Berlin", "days": ["Mon"], "start": "08:00", "end": "18:00"}]
 SCHEDULED = {**MODEL, "spec": {**MODEL["spec"], "scaling": {"maxReplicas": 3, "schedules": SCHEDULES}}}
+REPORT = {
+    "apiVersion": "serving.gptoss.dev/v1alpha1",
+    "kind": "GatewayReport",
+    "metadata": {"name": "gateway-a", "namespace": SYSTEM},
+    "spec": {"gateway": "gateway-a", "heartbeat": 7, "renewedAt": "2026-01-01T00:00:00Z", "deployments": []},
+}
 LEASE = {"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": {"name": OPERATOR, "namespace": SYSTEM}}
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
     """A cluster of its own, which has never seen our CRDs."""
     plane = started_control_plane(tmp_path_factory.mktemp("upgrade"))
@@ -112,6 +121,44 @@ def test_upgrade_rollback_and_both_ways_to_uninstall(plane: ControlPlane, earlie
     _eventually(lambda: _is_all_there_is(plane, {f"namespace/{SYSTEM}", f"lease.coordination.k8s.io/{OPERATOR}"}))
 
 
+@pytest.mark.timeout(900)
+def test_nothing_is_lost_on_the_way_from_the_previous_chart(plane: ControlPlane, tmp_path: Path):
+    try:
+        earlier = previous(tmp_path)
+    except NoHistoryError as error:
+        pytest.skip(f"no chart to upgrade from: {error}")
+    helm = Helm(folder=tmp_path, plane=plane)
+    for namespace in (SYSTEM, "ml"):
+        plane.kubectl("create", "namespace", namespace)
+    arguments = ("--namespace", SYSTEM, "--set", "image.registry=images.test")
+    helm.run("install", RELEASE, str(earlier / "charts" / CHART.name), *arguments)
+    _eventually(lambda: _apply(plane, MODEL, "--dry-run=server"))
+    applied = [*_examples(earlier / "examples"), MODEL, REPORT]
+    for raw in applied:
+        _apply(plane, raw, "--namespace", raw["metadata"].get("namespace", "ml"))
+    status = json.loads((earlier / "tests/unit/gitops/statuses/serving.json").read_text())["status"]
+    _write_status(plane, status)
+    before = _ours(plane)
+    assert {kind for kind, _, _ in before} == {"GptOssDeployment", "WeightTrustPolicy", "GatewayReport"}
+
+    helm.run("upgrade", RELEASE, str(CHART), *arguments)
+    plane.restart_apiserver()  # from now on it knows no other schema than that of the new CRDs
+    _eventually(lambda: _ours(plane))
+    after = _ours(plane)
+    assert after.keys() == before.keys()
+    for key, old in before.items():
+        new = after[key]
+        assert new["metadata"] == old["metadata"], key
+        assert _lost(old["spec"], new["spec"], "spec") == [], key
+        assert new.get("status") == old.get("status"), key
+    # What people have in their repositories is still right, and says nothing new.
+    for raw in applied:
+        _apply(plane, raw, "--namespace", raw["metadata"].get("namespace", "ml"))
+    assert {key: _identity(raw) for key, raw in _ours(plane).items()} == {
+        key: _identity(raw) for key, raw in before.items()
+    }
+
+
 class Shell:
     """Runs what the documents tell people to run, in a folder like a checkout with their values."""
 
@@ -155,6 +202,34 @@ def _crds(plane: ControlPlane) -> dict[str, str]:
     names = [json.loads(path.read_text())["metadata"]["name"] for path in sorted(CRDS.glob("*.yaml"))]
     found = json.loads(plane.kubectl("get", "crd", *names, "-o", "json"))["items"]
     return {each["metadata"]["name"]: each["metadata"]["uid"] for each in found}
+
+
+def _examples(folder: Path) -> list[Raw]:
+    """Return our kinds among the examples, each named after its file: two files show two shapes of one model."""
+    found = []
+    for path in sorted(folder.glob("*.yaml")):
+        for number, each in enumerate(yaml.safe_load_all(path.read_text())):
+            if each and str(each.get("apiVersion")).startswith("serving.gptoss.dev/"):
+                each["metadata"]["name"] = f"{path.stem}-{number}"
+                found.append(each)
+    return found
+
+
+def _ours(plane: ControlPlane) -> dict[tuple[str, str, str], Raw]:
+    """Return every object of our kinds, by kind, namespace and name."""
+    kinds = "gptossdeployments,weighttrustpolicies,gatewayreports"
+    items = json.loads(plane.kubectl("get", kinds, "--all-namespaces", "-o", "json"))["items"]
+    return {(each["kind"], each["metadata"].get("namespace", ""), each["metadata"]["name"]): each for each in items}
+
+
+def _lost(old: Any, new: Any, path: str) -> list[str]:
+    """Return what was there and is not, or is another; what comes by default is no loss."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        return [gone for name in old for gone in _lost(old[name], new.get(name), f"{path}.{name}")]
+    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        pairs = enumerate(zip(old, new, strict=True))
+        return [gone for index, (one, other) in pairs for gone in _lost(one, other, f"{path}[{index}]")]
+    return [] if old == new else [f"{path}: {old!r} became {new!r}"]
 
 
 def _model(plane: ControlPlane) -> Raw:
