@@ -118,15 +118,18 @@ class S3Source:
     def _stat(self, name: str) -> ObjectVersion:
         with _source_errors(name):
             found = self._client.head_object(Bucket=self._bucket, Key=self._prefix + name)
-            return ObjectVersion(size=found["ContentLength"], etag=found["ETag"])
+            return ObjectVersion(size=_told(found, "ContentLength", name), etag=_told(found, "ETag", name))
 
     def _read_small(self, name: str, limit: int) -> bytes:
         with _source_errors(name):
             answer = self._client.get_object(Bucket=self._bucket, Key=self._prefix + name)
             with closing(answer["Body"]) as body:
-                if answer["ContentLength"] > limit:
-                    raise ForbiddenContentError(f"{name} is longer than {limit} bytes", file=name)
-                return body.read()
+                # Without an amount the library compares what came with what was told, and without that there is no end.
+                told = answer.get("ContentLength", limit + 1)
+                content = body.read() if told <= limit else body.read(limit + 1)
+        if len(content) > limit:
+            raise ForbiddenContentError(f"{name} is longer than {limit} bytes", file=name)
+        return content
 
 
 def _client(settings: SourceSettings) -> "S3Client":
@@ -170,11 +173,23 @@ def _client(settings: SourceSettings) -> "S3Client":
     return session.client("s3", endpoint_url=settings.s3_endpoint, config=config)
 
 
+def _told(answer: Any, what: str, name: str) -> Any:
+    """Return what every answer of S3's says of an object."""
+    if what not in answer:
+        header = {"ContentLength": "Content-Length"}.get(what, what)
+        raise SourceError(
+            f"the object store does not say the {header} of {name}; check that the endpoint speaks S3, and that no "
+            "proxy before it takes headers away or compresses answers",
+            file=name,
+        )
+    return answer[what]
+
+
 def _check_answer(answer: Any, name: str, version: ObjectVersion, offset: int, end: int) -> None:
     # Servers that ignore If-Match or Range exist; what they send is judged by what they say it is.
-    if answer["ETag"] != version.etag:
+    if _told(answer, "ETag", name) != version.etag:
         raise SourceChangedError(f"{name} was replaced while it was being read", file=name)
-    if answer["ContentLength"] != end - offset:
+    if _told(answer, "ContentLength", name) != end - offset:
         raise SourceError(f"the object store does not answer range requests for {name}", file=name)
     served = _CONTENT_RANGE.fullmatch(answer.get("ContentRange", ""))
     if offset and (served is None or int(served[1]) != offset):

@@ -229,6 +229,52 @@ def test_another_version_or_range_than_asked_for_is_noticed(misbehaving, answer,
     assert type(caught.value) is kind
 
 
+def without(header):
+    """Answer as S3 does, but for one header."""
+
+    def answer(handler, number):
+        handler.send_response(206 if "Range" in handler.headers else 200)
+        for name, value in {"ETag": '"v1"', "Content-Length": str(len(CONTENT))}.items():
+            if name != header:
+                handler.send_header(name, value)
+        handler.end_headers()
+        if handler.command == "GET":
+            handler.wfile.write(CONTENT)
+        handler.close_connection = True
+
+    return answer
+
+
+@pytest.mark.parametrize("header", ["ETag", "Content-Length"])
+@pytest.mark.parametrize(
+    "ask",
+    [lambda source: source.stat("a"), lambda source: list(source.stream("a", version=version_of(source)))],
+    ids=["stat", "stream"],
+)
+def test_an_answer_without_what_s3_always_says_is_named(misbehaving, header, ask):
+    misbehaving.answer = without(header)
+    with asks(misbehaving) as source, pytest.raises(SourceError, match=f"does not say the {header} of a; check") as got:
+        ask(source)
+    assert not got.value.retryable
+    assert len(misbehaving.requests) == 1
+
+
+@pytest.mark.parametrize("header", ["ETag", "Content-Length"])
+def test_a_small_file_is_read_and_bounded_whatever_its_answer_says(misbehaving, header):
+    misbehaving.answer = without(header)
+    with asks(misbehaving) as source:
+        assert source.read_small("a", limit=len(CONTENT)) == CONTENT
+        with pytest.raises(ForbiddenContentError):
+            source.read_small("a", limit=len(CONTENT) - 1)
+
+
+def test_a_small_file_that_breaks_off_is_asked_for_again(misbehaving):
+    misbehaving.answer = lambda handler, number: partial_content(handler, cut=1000 if number < 3 else None)
+    with asks(misbehaving) as source:
+        assert source.read_small("a", limit=2 * len(CONTENT)) == CONTENT
+    assert len(misbehaving.requests) == 3
+
+
 def test_a_server_that_stops_sending_times_out(misbehaving):
     released = threading.Event()
 
