@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from gptoss_weights import metrics
 from gptoss_weights.errors import NoSpaceError
 from gptoss_weights.limits import PullLimits
 from gptoss_weights.storage import PrivateCopy, copies, locked_file
@@ -90,7 +89,6 @@ def _evict_first(others: list[PrivateCopy], *, keep_seconds: float) -> Evicted |
         size = each.size()
         if each.remove_unless_used():
             others.remove(each)
-            metrics.EVICTED_COPIES.inc()
             _log.warning("removed %s (%d bytes), the least recently used copy, to make room", each.name, size)
             return Evicted(name=each.name, bytes=size)
     return None

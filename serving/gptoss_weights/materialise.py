@@ -18,7 +18,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final, TypeVar
 
-from gptoss_weights import metrics
 from gptoss_weights.content import TENSORS_SUFFIX, Contents, check_size, largest
 from gptoss_weights.errors import (
     ForbiddenContentError,
@@ -116,28 +115,25 @@ def pull(
         SourceError, StorageError: the source or the node's folder failed; see ``retryable``.
     """
     begun = time.monotonic()
-    with metrics.counted_verification():
-        job = _Pull(
-            uri=uri,
-            revision=revision,
-            manifest_digest=manifest_digest,
-            subject=subject,
-            directory=prepare_directory(directory, readable=readable),
-            settings=settings,
-            progress=progress or (lambda _: None),
-            limits=limits or PullLimits.from_environment(),
-            cached=cached,
-        )
-        size, fetched = job.run()
-    seconds = time.monotonic() - begun
-    metrics.PULL_SECONDS.observe(seconds)
+    job = _Pull(
+        uri=uri,
+        revision=revision,
+        manifest_digest=manifest_digest,
+        subject=subject,
+        directory=prepare_directory(directory, readable=readable),
+        settings=settings,
+        progress=progress or (lambda _: None),
+        limits=limits or PullLimits.from_environment(),
+        cached=cached,
+    )
+    size, fetched = job.run()
     return Materialised(
         path=job.copy.ready,
         manifest_digest=manifest_digest,
         subject=subject,
         bytes=size,
         fetched_bytes=fetched,
-        seconds=seconds,
+        seconds=time.monotonic() - begun,
         receipt=job.copy.receipt,
         damaged=job.damaged,
         evicted=tuple(job.evicted),
@@ -250,12 +246,8 @@ class _Pull:
                 lanes=Lanes(self._limits.parallel_files, most_ahead=self._limits.ranges_ahead),
                 max_attempts=self._settings.max_attempts,
             )
-            try:
-                self._bring_all(transfer, manifest, versions, total)
-            finally:
-                fetched = tally.counts()[1]
-                if self._cached is None:
-                    metrics.PULL_BYTES.inc(fetched)
+            self._bring_all(transfer, manifest, versions, total)
+            fetched = tally.counts()[1]
         self.copy.publish()
         self._write_receipt(manifest, versions, begun=begun, fetched=fetched)
         return total, fetched
@@ -299,7 +291,6 @@ class _Pull:
         for name in self.damaged:
             remove(self.copy.staging / name)
         if self.damaged:
-            metrics.DAMAGED_FILES.inc(len(self.damaged))
             _log.warning(
                 "%d files of the verified copy %s were changed, missing or planted since; replacing them: %s",
                 len(self.damaged),
