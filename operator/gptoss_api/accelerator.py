@@ -34,7 +34,7 @@ class AcceleratorRequest(ApiModel):
     )
     product: LabelValue | None = Field(
         default=None,
-        description="Only nodes whose product label says this, such as NVIDIA-H100-80GB-HBM3 "
+        description="Only nodes with this product label are used, such as NVIDIA-H100-80GB-HBM3 "
         "(nvidia.com/gpu.product, amd.com/gpu.product-name).",
     )
     resource_name: QualifiedName | None = Field(

@@ -66,7 +66,7 @@ def crds() -> dict[str, dict[str, Any]]:
     report = _crd(
         kind="GatewayReport",
         plural="gatewayreports",
-        description="What one gateway tells the operator about demand. Written by gateways, for nobody else.",
+        description="What one gateway tells the operator about demand. Gateways write it; nobody else should.",
         spec=GatewayReportSpec,
         columns=[
             _column("Heartbeat", ".spec.heartbeat", kind="integer"),

@@ -43,9 +43,9 @@ class Model(ApiModel):
         "are signed for, unless verification.subject says otherwise.",
     )
     uri: Annotated[str, Field(min_length=6, max_length=1024)] = Field(
-        description="Where the weights lie: s3://bucket/prefix, az://container/prefix, hf://owner/name or "
-        "file:///folder. The bundle model.sig lies beside them. Which prefixes are allowed is for the "
-        "WeightTrustPolicy to say.",
+        description="Location of the weights: s3://bucket/prefix, az://container/prefix, hf://owner/name or "
+        "file:///folder. The bundle model.sig lies beside them. The WeightTrustPolicy decides which "
+        "prefixes are allowed.",
         json_schema_extra=cel(
             "self.matches('^s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[^/?#@]+)*/?$') || "
             "self.matches('^az://[a-z0-9](-?[a-z0-9]){2,62}(/[^/?#@]*[^./?#@])*/?$') || "
@@ -57,7 +57,7 @@ class Model(ApiModel):
     )
     revision: Annotated[str, Field(max_length=64)] | None = Field(
         default=None,
-        description="Full commit id of an hf:// source, where it is required; refused with every other.",
+        description="Full commit id: required for an hf:// source, refused for any other.",
         json_schema_extra=cel(
             "self.matches('^[0-9a-f]{40}$')",
             "spec.model.revision must be a full commit id, 40 hexadecimal digits; replace the branch, tag or short id",
@@ -107,9 +107,8 @@ class Verification(ApiModel):
     )
     mode: Literal["Enforce", "Audit"] = Field(
         default="Enforce",
-        description="Audit waives the signer where the policy's allowAudit permits it. There must be a model.sig all "
-        "the same, and every byte must be what it lists; status, an event and a metric tell that the signer was "
-        "waived.",
+        description="Audit waives the signer where the policy's allowAudit permits it. A model.sig is still needed, "
+        "and every byte must match it; status, an event and a metric say that the signer was waived.",
     )
 
 
@@ -163,7 +162,7 @@ class Engine(ApiModel):
     )
     kv_cache_dtype: Literal["auto", "fp8"] | None = Field(
         default=None,
-        description="Type of the KV cache's elements: auto is the model's (bfloat16), fp8 takes half as much; "
+        description="Type of the KV cache's elements: auto is the model's (bfloat16), fp8 takes half the memory; "
         "by default the profile's.",
     )
     extra_args: ExtraArguments = Field(
@@ -257,7 +256,7 @@ class GptOssDeploymentSpec(ApiModel):
     accelerator: AcceleratorRequest | None = Field(
         default=None, description="What replicas on KubeRay compute on; NVIDIA GPUs by default."
     )
-    pod: Pod | None = Field(default=None, description="What may be chosen of the pods of replicas on KubeRay.")
+    pod: Pod | None = Field(default=None, description="Settings of the replicas' pods on KubeRay.")
     cache: Cache | None = Field(
         default=None, description="Where pods on KubeRay find weights that were fetched before; nowhere by default."
     )

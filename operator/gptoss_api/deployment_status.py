@@ -50,7 +50,7 @@ class EngineStatus(ApiModel):
     )
     customized: Annotated[tuple[Annotated[str, Field(max_length=64)], ...], Field(max_length=32)] = Field(
         default=(),
-        description="Customized: engine arguments that the specification sets to another value than the profile.",
+        description="Engine arguments that the specification sets to another value than the profile.",
     )
 
 
@@ -66,7 +66,7 @@ class WeightsStatus(ApiModel):
     )
     identity: Annotated[str, Field(max_length=1024)] | None = Field(
         default=None,
-        description="Whom the certificate that signed was made out to, as the authority expects it; absent for a key.",
+        description="Identity in the certificate that signed, in the form the authority expects; absent for a key.",
     )
     policy: Annotated[str, Field(max_length=253)] = Field(description="WeightTrustPolicy that allowed it.")
     signer_waived: _Text | None = Field(
@@ -91,7 +91,7 @@ class PullStatus(ApiModel):
     )
     bytes_total: int | None = Field(default=None, description="Bytes of the model.", json_schema_extra=INT64)
     bytes_per_second: int | None = Field(
-        default=None, description="Verified bytes a second, of late.", json_schema_extra=INT64
+        default=None, description="Bytes verified per second, recently.", json_schema_extra=INT64
     )
     seconds_left: int | None = Field(
         default=None, description="Estimate at that rate; absent while nothing moves.", json_schema_extra=INT64
@@ -146,8 +146,8 @@ class GptOssDeploymentStatus(ApiModel):
     weights: WeightsStatus | None = Field(default=None, description="Verified weights.")
     pull: PullStatus | None = Field(
         default=None,
-        description="How far nodes are with fetching and verifying weights, of several the one that is least far; "
-        "absent when none is known to.",
+        description="How far nodes are with fetching and verifying weights. Of several, the one that is furthest "
+        "behind; absent when none is known to be at it.",
     )
     wake: Wake | None = Field(default=None, description="The last or the running wake.")
     schedule: ScheduleStatus | None = Field(default=None, description="What spec.scaling.schedules ask for.")

@@ -31,7 +31,7 @@ class PodResources(ApiModel):
 
 
 class Toleration(ApiModel):
-    """A taint that the pods put up with. Its key must be one that an administrator allows the namespace."""
+    """A taint that the pods tolerate. Its key must be one that an administrator allows the namespace."""
 
     key: QualifiedName = Field(description="Key of the taint.")
     operator: Literal["Exists", "Equal"] = Field(default="Exists", description="How the taint's value is compared.")
@@ -52,7 +52,7 @@ class Pod(ApiModel):
         default_factory=dict, description="Labels that a worker's node must have."
     )
     tolerations: Annotated[tuple[Toleration, ...], Field(max_length=16)] = Field(
-        default=(), description="Taints that workers put up with."
+        default=(), description="Taints that worker pods tolerate."
     )
     priority_class_name: ClassName | None = Field(default=None, description="PriorityClass of all pods.")
     runtime_class_name: ClassName | None = Field(default=None, description="RuntimeClass of worker pods.")

@@ -34,7 +34,7 @@ class Source(ApiModel):
     """Where weights may come from."""
 
     prefix: Annotated[str, Field(min_length=6, max_length=1024)] = Field(
-        description="URIs that start here are allowed, on path segment boundaries, such as s3://models or hf://owner.",
+        description="URIs below this one are allowed, by whole path segments, such as s3://models or hf://owner.",
         json_schema_extra=cel(
             "self.matches('^(s3|az|hf|file)://[^?#@]+$')",
             "sources[].prefix must start with s3://, az://, hf:// or file:// and hold no credentials, query or "
@@ -76,7 +76,7 @@ class CertificateChain(ApiModel):
 
     roots: Annotated[str, Field(min_length=64, max_length=32768)] = Field(
         alias="rootsPEM",
-        description="PEM text of the certificate authorities that count. Neither the system's nor the web's do.",
+        description="PEM text of the certificate authorities that are trusted. The system's and the web's are not.",
         json_schema_extra=cel(
             "self.startsWith('-----BEGIN CERTIFICATE-----')",
             "rootsPEM must be PEM certificates (BEGIN CERTIFICATE)",
@@ -84,7 +84,7 @@ class CertificateChain(ApiModel):
     )
     subject: Annotated[str, Field(min_length=3, max_length=1024)] | None = Field(
         default=None,
-        description="Subject of the signer's certificate, whole and as RFC 4514 writes it, such as CN=release,O=Acme.",
+        description="Whole subject of the signer's certificate, as RFC 4514 writes it, such as CN=release,O=Acme.",
     )
     subject_alt_name: Annotated[str, Field(min_length=5, max_length=1024)] | None = Field(
         default=None,
@@ -94,7 +94,7 @@ class CertificateChain(ApiModel):
         ),
     )
     require_transparency_log: bool | None = Field(
-        default=None, description="Can't be true: who wants an entry of a transparency log takes sigstore."
+        default=None, description="Must not be true: use sigstore where an entry in a transparency log is required."
     )
 
 
@@ -115,7 +115,7 @@ class SigstoreRoot(ApiModel):
     )
     name: Name | None = Field(
         default=None,
-        description="A trusted_root.json that the operator's settings name so under sigstoreTrustedRoots.",
+        description="Name of a trusted_root.json under sigstoreTrustedRoots of the operator's settings.",
     )
 
 
@@ -139,19 +139,19 @@ class SigstoreIdentity(ApiModel):
 
     identity: Annotated[str, Field(min_length=3, max_length=1024)] | None = Field(
         default=None,
-        description="The signer, whole, as the certificate's one subject alternative name has it: an e-mail address "
-        "or a URI, such as that of a workflow.",
+        description="The signer, exactly as the certificate's only subject alternative name has it: an e-mail "
+        "address or a URI, such as that of a workflow.",
     )
     identity_reg_exp: Annotated[str, Field(min_length=3, max_length=1024)] | None = Field(
         default=None,
         alias="identityRegExp",
-        description="RE2 expression that the signer matches from beginning to end.",
+        description="RE2 expression that must match the whole of the identity.",
         json_schema_extra=cel(
             "''.matches(self) in [true, false]", "identityRegExp must be a regular expression as RE2 has them"
         ),
     )
     issuer: Annotated[str, Field(min_length=8, max_length=1024)] = Field(
-        description="Who vouched for the identity at that time: the URL of an OpenID Connect provider, whole.",
+        description="Exact URL of the OpenID Connect provider that vouched for the identity.",
         json_schema_extra=cel("self.matches('^https?://.+$')", "issuer must be a URL, such as https://accounts.acme"),
     )
     trusted_root: SigstoreRoot = Field(description="The Sigstore instance. Nothing is fetched to verify a signature.")
@@ -182,16 +182,16 @@ class Authority(ApiModel):
         tuple[Annotated[str, Field(min_length=1, max_length=128)], ...], Field(min_length=1, max_length=64)
     ] = Field(description="Globs over the signed subject name, such as gpt-oss-*.")
     not_before: AwareDatetime | None = Field(
-        default=None, description="Time from which the authority counts, for a key that is announced ahead."
+        default=None, description="Time from which the authority counts: a new key may be listed before it is used."
     )
     not_after: AwareDatetime | None = Field(
         default=None,
-        description="Time after which the authority counts no more: nothing starts by its word, what runs goes on.",
+        description="Time after which the authority no longer counts: nothing new starts, what runs goes on.",
     )
     key: PublicKey | None = Field(default=None, description="The key that signs.")
     certificate: CertificateChain | None = Field(
         default=None,
-        description="The certificates that sign: valid now, for code signing, and made out to the one expected.",
+        description="The certificates that sign: valid now, meant for code signing, and issued to the expected name.",
     )
     sigstore: SigstoreIdentity | None = Field(
         default=None, description="The identity that signs, with a short-lived certificate of a Sigstore instance."
@@ -206,13 +206,13 @@ class Denied(ApiModel):
     )
     key_fingerprints: Annotated[tuple[Digest, ...], Field(max_length=1024)] = Field(
         default=(),
-        description="Keys whose signatures count no more, as status.weights.signer shows them: sha256: and the "
+        description="Keys whose signatures no longer count, as status.weights.signer shows them: sha256: and the "
         "SHA-256 of the SubjectPublicKeyInfo.",
     )
     identities: Annotated[tuple[Annotated[str, Field(min_length=3, max_length=1024)], ...], Field(max_length=256)] = (
         Field(
             default=(),
-            description="Signers whose signatures count no more, as status.weights.identity shows them: a Sigstore "
+            description="Signers whose signatures no longer count, as status.weights.identity shows them: a Sigstore "
             "identity, or a certificate's subject or one of its names (URI:…, email:… or DNS:…).",
         )
     )
@@ -223,8 +223,8 @@ class Releases(ApiModel):
 
     model: Annotated[str, Field(min_length=1, max_length=128)] = Field(description="The signed subject name, whole.")
     manifest_digests: Annotated[tuple[Digest, ...], Field(min_length=1, max_length=256)] = Field(
-        description="Digests of the released manifests, the oldest first. What is not listed may not start, and "
-        "nothing below the highest that was accepted before; to go back, list the older one again, last.",
+        description="Digests of the released manifests, oldest first. A manifest may start if it is listed, and not "
+        "before the latest one that was accepted; to go back, list the older one again at the end.",
     )
 
 
@@ -256,7 +256,7 @@ class WeightTrustPolicySpec(ApiModel):
         description="Who may sign what.",
         json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
     )
-    denied: Denied = Field(default_factory=Denied, description="Deny-lists; they beat every authority.")
+    denied: Denied = Field(default_factory=Denied, description="Deny-lists; they override every authority.")
     releases: Annotated[tuple[Releases, ...], Field(max_length=64)] = Field(
         default=(),
         description="Guards against rollback: models listed here run released manifests only, and never an older one "
@@ -266,8 +266,8 @@ class WeightTrustPolicySpec(ApiModel):
     on_revoked: Literal["Drain", "KeepRunning"] = Field(
         default="Drain",
         description="What becomes of replicas whose manifest or signer is denied while they run. Drain stops them: "
-        "new requests are refused, running ones finish. KeepRunning leaves them, never more than run now; asleep, "
-        "they do not wake.",
+        "new requests are refused, running ones finish. KeepRunning leaves those that run, starts no more, and a "
+        "model that sleeps does not wake.",
     )
     allow_audit: bool = Field(
         default=False,

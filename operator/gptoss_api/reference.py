@@ -27,7 +27,7 @@ _ANNOTATIONS = f"""
 |---|---|
 | `{RETRY_ANNOTATION}` | Any new value asks for another start of a deployment that failed. |
 | `{WAKE_ANNOTATION}` | Any new value counts as one request for the model; `gptoss wake` sets it. |
-| `{PAUSED_ANNOTATION}` | `true` stops all writes of the operator for this object, but the status. |
+| `{PAUSED_ANNOTATION}` | `true` stops all of the operator's writes for this object, except to its status. |
 """
 
 

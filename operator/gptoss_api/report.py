@@ -37,7 +37,7 @@ class GatewayReportSpec(ApiModel):
     )
     deployments: Annotated[tuple[DeploymentDemand, ...], Field(max_length=5000)] = Field(
         default=(),
-        description="Demand per deployment; only those that were asked for lately.",
+        description="Demand per deployment; only those with recent requests.",
         # Each object has one writer: owning every entry by itself would double the object and slow each write.
         json_schema_extra={"x-kubernetes-list-type": "atomic"},
     )

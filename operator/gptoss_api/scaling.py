@@ -18,12 +18,12 @@ class Schedule(ApiModel):
         )
     )
 
-    name: Name = Field(description="What status and events call it.")
+    name: Name = Field(description="Name of the window in status and events.")
     time_zone: Annotated[
         str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z][A-Za-z0-9_+-]*(/[A-Za-z0-9_+-]+)*$")
     ] = Field(
-        description="Zone that days, start and end are told in: a name of the IANA time zone database, such as "
-        "Europe/Berlin or UTC. Changes of the clock are followed.",
+        description="Time zone of days, start and end: a name of the IANA time zone database, such as "
+        "Europe/Berlin or UTC. Daylight saving time is followed.",
         json_schema_extra=cel(
             "self != 'Local' && timestamp('2026-01-01T00:00:00Z').getHours(self) >= 0",
             "spec.scaling.schedules[].timeZone must be a name of the IANA time zone database, such as Europe/Berlin",
@@ -39,8 +39,8 @@ class Schedule(ApiModel):
         description="Wall time at which the window opens, HH:MM. The engine is started then, not before."
     )
     end: Annotated[str, Field(min_length=5, max_length=5, pattern=r"^(([01][0-9]|2[0-3]):[0-5][0-9]|24:00)$")] = Field(
-        description="Wall time at which it closes, HH:MM; 24:00 is the end of the day. One that is earlier than "
-        "start is on the next day. After it the model sleeps once it has been idle for idleSeconds.",
+        description="Wall time at which it closes, HH:MM; 24:00 is the end of the day. An end before the start is "
+        "on the next day. From then on the model goes to sleep once it was idle for idleSeconds.",
     )
     min_replicas: Annotated[int, Field(ge=1, le=256)] = Field(
         default=1,
@@ -74,7 +74,7 @@ class Scaling(ApiModel):
         json_schema_extra=INT32,
     )
     max_replicas: Annotated[int, Field(ge=1, le=256)] = Field(
-        default=1, description="Most replicas under load.", json_schema_extra=INT32
+        default=1, description="Upper bound of replicas, under load.", json_schema_extra=INT32
     )
     target_ongoing_requests: Annotated[int, Field(ge=1, le=4096)] | None = Field(
         default=None,
