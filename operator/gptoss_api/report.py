@@ -35,6 +35,9 @@ class GatewayReportSpec(ApiModel):
     renewed_at: Annotated[str, Field(max_length=64)] = Field(
         description="Time of the write, on the gateway's clock. For people."
     )
+    closing: bool = Field(
+        default=False, description="It takes no new requests any more: tenants' limits are divided among the others."
+    )
     deployments: Annotated[tuple[DeploymentDemand, ...], Field(max_length=5000)] = Field(
         default=(),
         description="Demand per deployment; only those with recent requests.",

@@ -21,6 +21,7 @@ from gptoss_gateway import prober
 from gptoss_gateway.admission import Admission
 from gptoss_gateway.audit import AuditLog
 from gptoss_gateway.catalogue import Catalogue, ServedModel
+from gptoss_gateway.census import Census
 from gptoss_gateway.demand import Ledger
 from gptoss_gateway.errors import ClientLeftError, Dialect, NotFoundError, NotReadyError, RequestError
 from gptoss_gateway.exchange import Exchange
@@ -42,7 +43,10 @@ _MODELS = "/v1/models"
 
 
 class Gateway:
-    """A gateway process' parts, from keys to report. Feed ``catalogue`` with GptOssDeployments."""
+    """A gateway process' parts, from keys to report. Feed ``catalogue`` with GptOssDeployments.
+
+    Feed ``census`` with GatewayReports, all gateways' and its own.
+    """
 
     def __init__(self, settings: GatewaySettings, *, identity: str, keys: Authenticator, store: ReportStore) -> None:
         self.settings = settings
@@ -52,14 +56,21 @@ class Gateway:
         self.upstreams = Upstreams(
             settings.ray_clusters, default=settings.default_ray_cluster, kube_ray=settings.kube_ray
         )
-        self.reporter = Reporter(identity=identity, store=store, demands=self._demands, timestamp=_timestamp)
+        self.reporter = Reporter(
+            identity=identity,
+            store=store,
+            demands=self._demands,
+            timestamp=_timestamp,
+            closing=lambda: self.closing,
+        )
+        self.census = Census(identity=identity, clock=time.monotonic)
         self.ledger = Ledger(
             monotonic=lambda: asyncio.get_running_loop().time(),
             timestamp=_timestamp,
             changed=self.reporter.notify,
         )
         self._keys = keys
-        self._limiter = Limiter(time.monotonic)
+        self._limiter = Limiter(time.monotonic, processes=lambda: self.census.processes)
         self._audit = (
             AuditLog(settings.audit_file, timestamp=_timestamp, on_loss=self.metering.audit_lost)
             if settings.audit_file
@@ -81,6 +92,7 @@ class Gateway:
         )
         self.metering.watch_places(self._places)
         self.metering.watch_tenants(self.ledger.tenants)
+        self.metering.watch_processes(lambda: self.census.processes)
         self.metering.watch_tasks(lambda: len(asyncio.all_tasks()))
 
     @property
@@ -120,6 +132,11 @@ class Gateway:
         )
         self._vigil.start()
         self.reporter.start()
+
+    def close_door(self) -> None:
+        """Take part no more in what gateways share: the report says so, and readiness goes off."""
+        self.closing = True
+        self.reporter.notify()
 
     async def finish_open_requests(self, grace_seconds: float, hurry: asyncio.Event) -> None:
         """Let open requests end; those that do not within the grace, or until ``hurry``, get an error."""

@@ -37,7 +37,7 @@ class Named(Protocol):
 
 
 class TenantLimits(StrictModel):
-    """How much a tenant may ask of one gateway process; what is left out is not limited."""
+    """How much a tenant may ask of all gateway processes together; what is left out is not limited."""
 
     requests_per_minute: Annotated[int, Field(ge=1)] | None = Field(
         default=None, description="Requests a minute; they refill evenly."
@@ -93,7 +93,9 @@ class Tenant(StrictModel):
     models: tuple[Annotated[str, Field(min_length=1, max_length=256)], ...] = Field(
         default=("*",), description="Globs over the models' names within those namespaces."
     )
-    limits: TenantLimits = Field(default=_UNLIMITED, description="How much it may ask of each gateway process.")
+    limits: TenantLimits = Field(
+        default=_UNLIMITED, description="How much it may ask of all gateway processes together."
+    )
     priority: Annotated[int, Field(ge=1, le=100)] = Field(
         default=1, description="Its share of a model that several tenants wait for, against theirs."
     )

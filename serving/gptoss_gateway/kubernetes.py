@@ -1,4 +1,4 @@
-"""The gateway's two dealings with Kubernetes: it watches deployments, and keeps its own report."""
+"""The gateway's dealings with Kubernetes: it watches deployments and gateways' reports, and keeps its own report."""
 
 import asyncio
 import contextlib
@@ -9,6 +9,7 @@ from typing import Any
 
 from gptoss_api.names import API_VERSION, GATEWAY_FIELD_MANAGER
 from gptoss_gateway.catalogue import Catalogue
+from gptoss_gateway.census import Census, pulse
 from gptoss_kube.client import Kube
 from gptoss_kube.errors import NotFound
 from gptoss_kube.resources import GATEWAY_REPORTS, GPT_OSS_DEPLOYMENTS
@@ -60,6 +61,18 @@ async def followed(kube: Kube, namespaces: Sequence[str], catalogue: Catalogue) 
         finally:
             syncing.cancel()
             await asyncio.wait({syncing})
+
+
+def counted(kube: Kube, namespace: str, census: Census) -> Informer:
+    """Return what keeps a census true while it is open. Without the right to watch, a process counts itself only."""
+    return Informer(
+        kube,
+        GATEWAY_REPORTS,
+        namespace=namespace,
+        on_change=census.on_change,
+        on_delete=census.on_delete,
+        keep=pulse,
+    )
 
 
 def new_identity() -> str:

@@ -108,6 +108,15 @@ class Metering:
         """Show how many connections wait at listening sockets, read when somebody looks."""
         self.registry.register(Queues(sockets))
 
+    def watch_processes(self, count: Callable[[], int]) -> None:
+        """Show among how many processes tenants' limits are divided, read when somebody looks."""
+        processes = Gauge(
+            "gptoss_gateway_processes",
+            "Gateway processes that take requests, as this one knows of them: tenants' limits are divided by it.",
+            registry=self.registry,
+        )
+        processes.set_function(count)
+
     def watch_tasks(self, count: Callable[[], int]) -> None:
         """Show how many tasks the event loop has, read when somebody looks."""
         tasks = Gauge(

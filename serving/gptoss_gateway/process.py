@@ -9,7 +9,7 @@ from pathlib import Path
 
 from gptoss_gateway.app import Gateway
 from gptoss_gateway.keys import Anonymous, KeyFile
-from gptoss_gateway.kubernetes import KubernetesReports, followed, new_identity
+from gptoss_gateway.kubernetes import KubernetesReports, counted, followed, new_identity
 from gptoss_gateway.server import Server, Sockets
 from gptoss_gateway.settings import GatewaySettings
 from gptoss_kube.client import Kube
@@ -44,7 +44,10 @@ async def run(settings: GatewaySettings, *, kubeconfig: Path | None, sockets: So
         # nobody waits for it to acknowledge, has already ended.
         gateway.reporter.start()
         await _either(gateway.reporter.known, stop)
-        async with followed(kube, settings.namespaces, gateway.catalogue):  # also while open requests finish
+        async with (
+            counted(kube, settings.system_namespace, gateway.census),
+            followed(kube, settings.namespaces, gateway.catalogue),  # also while open requests finish
+        ):
             try:
                 await server.start()
                 await server.serve(stop)

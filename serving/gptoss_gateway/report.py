@@ -49,12 +49,14 @@ class Reporter:
         store: ReportStore,
         demands: Callable[[], tuple[DeploymentDemand, ...]],
         timestamp: Callable[[], str],
+        closing: Callable[[], bool],
         clock: Callable[[], float] = lambda: time.clock_gettime(time.CLOCK_BOOTTIME),
     ) -> None:
         self.identity = identity
         self._store = store
         self._demands = demands
         self._timestamp = timestamp
+        self._closing = closing
         self._clock = clock  # one that counts a machine's sleep
         self.known = asyncio.Event()
         """Set once the operator can know of this gateway."""
@@ -112,6 +114,7 @@ class Reporter:
                 gateway=self.identity,
                 heartbeat=self._heartbeat,
                 renewed_at=self._timestamp(),
+                closing=self._closing(),
                 deployments=self._demands(),
             )
             await self._store.apply(

@@ -120,7 +120,7 @@ class Server:
         """
         hurry = hurry or asyncio.Event()
         shutdown = self.gateway.settings.shutdown
-        self.gateway.closing = True
+        self.gateway.close_door()
         if self._joining is not None:
             self._joining.cancel()
             await asyncio.wait({self._joining})

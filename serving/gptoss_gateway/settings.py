@@ -121,8 +121,8 @@ class GatewaySettings(StrictModel):
     )
     workers: Annotated[int, Field(ge=1, le=64)] = Field(
         default=1,
-        description="Processes that serve `listen` together. Each has a report, a catalogue, and every limit, of its "
-        "own: `limits` and tenants' limits count per process.",
+        description="Processes that serve `listen` together. Each has a report, a catalogue, and every bound of "
+        "`limits`, of its own; tenants' limits are divided among all gateway processes.",
     )
     limits: Limits = Field(default_factory=Limits, description="Bounds of each process.")
     shutdown: Shutdown = Field(default_factory=Shutdown, description="How this process ends.")

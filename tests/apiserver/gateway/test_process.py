@@ -28,7 +28,11 @@ PATIENCE = 150.0
 KEYED = {"Authorization": f"Bearer {KEY}"}
 RIGHTS = [
     {"apiGroups": ["serving.gptoss.dev"], "resources": ["gptossdeployments"], "verbs": ["list", "watch"]},
-    {"apiGroups": ["serving.gptoss.dev"], "resources": ["gatewayreports"], "verbs": ["create", "patch", "delete"]},
+    {
+        "apiGroups": ["serving.gptoss.dev"],
+        "resources": ["gatewayreports"],
+        "verbs": ["list", "watch", "create", "patch", "delete"],
+    },
 ]
 
 

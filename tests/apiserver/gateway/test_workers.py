@@ -62,6 +62,12 @@ async def test_a_worker_that_is_killed_is_replaced_and_the_others_serve_meanwhil
 ):  # fmt: skip
     async with gateway_process(rights, tmp_path, engines, namespace, workers=2) as process:
         assert len(await reports(rights, namespace)) == 2
+
+        async def know_each_other() -> bool:
+            metrics = await text(process.admin + "/metrics")
+            return all(f'gptoss_gateway_processes{{worker="{name}"}} 2.0' in metrics for name in "01")
+
+        await until(know_each_other, process.log)
         before = pids(process)
         assert len(before) == 2
         os.kill(min(before), signal.SIGKILL)

@@ -11,6 +11,7 @@ import yaml
 
 from gptoss_api.names import engine_model_id, route_prefix
 from gptoss_gateway.app import Gateway
+from gptoss_gateway.census import Census, pulse
 from gptoss_gateway.keys import KeyFile
 from gptoss_gateway.server import Server, Sockets
 from gptoss_gateway.settings import GatewaySettings
@@ -29,6 +30,7 @@ class Reports:
         self.specs: dict[str, Mapping[str, Any]] = {}
         self.writes = 0
         self.refuse = False
+        self.watchers: list[Census] = []
         self._changed = asyncio.Condition()
 
     async def apply(self, name: str, spec: Mapping[str, Any], *, deadline: float) -> None:
@@ -36,11 +38,21 @@ class Reports:
             raise ConnectionError("no API server")
         self.specs[name] = spec
         self.writes += 1
+        for watcher in self.watchers:
+            watcher.on_change(pulse({"metadata": {"name": name}, "spec": spec}))
         async with self._changed:
             self._changed.notify_all()
 
     async def delete(self, name: str, *, deadline: float) -> None:
         self.specs.pop(name, None)
+        for watcher in self.watchers:
+            watcher.on_delete({"metadata": {"name": name}})
+
+    def watched_by(self, census: Census) -> None:
+        """Show every report to a census, now and when it changes."""
+        for name, spec in self.specs.items():
+            census.on_change(pulse({"metadata": {"name": name}, "spec": spec}))
+        self.watchers.append(census)
 
     def demand(self, gateway: str, uid: str = UID) -> Mapping[str, Any]:
         for demand in self.specs.get(gateway, {}).get("deployments", ()):
@@ -115,6 +127,7 @@ class House:
         )
         gateway = Gateway(settings, identity=identity, keys=KeyFile(self.keys_file), store=self.reports)
         server = Server(gateway, sockets=sockets)
+        self.reports.watched_by(gateway.census)
         await server.start()
         self.servers.append(server)
         for raw in self.objects.values():

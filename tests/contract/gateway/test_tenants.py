@@ -130,6 +130,35 @@ async def test_who_makes_room_for_others_is_told_and_counted(house):
         await asyncio.gather(greedy[0], modest, return_exceptions=True)
 
 
+async def test_gateways_share_a_tenants_limits_and_one_that_ends_leaves_its_share_to_the_others(house):
+    house.apply(model_object("serving"))
+    application = house.deploy()
+    house.write_keys([tenant(limits={"requestsPerMinute": 600, "concurrent": 4})])
+    first = await house.open_gateway()
+    second = await house.open_gateway("gateway-1", shutdown={"graceSeconds": 600})
+    for server in (first, second):
+        await eventually(lambda server=server: server.gateway.census.processes == 2)
+        assert "gptoss_gateway_processes 2.0" in await metrics(server)
+    async with client(first) as api, client(second) as other:
+        assert (await ask(api)).headers["x-ratelimit-limit-requests"] == "300"
+        application.paused.clear()
+        running = asyncio.create_task(ask(other))
+        await eventually(lambda: len(application.posts) == 2)
+        stopping = asyncio.create_task(second.stop())
+        await eventually(lambda: first.gateway.census.processes == 1)
+        assert not stopping.done()  # it lets its open request end, and takes no other
+        running_too = [asyncio.create_task(ask(api)) for _ in range(4)]
+        await eventually(lambda: len(application.posts) == 6)
+        with pytest.raises(openai.RateLimitError):
+            await ask(api)
+        application.paused.set()
+        for answer in await asyncio.gather(*running_too):
+            assert answer.headers["x-ratelimit-limit-requests"] == "600"
+        assert (await running).headers["x-ratelimit-limit-requests"] == "300"
+        await stopping
+        house.servers.remove(second)
+
+
 async def test_limits_are_reloaded_with_the_keys(awake, house):
     server, _ = awake
     async with client(server) as api:

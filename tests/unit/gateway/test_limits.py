@@ -14,7 +14,8 @@ class Desk:
 
     def __init__(self, **limits: int) -> None:
         self.now = 1000.0
-        self.limiter = Limiter(lambda: self.now)
+        self.processes = 1
+        self.limiter = Limiter(lambda: self.now, processes=lambda: self.processes)
         self.caller = self.tenant("ml", **limits)
 
     @staticmethod
@@ -132,6 +133,78 @@ def test_tenants_that_owe_nothing_are_forgotten_and_no_others():
         assert desk.limiter._accounts.keys() == {"lab"}
     desk.limiter.sweep()
     assert not desk.limiter._accounts
+
+
+def test_a_share_of_each_limit_is_told_and_held():
+    desk = Desk(requests_per_minute=60, tokens_per_minute=1000, concurrent=5)
+    desk.processes = 3
+    with desk.limiter.admitted(desk.caller) as standing:
+        assert standing == {
+            "x-ratelimit-limit-requests": "20",
+            "x-ratelimit-remaining-requests": "19",
+            "x-ratelimit-reset-requests": "3s",
+            "x-ratelimit-limit-tokens": "333",
+            "x-ratelimit-remaining-tokens": "333",
+            "x-ratelimit-reset-tokens": "0ms",
+            "x-ratelimit-limit-concurrent": "2",
+            "x-ratelimit-remaining-concurrent": "1",
+        }
+        with desk.limiter.admitted(desk.caller):
+            message = desk.refused().body(Dialect.OPENAI)["error"]["message"]
+            assert "2 requests of 'ml' are open" in message
+            assert "limits.concurrent (5, divided among 3 gateway processes)" in message
+    for _ in range(18):
+        desk.ask()
+    message = desk.refused().body(Dialect.OPENAI)["error"]["message"]
+    assert "limits.requestsPerMinute: 60, divided among 3 gateway processes" in message
+    desk.now += 2.9
+    desk.refused()
+    desk.now += 0.2
+    desk.ask()
+
+
+def test_a_share_below_one_still_lets_one_in_and_then_waits_for_it():
+    desk = Desk(requests_per_minute=1, concurrent=1)
+    desk.processes = 4
+    assert desk.ask()["x-ratelimit-limit-requests"] == "1"
+    assert desk.refused().headers["Retry-After"] == "240"
+    desk.now += 239
+    desk.refused()
+    desk.now += 1.1
+    desk.ask()
+
+
+def test_when_processes_come_and_go_shares_follow_and_use_is_kept():
+    desk = Desk(requests_per_minute=60, concurrent=4)
+    for _ in range(30):
+        desk.ask()
+    desk.processes = 2
+    assert desk.ask()["x-ratelimit-remaining-requests"] == "29"
+    desk.processes = 6
+    assert desk.ask()["x-ratelimit-remaining-requests"] == "9"
+    desk.processes = 1
+    standing = desk.ask()
+    assert (standing["x-ratelimit-limit-requests"], standing["x-ratelimit-remaining-requests"]) == ("60", "8")
+    with desk.limiter.admitted(desk.caller), desk.limiter.admitted(desk.caller):
+        desk.processes = 4
+        desk.refused()  # what is open stays open
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.tuples(st.floats(0, 5), st.integers(0, 7)), max_size=150), st.integers(1, 120), st.integers(1, 8))
+def test_all_processes_together_let_in_what_one_would(steps: list[tuple[float, int]], limit: int, processes: int):
+    desks = [Desk(requests_per_minute=limit) for _ in range(processes)]
+    taken, passed = 0, 0.0
+    for pause, which in steps:
+        passed += pause
+        for desk in desks:
+            desk.processes, desk.now = processes, desk.now + pause
+        try:
+            desks[which % processes].ask()
+        except RateLimitedError:
+            continue
+        taken += 1
+        assert taken <= max(limit, processes) + passed * limit / 60 + 1e-6
 
 
 @settings(max_examples=50, deadline=None)

@@ -42,7 +42,12 @@ def clock():
 async def started(clock):
     store = Store()
     reporter = Reporter(
-        identity="gateway-0", store=store, demands=tuple, timestamp=lambda: "now", clock=lambda: clock.now
+        identity="gateway-0",
+        store=store,
+        demands=tuple,
+        timestamp=lambda: "now",
+        closing=lambda: False,
+        clock=lambda: clock.now,
     )
     assert not reporter.may_report
     reporter.start()
@@ -81,7 +86,14 @@ async def test_many_reasons_are_few_writes(started):
 async def test_it_beats_without_a_reason(monkeypatch, clock):
     monkeypatch.setattr(report, "HEARTBEAT_SECONDS", 0.06)
     store = Store()
-    reporter = Reporter(identity="g", store=store, demands=tuple, timestamp=lambda: "now", clock=lambda: clock.now)
+    reporter = Reporter(
+        identity="g",
+        store=store,
+        demands=tuple,
+        timestamp=lambda: "now",
+        closing=lambda: False,
+        clock=lambda: clock.now,
+    )
     reporter.start()
     assert [(await store.next())["heartbeat"] for _ in range(3)] == [1, 2, 3]
     await reporter.stop()
@@ -130,7 +142,14 @@ async def test_a_report_that_cannot_be_put_together_is_tried_again(clock):
         return ()
 
     store = Store()
-    reporter = Reporter(identity="g", store=store, demands=demands, timestamp=lambda: "now", clock=lambda: clock.now)
+    reporter = Reporter(
+        identity="g",
+        store=store,
+        demands=demands,
+        timestamp=lambda: "now",
+        closing=lambda: False,
+        clock=lambda: clock.now,
+    )
     reporter.start()
     async with asyncio.timeout(30):
         assert (await store.written.get())["heartbeat"] == 2

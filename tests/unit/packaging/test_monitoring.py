@@ -189,6 +189,7 @@ def _gateway(folder: Path) -> tuple[CollectorRegistry, CollectorRegistry]:
     metering.watch_places(lambda: [(seen, 1, 1)])
     metering.watch_tenants(lambda: {("team-a", Place.WAITING): 1})
     metering.watch_tasks(lambda: 1)
+    metering.watch_processes(lambda: 1)
     metering.request_ended(seen, route="chat", status=200)
     metering.request_ended(seen, route="chat", status=502)
     metering.request_refused(401)

@@ -95,5 +95,5 @@
 {{- define "gptoss.rules.gateway.system" -}}
 - apiGroups: [serving.gptoss.dev]
   resources: [gatewayreports]
-  verbs: [create, patch, delete]
+  verbs: [list, watch, create, patch, delete]
 {{- end }}
