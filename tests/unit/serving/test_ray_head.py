@@ -1,6 +1,7 @@
 """What is settled before one machine's Ray starts: secrets, ports, and paths short enough."""
 
 import hashlib
+import os
 import stat
 import subprocess
 import sys
@@ -8,6 +9,7 @@ import time
 import uuid
 from pathlib import Path
 
+from gptoss_api.names import MAX_REQUEST_SECONDS
 from gptoss_cli.local.ray_head import RayHead, clean
 
 _NODE_ID = 56  # characters of a Ray node's id
@@ -35,6 +37,21 @@ def test_secrets_are_in_private_files_and_never_on_the_command_line(tmp_path: Pa
     assert (head.base / "gateway-tokens").read_text() == f"sha256:{hashlib.sha256(b'gateway-secret').hexdigest()}\n"
     for file in (head.token_file, head.base / "node.json", head.base / "gateway-tokens"):
         assert stat.S_IMODE(file.stat().st_mode) == 0o600
+
+
+def test_the_pinned_ray_lets_a_replaced_haproxy_finish_the_longest_stream(tmp_path: Path) -> None:
+    """Its own default ends streams two minutes after any replica came or went."""
+    head = RayHead.prepare(tmp_path / "ray", gateway_tokens=("token",))
+    source = "from ray.serve._private.haproxy import HAProxyConfig as C"
+    told = f"{source}; print(C().hard_stop_after_s, C().close_spread_time_s)"
+    python = [sys.executable, "-c", told]
+    finished = subprocess.run(
+        python, env={**os.environ, **head.node_environment()}, capture_output=True, text=True, timeout=300, check=True
+    )
+
+    hard_stop, close_spread = map(int, finished.stdout.split()[-2:])
+    assert hard_stop == MAX_REQUEST_SECONDS
+    assert close_spread < 60, "idle connections would keep the replaced one for as long"
 
 
 def test_a_second_start_keeps_the_token_and_two_bases_never_share_a_folder(tmp_path: Path) -> None:
