@@ -132,6 +132,8 @@ def poison(cached: PrivateCopy, how: str, elsewhere: Path) -> None:
             return
         case "a link for the copy":
             cached.ready.rename(elsewhere)
+            (elsewhere / "somebody-elses.db").write_text("kept")
+            (elsewhere / SHARD).unlink()
             cached.ready.symlink_to(elsewhere)
             return
         case "words for a lock":
@@ -307,7 +309,8 @@ def test_who_fills_the_cache_is_waited_for_as_long_as_it_grows(weights, new_pod,
     found = {}
     pods = {name: new_pod() for name in ("first", "second")}
     threads = [
-        threading.Thread(target=lambda name=name: found.update({name: pods[name]()}), name=name) for name in pods
+        threading.Thread(target=lambda name=name: found.update({name: pods[name]()}), name=name, daemon=True)
+        for name in pods
     ]
     threads[0].start()
     while SHARD not in source.opened:
