@@ -27,7 +27,7 @@ PYTHON ?= $(shell for each in python3 python3.12 python3.11; do \
 	>/dev/null 2>&1 && command -v "$$each" && break; done)
 
 .PHONY: help setup prerequisites env assets demo demo-down demo-status test test-fast test-unit test-contract \
-	test-apiserver test-engine test-node test-azure e2e fuzz lint format types contracts generate check-generated lock \
+	test-apiserver test-cluster test-engine test-node test-azure e2e fuzz lint format types contracts generate check-generated lock \
 	bench-wake bench-gateway bench-weights soak clean
 
 help:  ## Say what there is
@@ -71,7 +71,7 @@ demo-down: env  ## End exactly what `make demo` started
 	@$(BIN)/gptoss local down
 
 test: setup lint types check-generated test-node test-azure  ## Everything that needs no GPU
-	@echo "== tests: unit, contract, API server, engine"
+	@echo "== tests: unit, contract, API server, cluster, engine"
 	$(PYTEST) $(ARGS)
 
 test-fast: env  ## Unit and contract tests: seconds
@@ -85,6 +85,9 @@ test-contract: env  ## Against fakes with injected faults
 
 test-apiserver: setup  ## Against a real kube-apiserver and etcd
 	@$(PYTEST) tests/apiserver $(ARGS)
+
+test-cluster: setup  ## Against a real scheduler and controllers, with nodes that are only told of
+	@$(PYTEST) tests/cluster $(ARGS)
 
 test-engine: setup  ## Against a real Ray Serve and a real vLLM on the CPU: minutes
 	@$(PYTEST) tests/engine $(ARGS)

@@ -1,4 +1,4 @@
-"""Obtain the programs that no Python package carries: a Kubernetes control plane, an S3 server and Helm.
+"""Obtain the programs that no Python package carries: a Kubernetes control plane, a scheduler, an S3 server, Helm.
 
 All come from Go modules that `go.mod` and `go.sum` beside this file pin by hash, so a build is the
 same everywhere and needs a module proxy and nothing else. What was built is kept in the cache under
@@ -47,17 +47,16 @@ def control_plane_programs(progress: Progress = print) -> ControlPlanePrograms:
     """
     if given := os.environ.get("KUBEBUILDER_ASSETS"):
         return _programs_in(Path(given), f"KUBEBUILDER_ASSETS={given}")
-    module = HERE / "controlplane"
-    version = _pinned_version(module, "k8s.io/kubernetes")
-    major, minor, _ = version.removeprefix("v").split(".", 2)
-    stamp = "k8s.io/component-base/version"
-    # Unstamped, the server calls itself v0.0.0 and clients refuse to talk to it.
-    flags = (
-        f"-s -w -X {stamp}.gitVersion={version} -X {stamp}.gitMajor={major}"
-        f" -X {stamp}.gitMinor={minor} -X {stamp}.gitTreeState=clean"
-    )
+    module, version, flags = _kubernetes()
     folder = _built("control-plane", module, version, flags, progress, rename={"server": "etcd"})
     return _programs_in(folder, f"the build in {folder}")
+
+
+def scheduler_program(progress: Progress = print) -> Path:
+    """Return kube-scheduler: an earlier build, or a build now (seconds beside the control plane's). For tests alone."""
+    module, version, flags = _kubernetes()
+    folder = _built("scheduler", module, version, flags, progress, packages="k8s.io/kubernetes/cmd/kube-scheduler")
+    return folder / "kube-scheduler"
 
 
 def object_store_program(progress: Progress = print) -> Path:
@@ -90,6 +89,20 @@ def _programs_in(folder: Path, origin: str) -> ControlPlanePrograms:
     )
 
 
+def _kubernetes() -> tuple[Path, str, str]:
+    """Return the module of Kubernetes' programs, their version, and the linker's flags that tell them of it."""
+    module = HERE / "controlplane"
+    version = _pinned_version(module, "k8s.io/kubernetes")
+    major, minor, _ = version.removeprefix("v").split(".", 2)
+    stamp = "k8s.io/component-base/version"
+    # Unstamped, the server calls itself v0.0.0 and clients refuse to talk to it.
+    flags = (
+        f"-s -w -X {stamp}.gitVersion={version} -X {stamp}.gitMajor={major}"
+        f" -X {stamp}.gitMinor={minor} -X {stamp}.gitTreeState=clean"
+    )
+    return module, version, flags
+
+
 def _pinned_version(module: Path, path: str) -> str:
     found = re.search(rf"^\s*(?:require )?{re.escape(path)} (v\S+)", (module / "go.mod").read_text(), re.MULTILINE)
     if not found:
@@ -98,7 +111,14 @@ def _pinned_version(module: Path, path: str) -> str:
 
 
 def _built(
-    kind: str, module: Path, version: str, flags: str, progress: Progress, rename: dict[str, str] | None = None
+    kind: str,
+    module: Path,
+    version: str,
+    flags: str,
+    progress: Progress,
+    *,
+    packages: str = "tool",
+    rename: dict[str, str] | None = None,
 ) -> Path:
     key = hashlib.sha256((module / "go.mod").read_bytes() + (module / "go.sum").read_bytes()).hexdigest()[:16]
     parent = cache_folder() / kind
@@ -114,15 +134,15 @@ def _built(
         partial.mkdir()
         go = _toolchain(progress)
         progress(f"building {kind} {version} from Go modules")
-        _build(go, module, partial, flags)
+        _build(go, module, partial, flags, packages)
         for built, name in (rename or {}).items():
             (partial / built).rename(partial / name)
         partial.rename(folder)
     return folder
 
 
-def _build(go: Path, module: Path, target: Path, flags: str) -> None:
-    command = [str(go), "build", "-trimpath", "-o", f"{target}{os.sep}", "-ldflags", flags, "tool"]
+def _build(go: Path, module: Path, target: Path, flags: str, packages: str) -> None:
+    command = [str(go), "build", "-trimpath", "-o", f"{target}{os.sep}", "-ldflags", flags, packages]
     try:
         done = subprocess.run(  # noqa: S603  our own arguments
             command,
@@ -207,5 +227,6 @@ def _one_at_a_time(lock: Path, progress: Progress) -> Iterator[None]:
 
 if __name__ == "__main__":
     control_plane_programs()
+    scheduler_program()
     object_store_program()
     helm_program()

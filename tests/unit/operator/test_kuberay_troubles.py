@@ -73,6 +73,14 @@ PODS: list[tuple[str, list[dict[str, Any]], str | None, str, bool, tuple[str, ..
         ("for want of cpu", "resources.cpu"),
     ),
     ("no disk", unscheduled("1 Insufficient ephemeral-storage"), None, "Unschedulable", False, ("local storage",)),
+    (
+        "a taint that has no name",
+        unscheduled("0/2 nodes are available: 2 node(s) had untolerated taint(s)."),
+        None,
+        "Unschedulable",
+        False,
+        ("see the nodes' taints", "spec.pod.tolerations", "not well"),
+    ),
     ("a taint", unscheduled(TAINT), None, "Unschedulable", False, ("dedicated: gpu", "spec.pod.tolerations")),
     ("no such node", unscheduled(SELECTOR), None, "Unschedulable", False, ("spec.accelerator.product",)),
     (
@@ -210,7 +218,7 @@ PODS: list[tuple[str, list[dict[str, Any]], str | None, str, bool, tuple[str, ..
     ),
     (
         "node silent",
-        [pod(conditions=[{"type": "Ready", "status": "False", "reason": "NodeNotReady"}])],
+        [pod(conditions=[{"type": "Ready", "status": "False"}, {"type": "ContainersReady", "status": "True"}])],
         None,
         "NodeLost",
         False,

@@ -103,20 +103,32 @@ def _of_pod(pod: Mapping[str, Any]) -> Iterator[Trouble]:
     for condition in status.get("conditions") or ():
         if condition.get("type") == "PodScheduled" and condition.get("status") == "False":
             yield Trouble(failure=_unscheduled(name, condition))
-        if condition.get("type") == "Ready" and condition.get("reason") == "NodeNotReady":
-            yield Trouble(
-                failure=Failure(
-                    reason=Reason.NODE_LOST,
-                    message=f"the node of pod {name} does not answer: wait for it, or delete the pod",
-                )
-            )
         unready = condition.get("type") == "PodReadyToStartContainers" and condition.get("status") == "False"
         if unready and status.get("phase") == "Pending":
             yield Trouble(failure=_not_set_up(name, status))
+    if _lost(status):
+        yield Trouble(
+            failure=Failure(
+                reason=Reason.NODE_LOST,
+                message=f"the node of pod {name} does not answer: wait for it, or delete the pod",
+            )
+        )
     for container in status.get("initContainerStatuses") or ():
         yield from _of_init_container(name, container)
     for container in status.get("containerStatuses") or ():
         yield from _of_container(name, container)
+
+
+def _lost(status: Mapping[str, Any]) -> bool:
+    """Whether somebody else than its node's kubelet says that a pod is not ready.
+
+    The controller that gives a node up turns ``Ready`` alone and gives no reason, where a kubelet that finds containers
+    unready turns both. Source: Kubernetes' ``MarkPodsNotReady``.
+    """
+    now = {each.get("type"): each for each in status.get("conditions") or ()}
+    ready, containers = now.get("Ready") or {}, now.get("ContainersReady") or {}
+    gated = ready.get("reason") == "ReadinessGatesNotReady"
+    return ready.get("status") == "False" and containers.get("status") == "True" and not gated
 
 
 def _not_set_up(pod: str, status: Mapping[str, Any]) -> Failure:
@@ -254,7 +266,12 @@ _SCHEDULING = (
         r"untolerated taint\(?s?\)? \{node\.kubernetes\.io/",
         "nodes are not well, as the taint says: wait for them, look at them, or add others",
     ),
-    (r"untolerated taint", "tolerate the taint in spec.pod.tolerations, or use other nodes"),
+    (r"untolerated taint \{", "tolerate the taint in spec.pod.tolerations, or use other nodes"),
+    (  # from Kubernetes 1.36 on the scheduler names no taint
+        r"untolerated taint",
+        "see the nodes' taints (kubectl describe nodes): tolerate them in spec.pod.tolerations, use other nodes, or "
+        "look at nodes that are not well (node.kubernetes.io/…)",
+    ),
     (
         r"didn't match Pod's node (affinity|selector)",
         "no node has the labels of spec.pod.nodeSelector and spec.accelerator.product: correct them or label nodes",
