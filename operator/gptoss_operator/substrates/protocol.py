@@ -16,13 +16,13 @@ class Outcome:
 
     Attributes:
         changed: deployments whose view is another than before.
-        look_again: seconds until the next look.
+        look_again: seconds until the next look without news, None if there is nothing to look at.
         wrote: something was written.
         trouble: reason and message of a problem of the whole substrate.
     """
 
     changed: frozenset[DeploymentKey]
-    look_again: float
+    look_again: float | None
     wrote: bool = False
     trouble: tuple[str, str] | None = None
 

@@ -157,7 +157,11 @@ class KubeRay:
         wrote |= await self._mend(key, self._wishes.get(deployment))
         self._look(deployment, key)
         wish = self._wishes.get(deployment)
-        return self._outcome(deployment, look_again=self._look_again(deployment, key, wish), wrote=wrote)
+        outcome = self._outcome(deployment, look_again=self._look_again(deployment, key, wish), wrote=wrote)
+        if wish is None and self._seen(key) is None:
+            self.forget(deployment)  # or every deployment that ever was would be looked at, and kept in mind, for ever
+            return replace(outcome, look_again=None)
+        return outcome
 
     def _look_again(self, deployment: DeploymentKey, key: RayServiceKey, wish: Wish | None) -> float:
         if isinstance(wish, Present) and not self._settled(deployment):
