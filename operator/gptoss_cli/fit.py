@@ -139,7 +139,7 @@ def _deployments(path: Path, documents: list[Any]) -> Iterator[tuple[str, GptOss
             raise click.ClickException(f"{path}: a GptOssDeployment in it has no metadata.name: give it one")
         name = "/".join(str(metadata[part]) for part in ("namespace", "name") if metadata.get(part))
         try:
-            yield name, GptOssDeploymentSpec.model_validate(document.get("spec"))
+            yield name, GptOssDeploymentSpec.model_validate(document.get("spec"), extra="forbid")
         except ValidationError as error:
             raise click.ClickException(f"{path}: {name}: {_first(error)}") from None
 

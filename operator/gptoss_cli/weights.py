@@ -31,6 +31,8 @@ _LINE_SECONDS = 10.0
 _MIB = 1024**2
 _GIB = 1024**3
 _LONGEST_MESSAGE = 600
+_LONGEST_TERMINATION = 4096
+"""Bytes that Kubernetes keeps of a termination message. Half an object would be no object."""
 _LONGEST_NAME = 120
 _NAMED = 5
 
@@ -358,7 +360,6 @@ def _reported(*, as_json: bool, termination_log: Path | None = None) -> Iterator
         error = caught if isinstance(caught, WeightsError) else StorageError(str(caught))
         described = {
             "reason": str(error.reason),
-            # Kubernetes keeps 4,096 bytes of a termination message, and half an object would be no object.
             "message": error.message[:_LONGEST_MESSAGE],
             "file": error.file,
             "retryable": error.retryable,
@@ -375,10 +376,17 @@ def _leave(termination_log: Path | None, message: dict[str, Any]) -> None:
     """Leave a message for Kubernetes to show; without it the outcome is the same."""
     if termination_log is None:
         return
+    text = json.dumps(message)
+    if len(text) > _LONGEST_TERMINATION:  # what the lists hold is printed too
+        text = json.dumps({what: _without_lists(found) for what, found in message.items()})
     try:
-        termination_log.write_text(json.dumps(message))
+        termination_log.write_text(text)
     except OSError as error:
         click.echo(f"--termination-log {termination_log} can't be written: {error.strerror or error}", err=True)
+
+
+def _without_lists(found: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in found.items() if not isinstance(value, list)}
 
 
 def _print(found: dict[str, Any], *, as_json: bool) -> None:

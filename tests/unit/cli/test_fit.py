@@ -54,6 +54,13 @@ def test_json_carries_every_number() -> None:
     assert document["customized"] == []
 
 
+def test_a_field_that_is_none_is_refused_and_not_left_out(tmp_path: Path) -> None:
+    typo = deployment_object(parallelism={"tensr": 2})
+    result = run("-f", manifest(tmp_path, typo), "--gpu", "H200")
+    assert result.exit_code == ExitCode.FAILED
+    assert "spec.parallelism.tensr: Extra inputs are not permitted" in result.output
+
+
 def test_what_differs_from_the_profile_is_told() -> None:
     assert "(Customized: max_num_seqs)" in run("--model", "gpt-oss-20b", "--gpu", "H200", "--max-num-seqs", 16).output
     assert "VLLM_ROCM_USE_AITER=1" in run("--model", "gpt-oss-20b", "--gpu", "MI300X").output

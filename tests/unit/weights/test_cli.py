@@ -109,6 +109,19 @@ def test_a_pull_leaves_its_receipt_or_its_reason_in_the_termination_log(signed, 
     assert json.loads(log.read_text())["receipt"]["manifestDigest"] == signed.signed["manifestDigest"]
 
 
+def test_a_receipt_too_long_for_a_termination_log_loses_its_lists(signed, tmp_path, monkeypatch):
+    log, private = tmp_path / "termination-log", tmp_path / "to"
+    pull = ["pull", f"file://{signed.folder}", "--to", private, "--termination-log", log]
+    run(*pull, "--model", MODEL, "--key", signed.key)
+    whole = json.loads(log.read_text())["receipt"]
+    assert whole["replacedFiles"] == whole["removedCopies"] == []
+    monkeypatch.setattr("gptoss_cli.weights._LONGEST_TERMINATION", 100)
+    run(*pull, "--model", MODEL, "--key", signed.key)
+    told = json.loads(log.read_text())["receipt"]
+    assert told["manifestDigest"] == whole["manifestDigest"]
+    assert set(whole) - set(told) == {"replacedFiles", "removedCopies"}
+
+
 def test_a_termination_log_that_can_not_be_written_is_told_and_changes_no_outcome(signed, tmp_path):
     pull = ["pull", f"file://{signed.folder}", "--to", tmp_path / "to", "--termination-log", tmp_path / "no" / "log"]
     refused = run(*pull, "--model", "other", "--key", signed.key, code=3)
