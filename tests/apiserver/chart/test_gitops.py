@@ -14,7 +14,12 @@ from tests.controlplane import REPOSITORY
 
 EXAMPLES = REPOSITORY / "examples"
 MODELS = sorted(EXAMPLES.glob("gpt-oss-*.yaml"))
-NAMES = {path: yaml.safe_load(path.read_text())["metadata"]["name"] for path in MODELS}
+NAMES = {
+    path: each["metadata"]["name"]
+    for path in MODELS
+    for each in yaml.safe_load_all(path.read_text())
+    if each["kind"] == "GptOssDeployment"
+}
 SERVING = json.loads((REPOSITORY / "tests/unit/gitops/statuses/serving.json").read_text())
 TOOLS = {
     "argoproj.io/v1alpha1": {"Application": "applications"},
@@ -53,7 +58,7 @@ async def test_applying_again_changes_nothing_and_nobody_fights(
 @pytest.mark.parametrize("manifest", MODELS, ids=lambda path: path.stem)
 def test_client_side_apply_is_clean_too(control_plane: ControlPlane, crds: list[str], namespace: str, manifest: Path):
     # kubectl calls an object "configured" that has defaults in a list; the server knows that nothing changed.
-    version = ("-n", namespace, "-f", str(manifest), "-o", "jsonpath={.metadata.resourceVersion}")
+    version = ("-n", namespace, "-f", str(manifest), "-o", "jsonpath={..metadata.resourceVersion}")
     assert control_plane.kubectl("apply", *version) == control_plane.kubectl("apply", *version)
     assert control_plane.kubectl("diff", "-n", namespace, "-f", str(manifest)) == ""
 
