@@ -93,6 +93,8 @@ class Reason(StrEnum):
     KUBERAY_TOO_OLD = "KubeRayTooOld"
     CONFIGURATION_REFUSED = "ConfigurationRefused"
     FOREIGN_CONFIGURATION_REDACTED = "ForeignConfigurationRedacted"
+    CACHE_DAMAGED = "CacheDamaged"
+    CACHE_NOT_USED = "CacheNotUsed"
     # UpdateAvailable
     NEWER_SETTINGS = "NewerSettings"
     UP_TO_DATE = "UpToDate"

@@ -31,7 +31,7 @@ _KEEP_SECONDS: Final = 60.0
 _PATIENCE_SECONDS: Final = 120.0
 """Longest wait for somebody else who fills the cache with the same weights and gets no further."""
 
-logger = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -95,7 +95,7 @@ def pull_through(
         found = used.taken(copy, take=take)
     except StorageError as error:
         # The private folder may be what failed: then it fails again.
-        logger.warning("the cache of weights is left aside: %s", error)
+        _log.warning("the cache of weights is left aside: %s", error)
         used.problem = str(error)
         found = take()
         used.fetched += found.fetched_bytes
@@ -149,7 +149,7 @@ class _Use:
         try:
             return self._copied(copy, take=take)
         except (TrustError, SourceError) as damage:
-            logger.warning("the cached copy %s can't be used as it is (%s): verifying it", copy.name, damage.reason)
+            _log.warning("the cached copy %s can't be used as it is (%s): verifying it", copy.name, damage.reason)
         self._fill(copy)
         try:
             return self._copied(copy, take=take)

@@ -424,6 +424,14 @@ class Container:
     def run(self) -> dict[str, object]:
         return self.ended(self.start())
 
+    def told(self) -> tuple[str, str] | None:
+        """Return what the operator makes of what the container left."""
+        from gptoss_operator.substrates.kuberay.pods import cache_flaw_of
+
+        ended = {"exitCode": 0, "message": self._log.read_text()}
+        status = {"initContainerStatuses": [{"name": "weights", "state": {"terminated": ended}}]}
+        return cache_flaw_of([{"metadata": {"name": "worker"}, "status": status}])
+
 
 def _moved(word: str, places: dict[str, str]) -> str:
     for there, here in places.items():
@@ -451,6 +459,7 @@ def test_the_rendered_command_shares_a_claim_with_other_pods(weights, others, co
     found = [each.ended(process) for each, process in zip(both, started, strict=True)]
     assert sorted(each["fetchedBytes"] for each in found) == [0, found[0]["bytes"]], "two pulls at once fetch once"
     assert all(each["cacheUsed"] and not each["cacheReplaced"] for each in found)
+    assert [each.told() for each in both] == [None, None]
 
     (cached,) = (claim / "gptoss-weights" / "ready").iterdir()
     shard = cached / SHARD
@@ -459,10 +468,14 @@ def test_the_rendered_command_shares_a_claim_with_other_pods(weights, others, co
     cached.chmod(0o700)
     for number in range(50):
         (cached / f"{number:0200}\x1b.json").write_text("{}")
-    mended = container(weights).run()
+    mending = container(weights)
+    mended = mending.run()
     assert (mended["cacheUsed"], mended["cacheReplaced"], len(mended["cacheReplacedFiles"])) == (True, 51, 5)
     assert mended["fetchedBytes"] == len(weights.files[SHARD])
     assert "51 files of the verified copy" in mended["log"]
+    reason, message = mending.told()
+    assert reason == "CacheDamaged"
+    assert message.startswith("51 files on the claim of spec.cache")
     assert contents(Path(mended["path"])) == signed(weights)
 
     (use,) = (claim / "gptoss-weights" / "locks").glob("*.use")

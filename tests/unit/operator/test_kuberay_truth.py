@@ -351,6 +351,28 @@ def test_what_nothing_stops_for_is_told_beside_what_goes_on() -> None:
     assert conditions["Degraded"] == ("True", "KubeRayMissing", "it is gone"), "what stops everything comes first"
 
 
+def test_a_cache_that_was_changed_or_could_not_be_used_is_told_and_stops_nothing() -> None:
+    def fetched(name: str, **receipt: Any) -> Raw:
+        message = json.dumps({"receipt": {"manifestDigest": "sha256:…", **receipt}})
+        ended = {"exitCode": 0, "reason": "Completed", "message": message}
+        return pod(name=name, initContainerStatuses=[{"name": "weights", "state": {"terminated": ended}}])
+
+    well = fetched("a", cacheUsed=True, cacheProblem=None, cacheReplaced=0)
+    full = fetched("b", cacheUsed=False, cacheProblem="NoSpace: the claim is full", cacheReplaced=0)
+    changed = fetched("c", cacheUsed=True, cacheProblem=None, cacheReplaced=3)
+    for pods, reason, said in (
+        ([changed, full, well], "CacheDamaged", ("3 files", "pod c ", "`kubectl logs c -c weights`")),
+        ([well, full], "CacheNotUsed", ("pod b ", "the claim is full")),
+    ):
+        _, conditions = told(pods, making())
+        assert conditions["Degraded"][:2] == ("True", reason)
+        assert all(words in conditions["Degraded"][2] for words in said)
+        assert conditions["Ready"][:2] == ("Unknown", "Progressing")
+        assert conditions["Stalled"][0] == "False"
+    for silent in ([well], [fetched("d")], [fetching(message="no receipt", code=0)[0]]):
+        assert told(silent, making())[1]["Degraded"][0] == "False"
+
+
 def test_a_start_that_goes_well_has_nothing_to_tell() -> None:
     _, conditions = told([], making())
     assert conditions["Ready"][:2] == ("Unknown", "Progressing")

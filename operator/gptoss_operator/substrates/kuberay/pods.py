@@ -89,6 +89,27 @@ def pull_of(pods: Sequence[Mapping[str, Any]]) -> PullStatus | None:
     return PullStatus(started_at=min(begun)) if begun else None
 
 
+def cache_flaw_of(pods: Sequence[Mapping[str, Any]]) -> tuple[str, str] | None:
+    """Return reason and message of what pods found wrong with their cache of weights, damage first."""
+    receipts = [(pod["metadata"]["name"], receipt) for pod in pods if (receipt := _receipt_of(pod))]
+    for name, receipt in sorted(receipts, key=lambda each: each[0]):
+        if replaced := receipt.get("cacheReplaced"):
+            return (
+                Reason.CACHE_DAMAGED,
+                f"{replaced} files on the claim of spec.cache were not as they were signed; pod {name} threw them out "
+                "and fetched them again, and none of them reached its engine. See who may write to the claim; "
+                f"`kubectl logs {name} -c {WEIGHTS_CONTAINER}` names the files",
+            )
+    for name, receipt in sorted(receipts, key=lambda each: each[0]):
+        if problem := receipt.get("cacheProblem"):
+            return (
+                Reason.CACHE_NOT_USED,
+                f"pod {name} left the claim of spec.cache aside and fetched the weights from their source: "
+                f"{str(problem)[:LONGEST]}",
+            )
+    return None
+
+
 def advice_on(refusal: str) -> str:
     """Return what to do about the API server's words when it refuses an object."""
     known = (advice for pattern, advice in _REFUSALS if re.search(pattern, refusal))
@@ -203,6 +224,18 @@ def _waiting(pod: str, container: Mapping[str, Any]) -> Iterator[Trouble]:
 def _image_advice(message: str) -> str:
     known = (advice for pattern, advice in _IMAGE_ADVICE if re.search(pattern, message, re.IGNORECASE))
     return next(known, "an administrator corrects kubeRay.image or kubeRay.imagePullSecrets")
+
+
+def _receipt_of(pod: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    for container in (pod.get("status") or {}).get("initContainerStatuses") or ():
+        ended = (container.get("state") or {}).get("terminated") or {}
+        if container.get("name") == WEIGHTS_CONTAINER and ended.get("exitCode") == 0:
+            try:
+                receipt = json.loads(str(ended.get("message") or ""))["receipt"]
+            except (ValueError, KeyError, TypeError):
+                return None
+            return receipt if isinstance(receipt, dict) else None
+    return None
 
 
 def _not_fetched(ended: Mapping[str, Any], restarts: int) -> Trouble:

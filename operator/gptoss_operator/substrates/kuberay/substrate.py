@@ -22,7 +22,7 @@ from gptoss_operator.plan.rayservice.workload import REVISION_LABEL, ROLE_LABEL,
 from gptoss_operator.substrates.failures import failure_of
 from gptoss_operator.substrates.kuberay.follow import KubeRayObjects
 from gptoss_operator.substrates.kuberay.nodes import hardware_for
-from gptoss_operator.substrates.kuberay.pods import advice_on, pull_of, trouble_of
+from gptoss_operator.substrates.kuberay.pods import advice_on, cache_flaw_of, pull_of, trouble_of
 from gptoss_operator.substrates.kuberay.seen import SeenRayService, seen_rayservice
 from gptoss_operator.substrates.kuberay.steps import Step, leads_to, next_step
 from gptoss_operator.substrates.probes import Probes
@@ -114,7 +114,8 @@ class KubeRay:
 
     def view(self, key: DeploymentKey) -> ApplicationView:
         """Return what was last seen of a deployment's application."""
-        return replace(self._view(key), flaw=self._objects.flaw())
+        view = self._view(key)
+        return replace(view, flaw=self._objects.flaw() or view.flaw)
 
     def hardware(self, deployment: GptOssDeployment) -> Hardware | None:
         """Return the accelerators that a deployment may run on, None if nodes were not looked at yet."""
@@ -335,6 +336,7 @@ class KubeRay:
             ready=sum(_is_ready(pod) for pod in workers) if answering else 0,
             wanted=-(-len(workers) // _pods_per_replica(seen)),
             trouble=trouble,
+            flaw=cache_flaw_of(workers),
         )
 
     def _trouble(
