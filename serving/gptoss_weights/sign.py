@@ -105,12 +105,14 @@ def sign_folder(
     out. ``advance`` is told of every chunk that was hashed, from several threads.
 
     Raises:
-        SigningError: the key or the certificate can't be used, or the folder holds links.
+        SigningError: the key or the certificate can't be used, or the folder is empty or holds links.
         TrustError: nodes would refuse the folder; the message says why.
     """
     private_key = _load_key(key)
     chain = _load_chain(certificate, private_key) if certificate is not None else ()
     names = _names(folder)
+    if not names:
+        raise SigningError(f"{folder} holds no files to sign: name the folder with the weights")
     check_names(names)
     for name in names:
         role_of(name)

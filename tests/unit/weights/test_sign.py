@@ -103,6 +103,14 @@ def test_does_not_sign_what_no_node_would_load(folder, name):
     assert not (folder.folder / "model.sig").exists()
 
 
+def test_an_empty_folder_is_a_mistake_and_no_verdict(tmp_path, folder):
+    empty = tmp_path / "empty"
+    (empty / ".git").mkdir(parents=True)
+    with pytest.raises(SigningError, match="empty holds no files to sign"):
+        sign_folder(empty, model=MODEL, key=generate_key(tmp_path / "empty.key").private_key)
+    assert not (empty / "model.sig").exists()
+
+
 def test_does_not_sign_links_code_or_half_a_model(folder):
     link = folder.folder / "link.json"
     link.symlink_to("config.json")
