@@ -70,16 +70,20 @@ def write_status(plane: ControlPlane, namespace: str, token: str, name: str = "a
 
 
 def eventually_refused(what: Callable[[], None], why: str) -> str:
-    """Wait until the API server has seen a new policy, parameter or label; return what it says."""
+    """Wait until the API server has seen a new policy, parameter or label; return what it says.
+
+    Until it has seen that an old policy is gone, it may refuse for another reason.
+    """
     deadline = time.monotonic() + PATIENCE
-    while time.monotonic() < deadline:
+    while True:
         try:
             what()
         except (StepError, Invalid) as error:
-            if why not in str(error):
+            if why in str(error):
+                return str(error)
+            if time.monotonic() > deadline:
                 raise
-            return str(error)
-    raise AssertionError("never refused")
+        assert time.monotonic() < deadline, "never refused"
 
 
 def eventually_allowed(what: Callable[[], None], why: str) -> None:

@@ -72,7 +72,8 @@ def test_an_object_that_is_replaced_during_the_pull_is_noticed(pull, proxy, obje
     def replace():
         object_store.client().put_object(Bucket=object_store.bucket, Key=f"{uploaded}/{SHARD}", Body=other)
 
-    proxy.fault = on(SHARD, Cut(1_500_000, then=replace), until=2)
+    # Within the first request of either way: what is read after it, is read of the other object.
+    proxy.fault = on(SHARD, Cut(100_000, then=replace), until=2)
     with pytest.raises(SourceChangedError, match="replaced while it was being read") as caught:
         pull()
     assert caught.value.retryable
