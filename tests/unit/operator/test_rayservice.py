@@ -92,6 +92,8 @@ def test_every_pod_is_restricted_and_bounded(of: Workload) -> None:
         assert pod["automountServiceAccountToken"] is False
         assert "serviceAccountName" not in pod
         assert pod["terminationGracePeriodSeconds"] >= 3600
+        # A SIGTERM ends what is not process 1; where a second container has a token, nobody may see its processes.
+        assert pod.get("shareProcessNamespace", False) is (len(pod["containers"]) == 1 and "initContainers" in pod)
         for volume in pod["volumes"]:
             kind = next(iter(volume.keys() - {"name"}))
             assert kind in {"emptyDir", "configMap", "projected", "persistentVolumeClaim"}

@@ -99,6 +99,9 @@ def worker_group(workload: Workload, site: KubeRaySite, revision: str) -> Raw:
     volumes = [*_scratch(site), *_tokens_volume(workload), _empty_dir("weights", settings.weights_size_limit)]
     pod = _pod_spec(workload, site, [container], [*volumes, *credentials.volumes])
     pod["initContainers"] = [_weights_container(workload, site, credentials, cpu=requests["cpu"])]
+    # Or each container's program is process 1, which a SIGTERM does not end: KubeRay's wait for the head is a shell,
+    # and a pod that is told to go while it runs would stay for all its grace. No two containers run here at a time.
+    pod["shareProcessNamespace"] = True
     if workload.cache_claim is not None:
         pod["volumes"].append({"name": "claim", "persistentVolumeClaim": {"claimName": workload.cache_claim}})
         # A volume's root is root's. The group opens it to the fetching container; the engine's has no mount of it.
