@@ -154,6 +154,80 @@ class House:
         metadata = {"name": name, "namespace": MODELS}
         self.cluster.apply({"apiVersion": API_VERSION, "kind": "GptOssDeployment", "metadata": metadata, "spec": body})
 
+    # ── a cache on a claim ──
+
+    def has_volumes(self) -> bool:
+        """Whether a claim that names no storage class gets a volume."""
+        classes = json.loads(self.cluster.kubectl("get", "storageclasses", "-o", "json"))["items"]
+        volumes = json.loads(self.cluster.kubectl("get", "persistentvolumes", "-o", "json"))["items"]
+        return any(
+            (each["metadata"].get("annotations") or {}).get(_DEFAULT_CLASS) == "true" for each in classes
+        ) or any(
+            each["status"].get("phase") == "Available" and not each["spec"].get("storageClassName") for each in volumes
+        )
+
+    @contextlib.contextmanager
+    def claim(self, name: str) -> Iterator[None]:
+        """Have a claim in the models' namespace."""
+        spec = {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}}
+        metadata = {"name": name, "namespace": MODELS}
+        self.cluster.apply({"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": metadata, "spec": spec})
+        try:
+            yield
+        finally:
+            self.cluster.kubectl("delete", "pvc", name, "-n", MODELS, "--timeout=300s", seconds=330)
+
+    def run_beside(self, script: str, *, claim: str) -> None:
+        """Run Python in a pod of somebody else in the models' namespace, with the claim as its working directory."""
+        container = {
+            "name": "stranger",
+            "image": self.site.serving_image,
+            "imagePullPolicy": "IfNotPresent",
+            "command": ["python", "-c", script],
+            "workingDir": "/claim",
+            "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
+            "volumeMounts": [{"name": "claim", "mountPath": "/claim"}],
+        }
+        spec = {
+            "restartPolicy": "Never",
+            "automountServiceAccountToken": False,
+            "securityContext": {
+                "runAsNonRoot": True,
+                **dict.fromkeys(("runAsUser", "runAsGroup", "fsGroup"), 65532),
+                "seccompProfile": {"type": "RuntimeDefault"},
+            },
+            "containers": [container],
+            "volumes": [{"name": "claim", "persistentVolumeClaim": {"claimName": claim}}],
+        }
+        metadata = {"name": "stranger", "namespace": MODELS}
+        self.cluster.apply({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec})
+
+        def over() -> str | None:
+            phase = (self.cluster.get("pod", "stranger", MODELS) or {}).get("status", {}).get("phase")
+            return phase if phase in ("Succeeded", "Failed") else None
+
+        phase = self.cluster.until(
+            over, seconds=GONE_SECONDS, what=lambda: str(self.cluster.get("pod", "stranger", MODELS))
+        )
+        said = self.cluster.kubectl("logs", "stranger", "-n", MODELS)
+        self.cluster.kubectl("delete", "pod", "stranger", "-n", MODELS, "--timeout=120s", seconds=150)
+        assert phase == "Succeeded", said
+
+    def receipt(self, name: str) -> Raw:
+        """Wait until a deployment's one worker has its weights, and return what its fetching container left."""
+
+        def left() -> Raw | None:
+            for pod in self.pods(name):
+                for each in pod["status"].get("initContainerStatuses") or ():
+                    ended = (each.get("state") or {}).get("terminated") or {}
+                    if each["name"] == "weights" and ended.get("exitCode") == 0:
+                        return dict(json.loads(ended["message"])["receipt"])
+            return None
+
+        return dict(self.cluster.until(left, seconds=START_SECONDS, what=lambda: self.describe(name)))
+
+    # ── what is there ──
+
     def spec(self, name: str) -> Raw | None:
         raw = self.cluster.get("gptoss", name, MODELS)
         return raw["spec"] if raw is not None else None
@@ -227,6 +301,7 @@ class House:
             return Reply(status=0, text=repr(error))
 
 
+_DEFAULT_CLASS = "storageclass.kubernetes.io/is-default-class"
 _TELLING = ("phase", "reason", "conditions", "initContainerStatuses", "containerStatuses")
 
 

@@ -2,7 +2,7 @@
 
 | variable | meaning |
 |---|---|
-| ``KUBECONFIG`` | the cluster, as its administrator; KubeRay 1.7 or later is installed in it |
+| ``KUBECONFIG`` | the cluster, as its administrator; it has KubeRay 1.7 or later, and volumes for claims of no class |
 | ``E2E_IMAGE`` | image of ``docker/operator.Dockerfile``, ``registry/path/name:tag`` |
 | ``E2E_SERVING_IMAGE`` | image of ``docker/serving.Dockerfile`` for a CPU |
 | ``E2E_STORE_IMAGE`` | an image whose entry point is versitygw, an S3 server |

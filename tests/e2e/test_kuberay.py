@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from gptoss_api.cache import CACHE_CLAIM
 from gptoss_cli.local.tiny_model import QUESTION
 from tests.e2e.house import GONE_SECONDS, MODELS, NAME, START_SECONDS, SUBJECT, SYSTEM, House, Reply, upload
 
@@ -130,6 +131,38 @@ def test_a_flipped_byte_never_reaches_an_engine(house: House, name: str, signed:
         reply = ask(name)
     assert reply.status == 503
     assert "model.safetensors" in reply.text
+
+
+_SPOIL = """
+import os, pathlib
+(weights,) = pathlib.Path("gptoss-weights/ready").glob("*/model.safetensors")
+weights.parent.chmod(0o700)
+weights.chmod(0o600)
+with weights.open("r+b") as file:
+    file.seek(-1000, os.SEEK_END)
+    byte = file.read(1)
+    file.seek(-1000, os.SEEK_END)
+    file.write(bytes([byte[0] ^ 1]))
+"""
+
+
+def test_a_cache_spares_a_fetch_and_is_believed_nothing(house: House, name: str):
+    if not house.has_volumes():
+        pytest.skip("the cluster has no default StorageClass and no free PersistentVolume without a class")
+    with house.claim(CACHE_CLAIM):
+        house.deploy(name, memory="2Gi", cache={"type": "PersistentVolumeClaim"})
+        first = house.receipt(name)
+        assert (first["cacheUsed"], first["fetchedBytes"]) == (True, first["bytes"])
+
+        house.patch(name, {"suspend": True})
+        house.cluster.until(lambda: not house.pods(name), seconds=GONE_SECONDS, what=lambda: house.describe(name))
+        house.run_beside(_SPOIL, claim=CACHE_CLAIM)
+        house.patch(name, {"suspend": False})
+        second = house.receipt(name)
+        assert (second["cacheUsed"], second["cacheReplacedFiles"]) == (True, ["model.safetensors"])
+        assert 0 < second["fetchedBytes"] < second["bytes"]
+        house.wait(name, "Degraded", "True", "CacheDamaged")
+        house.delete(name)
 
 
 def test_says_that_no_node_has_room(house: House, name: str):
