@@ -191,9 +191,8 @@ class Crowd:
             client.leave()
 
     def _wire(self, *, stream: bool, model: str) -> bytes:
-        timing = {"pace": PACE_SECONDS, "first": FIRST_SECONDS}
         at = (self._way.url, self._way.path, self._keys.current)
-        return request(*at, model=model, events=EVENTS, stream=stream, **timing)
+        return request(*at, model=model, events=EVENTS, stream=stream, pace=PACE_SECONDS, first=FIRST_SECONDS)
 
 
 class Sleeper:

@@ -9,6 +9,7 @@ models or ends of streams.
 
 import argparse
 import asyncio
+import functools
 import json
 import resource
 import statistics
@@ -20,8 +21,9 @@ from pathlib import Path
 
 import uvloop
 
+from benchmarks.jobs import say
 from benchmarks.load import Client, Reply, Seen, closed_loop, connect, request
-from benchmarks.stage import RAMP, Stage, Way, get, new_key, post, say, until
+from benchmarks.stage import RAMP, Stage, Way, get, new_key, post, until
 
 FIRST_SECONDS = 0.1
 PACE_SECONDS = 0.02
@@ -136,6 +138,10 @@ async def _open_streams(way: Way, key: str, count: int) -> int:
     return int(memory > 400 * _MIB)
 
 
+def _has_begun(seen: Seen) -> bool:
+    return bool(seen.first)
+
+
 async def _leaving(way: Way, engine: Way, key: str, count: int) -> int:
     """One client after the other leaves in the silence after its first event: when does the engine see it?"""
     say(f"{way.name}: {count} clients leave")
@@ -145,7 +151,7 @@ async def _leaving(way: Way, engine: Way, key: str, count: int) -> int:
         seen = Seen()
         client = await connect(way.url, seen)
         asked = asyncio.create_task(client.ask(wire))
-        await until(lambda seen=seen: bool(seen.first), within=30)
+        await until(functools.partial(_has_begun, seen), within=30)
         before = len(await _left(engine))
         left = time.monotonic()
         client.close()

@@ -144,6 +144,8 @@ def request(
 async def connect(url: str, seen: Seen) -> Client:
     """Open one connection."""
     parts = urlsplit(url)
+    assert parts.hostname is not None
+    assert parts.port is not None
     _, client = await asyncio.get_running_loop().create_connection(lambda: Client(seen), parts.hostname, parts.port)
     return client
 

@@ -14,16 +14,17 @@ import asyncio
 import json
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import replace
 from pathlib import Path
 
-from benchmarks.weights import MIB, MODEL, peak_mib, remove, say, signed_model
+from benchmarks.jobs import in_process, misses, peak_mib, say
+from benchmarks.weights import MIB, MODEL, remove, signed_model
 from gptoss_cli.local.assets import object_store_program
 from gptoss_cli.local.object_store import ObjectStore
 from gptoss_cli.local.programs import Programs
@@ -60,6 +61,9 @@ def work(told: dict[str, str]) -> None:
         options = TransferConfig(max_concurrency=parallel, preferred_transfer_client="classic")
         client.download_file(access["bucket"], f"{MODEL}/{name}", str(target), Config=options)
     else:
+        limits = PullLimits(parallel_files=parallel)
+        if told["job"] == ONE:
+            limits = replace(limits, ranges_ahead=0)
         pull(
             f"s3://{access['bucket']}/{MODEL}",
             manifest_digest=told["digest"],
@@ -71,7 +75,7 @@ def work(told: dict[str, str]) -> None:
                 s3_access_key_id=access["key"],
                 s3_secret_access_key=access["secret"],
             ),
-            limits=PullLimits(parallel_files=parallel, **({"ranges_ahead": 0} if told["job"] == ONE else {})),
+            limits=limits,
         )
     print(json.dumps({"seconds": time.monotonic() - begun, "peak": peak_mib()}))
 
@@ -105,18 +109,9 @@ def _rounds(told: dict[str, str], endpoint: str, *, limit: float, rounds: int) -
         for number in range(rounds):
             for job, found in figures.items():
                 say(f"{_named(limit)}, round {number + 1} of {rounds}: {job}")
-                found.append(_in_process({**told, "endpoint": reached, "job": job}))
+                found.append(in_process("benchmarks.ranges", {**told, "endpoint": reached, "job": job}))
                 target.unlink() if target.is_file() else remove(target)
     return figures
-
-
-def _in_process(described: dict[str, str]) -> dict[str, float]:
-    command = [sys.executable, "-m", "benchmarks.ranges", "--work"]
-    found = subprocess.run(
-        command, input=json.dumps(described), stdout=subprocess.PIPE, text=True, check=True, timeout=3600
-    )
-    measured: dict[str, float] = json.loads(found.stdout.splitlines()[-1])
-    return measured
 
 
 def _report(figures: Figures, *, mib: int, limit: float, parallel: int) -> bool:
@@ -131,12 +126,7 @@ def _report(figures: Figures, *, mib: int, limit: float, parallel: int) -> bool:
         "times as fast as one stream": (median[ONE] / median[AHEAD], ">=", 1.5 if limit else 0.95),
         "peak memory, MiB": (max(one["peak"] for one in figures[AHEAD]), "<=", 256.0),
     }
-    missed = False
-    for name, (value, sign, bar) in values.items():
-        good = value >= bar if sign == ">=" else value <= bar
-        missed |= not good
-        print(f"{name:44}{value:10.2f}{sign:>5}{bar:5g}{'' if good else '  MISSED'}")
-    return missed
+    return misses(values) > 0
 
 
 def _named(limit: float) -> str:

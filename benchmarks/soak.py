@@ -23,7 +23,8 @@ import uvloop
 from prometheus_client.parser import text_string_to_metric_families
 
 from benchmarks.crowd import Crowd, Keys, Sleeper
-from benchmarks.stage import Stage, Way, get, rss, say, status_field
+from benchmarks.jobs import say
+from benchmarks.stage import Stage, Way, get, rss, status_field
 from benchmarks.trend import Bound, trend
 from gptoss_kube.client import Kube
 

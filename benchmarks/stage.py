@@ -210,11 +210,6 @@ def get(url: str) -> str:
         return bytes(answer.read()).decode()
 
 
-def say(text: str) -> None:
-    """Tell whoever waits what goes on."""
-    print(f"· {text}", file=sys.stderr, flush=True)
-
-
 async def until(holds: Callable[[], bool], *, within: float) -> None:
     """Wait for something that tells nobody when it changes; raises TimeoutError."""
     async with asyncio.timeout(within):

@@ -27,6 +27,7 @@ from typing import Any
 import aiohttp
 import yaml
 
+from benchmarks.jobs import say
 from benchmarks.standin_cluster import StandinCluster
 from gptoss_api.crd import crds
 from gptoss_api.names import API_VERSION, application_name
@@ -52,21 +53,21 @@ async def run(*, deployments: int, known: int, start_seconds: float) -> int:
         plane = ControlPlane(root / "control-plane", binaries=control_plane_programs(), programs=programs)
         cluster = StandinCluster(start_seconds=start_seconds)
         try:
-            _say("starting etcd and kube-apiserver")
+            say("starting etcd and kube-apiserver")
             plane.start()
             await cluster.start()
-            _say("installing the CRDs, a policy and signed stand-in weights")
+            say("installing the CRDs, a policy and signed stand-in weights")
             model, public_key = _signed_folder(root / "models")
             _install(plane, model.parent, public_key)
             key = "gptoss-" + secrets.token_urlsafe(32)
             gateway_url = await asyncio.to_thread(_start_ours, root, plane, programs, cluster, model.parent, key)
             async with _api(plane) as api:
-                _say(f"creating {known} deployments that start asleep")
+                say(f"creating {known} deployments that start asleep")
                 await asyncio.to_thread(_create, plane, _manifests(model, known))
                 await _all_idle(api, known)
-                _say("measuring the API server alone: one write → one watcher")
+                say("measuring the API server alone: one write → one watcher")
                 carried = await _carry(api, samples=deployments)
-                _say(f"waking {deployments} of them, one after another")
+                say(f"waking {deployments} of them, one after another")
                 wakes, releases = await _wakes(gateway_url, key, cluster, deployments)
         finally:
             await cluster.stop()
@@ -279,10 +280,6 @@ def _name(number: int) -> str:
 
 def _total(seconds: float) -> aiohttp.ClientTimeout:
     return aiohttp.ClientTimeout(total=seconds)
-
-
-def _say(text: str) -> None:
-    print(f"· {text}", file=sys.stderr, flush=True)
 
 
 def main() -> int:

@@ -17,7 +17,6 @@ import os
 import shutil
 import statistics
 import struct
-import subprocess
 import sys
 import tempfile
 import time
@@ -27,6 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.jobs import in_process, misses, peak_mib, say
 from gptoss_cli.local.assets import object_store_program
 from gptoss_cli.local.object_store import ObjectStore, S3Access
 from gptoss_cli.local.programs import Programs
@@ -35,13 +35,6 @@ from gptoss_weights.sign import generate_key, sign_folder
 MODEL = "gpt-oss-bench"
 MIB = 1024**2
 PLAIN, CHECKED, OURS, AGAIN, HASHING = "download", "download, then verify", "pull", "pull again", "hash one file"
-BARS = {
-    "rate of a plain download": (">=", 0.9),
-    "time of download, then model_signing verify": ("<=", 0.6),
-    "bytes requested, of bytes served": ("<=", 1.02),
-    "peak memory, MiB": ("<=", 256.0),
-    "verifying again, of all cores' SHA-256": (">=", 0.8),
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,13 +135,6 @@ def work(job: str, stage: Stage, target: Path) -> None:
     print(json.dumps({"seconds": seconds, "cpu": cpu, "bytes": done, "peak": peak_mib()}))
 
 
-def peak_mib() -> float:
-    """Return the most memory that this process ever had. getrusage's figure outlives an exec: it is the parent's."""
-    status = Path("/proc/self/status").read_text()
-    (line,) = (line for line in status.splitlines() if line.startswith("VmHWM:"))
-    return int(line.split()[1]) / 1024
-
-
 # ---- the run
 
 
@@ -205,12 +191,7 @@ def _in_process(stage: Stage, job: str, target: Path) -> dict[str, float]:
         "job": job,
         "target": str(target),
     }
-    command = [sys.executable, "-m", "benchmarks.weights", "--work"]
-    found = subprocess.run(
-        command, input=json.dumps(described), stdout=subprocess.PIPE, text=True, check=True, timeout=3600
-    )
-    measured: dict[str, float] = json.loads(found.stdout.splitlines()[-1])
-    return measured
+    return in_process("benchmarks.weights", described)
 
 
 def _report(figures: dict[str, list[dict[str, float]]], stage: Stage) -> int:
@@ -229,21 +210,15 @@ def _report(figures: dict[str, list[dict[str, float]]], stage: Stage) -> int:
         cpu, peak = statistics.median(each["cpu"] for each in found), max(each["peak"] for each in found)
         cells = (median[job], min(seconds), max(seconds), cpu, moved / MIB / median[job], peak)
         print(f"{job:24}" + "".join(f"{cell:10.2f}" for cell in cells))
-    values = {
-        "rate of a plain download": median[PLAIN] / median[OURS],
-        "time of download, then model_signing verify": median[OURS] / median[CHECKED],
-        "bytes requested, of bytes served": max(each["bytes"] for each in figures[OURS]) / served,
-        "peak memory, MiB": max(each["peak"] for job in (OURS, AGAIN) for each in figures[job]),
-        "verifying again, of all cores' SHA-256": served / median[AGAIN] / (core_rate * cores),
-    }
-    missed = 0
     print(f"\n{'ours':50}{'value':>10}{'bar':>10}")
-    for name, value in values.items():
-        sign, bar = BARS[name]
-        good = value >= bar if sign == ">=" else value <= bar
-        missed += not good
-        print(f"{name:50}{value:10.2f}{sign:>5}{bar:5g}{'' if good else '  MISSED'}")
-    return 1 if missed else 0
+    bars = {
+        "rate of a plain download": (median[PLAIN] / median[OURS], ">=", 0.9),
+        "time of download, then model_signing verify": (median[OURS] / median[CHECKED], "<=", 0.6),
+        "bytes requested, of bytes served": (max(each["bytes"] for each in figures[OURS]) / served, "<=", 1.02),
+        "peak memory, MiB": (max(each["peak"] for job in (OURS, AGAIN) for each in figures[job]), "<=", 256.0),
+        "verifying again, of all cores' SHA-256": (served / median[AGAIN] / (core_rate * cores), ">=", 0.8),
+    }
+    return 1 if misses(bars) else 0
 
 
 def signed_model(root: Path, *, gib: float, files: int) -> str:
@@ -288,10 +263,6 @@ def remove(folder: Path) -> None:
     for parent, _, _ in os.walk(folder):
         Path(parent).chmod(0o700)
     shutil.rmtree(folder, ignore_errors=True)
-
-
-def say(text: str) -> None:
-    print(f"· {text}", file=sys.stderr, flush=True)
 
 
 def main() -> int:

@@ -38,17 +38,21 @@ def clock():
     return Clock()
 
 
-@pytest.fixture
-async def started(clock):
-    store = Store()
-    reporter = Reporter(
+def reporting(store, clock, *, demands=tuple):
+    return Reporter(
         identity="gateway-0",
         store=store,
-        demands=tuple,
+        demands=demands,
         timestamp=lambda: "now",
         closing=lambda: False,
         clock=lambda: clock.now,
     )
+
+
+@pytest.fixture
+async def started(clock):
+    store = Store()
+    reporter = reporting(store, clock)
     assert not reporter.may_report
     reporter.start()
     yield reporter, store
@@ -86,18 +90,11 @@ async def test_many_reasons_are_few_writes(started):
 async def test_it_beats_without_a_reason(monkeypatch, clock):
     monkeypatch.setattr(report, "HEARTBEAT_SECONDS", 0.06)
     store = Store()
-    reporter = Reporter(
-        identity="g",
-        store=store,
-        demands=tuple,
-        timestamp=lambda: "now",
-        closing=lambda: False,
-        clock=lambda: clock.now,
-    )
+    reporter = reporting(store, clock)
     reporter.start()
     assert [(await store.next())["heartbeat"] for _ in range(3)] == [1, 2, 3]
     await reporter.stop()
-    assert store.deleted == ["g"]
+    assert store.deleted == ["gateway-0"]
 
 
 async def test_a_gateway_that_is_not_heard_fences_itself_and_recovers(started, clock):
@@ -142,14 +139,7 @@ async def test_a_report_that_cannot_be_put_together_is_tried_again(clock):
         return ()
 
     store = Store()
-    reporter = Reporter(
-        identity="g",
-        store=store,
-        demands=demands,
-        timestamp=lambda: "now",
-        closing=lambda: False,
-        clock=lambda: clock.now,
-    )
+    reporter = reporting(store, clock, demands=demands)
     reporter.start()
     async with asyncio.timeout(30):
         assert (await store.written.get())["heartbeat"] == 2

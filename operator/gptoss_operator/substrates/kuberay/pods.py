@@ -91,8 +91,9 @@ def pull_of(pods: Sequence[Mapping[str, Any]]) -> PullStatus | None:
 
 def cache_flaw_of(pods: Sequence[Mapping[str, Any]]) -> tuple[str, str] | None:
     """Return reason and message of what pods found wrong with their cache of weights, damage first."""
-    receipts = [(pod["metadata"]["name"], receipt) for pod in pods if (receipt := _receipt_of(pod))]
-    for name, receipt in sorted(receipts, key=lambda each: each[0]):
+    in_order = sorted(pods, key=lambda pod: str(pod["metadata"]["name"]))
+    receipts = [(pod["metadata"]["name"], receipt) for pod in in_order if (receipt := _receipt_of(pod))]
+    for name, receipt in receipts:
         if replaced := receipt.get("cacheReplaced"):
             return (
                 Reason.CACHE_DAMAGED,
@@ -100,7 +101,7 @@ def cache_flaw_of(pods: Sequence[Mapping[str, Any]]) -> tuple[str, str] | None:
                 "and fetched them again, and none of them reached its engine. See who may write to the claim; "
                 f"`kubectl logs {name} -c {WEIGHTS_CONTAINER}` names the files",
             )
-    for name, receipt in sorted(receipts, key=lambda each: each[0]):
+    for name, receipt in receipts:
         if problem := receipt.get("cacheProblem"):
             return (
                 Reason.CACHE_NOT_USED,
