@@ -152,6 +152,12 @@ lock: $(UV)  ## Resolve the dependencies again and pin them by hash
 		--override locks/overrides.txt --generate-hashes --no-header -o locks/serving-cpu.txt
 	"$(UV)" pip compile --quiet pyproject.toml --extra serving --python-version 3.11 \
 		--override locks/serving-overrides.txt --generate-hashes --no-header -o locks/serving.txt
+	# On ROCm vLLM comes with its image. Versions are those of serving.txt wherever that image allows them.
+	cp locks/serving.txt locks/serving-rocm.txt
+	"$(UV)" pip compile --quiet pyproject.toml --extra serving --python-version 3.12 \
+		--override <(echo 'vllm; python_version < "3"') --constraint locks/serving-rocm-base.txt \
+		$$(sed -nE 's/^([a-z0-9-]+).*/--no-emit-package=\1/p' locks/serving-rocm-base.txt) \
+		--generate-hashes --no-header -o locks/serving-rocm.txt
 
 bench-wake: setup  ## Print the wake figures against a stand-in that starts at once
 	@$(BIN)/python -m benchmarks.wake

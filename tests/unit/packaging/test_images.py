@@ -7,9 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from gptoss_operator.plan.rayservice.render import render
+from tests.unit.operator.rayservices import site, workload
 from tests.unit.packaging.test_tree import REPOSITORY
 
 DOCKERFILES = sorted((REPOSITORY / "docker").glob("*.Dockerfile"))
+SERVING = [path for path in DOCKERFILES if path.name.startswith("serving")]
 
 
 @pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.name)
@@ -28,14 +31,15 @@ def test_images_end_without_root_and_install_by_hash_only(path: Path):
     installs = re.findall(r"pip install[^&\n]*", text)
     assert installs
     for install in installs:
-        assert "--require-hashes" in install or install.split()[-2:] == ["--no-deps", "."]
+        nothing_fetched = {"--no-index", "--dry-run"} <= set(install.split())
+        assert "--require-hashes" in install or install.split()[-2:] == ["--no-deps", "."] or nothing_fetched
     for lock in re.findall(r"locks/([\w.-]+\.txt) locks/", text) + re.findall(r"LOCK=([\w.-]+)", text):
         assert (REPOSITORY / "locks" / lock).is_file()
 
 
 @pytest.mark.parametrize("path", sorted((REPOSITORY / "locks").glob("*.txt")), ids=lambda path: path.name)
 def test_locks_pin_by_hash(path: Path):
-    if path.name.endswith("overrides.txt"):
+    if path.name.endswith(("overrides.txt", "base.txt")):
         return
     packages = re.findall(r"^[a-z0-9][^\n]*?==[^\n]*", path.read_text(), re.MULTILINE)
     assert len(packages) > 30
@@ -48,3 +52,36 @@ def test_every_file_that_an_image_copies_reaches_the_builder():
     for path in DOCKERFILES:
         for sources in re.findall(r"^COPY (?!--from)(?:--chown=\S+ )?(.+) \S+$", path.read_text(), re.MULTILINE):
             assert {source.split("/")[0] for source in sources.split()} <= allowed
+
+
+def instructions(path: Path, name: str) -> list[str]:
+    """Return what follows ``name`` wherever it stands, without line breaks and runs of spaces."""
+    text = re.sub(r"\\\n\s*", "", path.read_text())
+    return re.findall(rf"^{name} (.+)$", text, re.MULTILINE)
+
+
+@pytest.mark.parametrize("path", SERVING, ids=lambda path: path.name)
+def test_serving_images_hold_what_kuberay_and_vllm_call(path: Path):
+    (apt,) = re.findall(r"apt-get install -y --no-install-recommends ([^&]+)", instructions(path, "RUN")[0])
+    assert set(apt.split()) == {"bash", "libnuma1", "wget"}
+    assert instructions(path, "USER") == ["0:0", "1000:100"]
+
+
+def test_serving_images_are_labelled_alike():
+    assert len(SERVING) == 2
+    labels, others = (instructions(path, "LABEL") for path in SERVING)
+    assert labels == others
+    assert len(re.findall(r"org\.opencontainers\.image\.\w+=", labels[0])) == 5
+
+
+@pytest.mark.parametrize("path", SERVING, ids=lambda path: path.name)
+def test_serving_images_say_what_kuberay_s_pods_are_told(path: Path):
+    said = dict(pair.split("=", 1) for line in instructions(path, "ENV") for pair in line.split())
+    cluster = render(workload(), site()).rayservice["spec"]["rayClusterConfig"]
+    pods = [cluster["headGroupSpec"]["template"], *(group["template"] for group in cluster["workerGroupSpecs"])]
+    switches = r"RAY_|VLLM_NO_|HF_HUB_"
+    for pod in pods:
+        (told,) = ({each["name"]: each["value"] for each in ray["env"]} for ray in pod["spec"]["containers"][:1])
+        of_images = {name: value for name, value in told.items() if re.match(switches, name)}
+        assert {name: value for name, value in said.items() if name != "PATH"} == of_images
+        assert "PATH" not in told, "an image's PATH leads to its ray"

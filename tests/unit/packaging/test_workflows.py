@@ -57,7 +57,11 @@ def test_only_a_tag_publishes():
 
 def test_the_published_matrix_builds_files_that_exist():
     jobs = yaml.safe_load((REPOSITORY / ".github" / "workflows" / "publish.yaml").read_text())["jobs"]
-    for entry in jobs["images"]["strategy"]["matrix"]["include"]:
-        assert (REPOSITORY / "docker" / f"{entry['file']}.Dockerfile").is_file()
+    matrix = jobs["images"]["strategy"]["matrix"]["include"]
+    assert {entry["file"] for entry in matrix} == {path.stem for path in (REPOSITORY / "docker").glob("*.Dockerfile")}
+    assert len({(entry["image"], entry["suffix"]) for entry in matrix}) == len(matrix), "one would replace another"
+    for entry in matrix:
+        for lock in re.findall(r"LOCK=(\S+)", entry["arguments"]):
+            assert (REPOSITORY / "locks" / lock).is_file()
     # The sed of the chart's job must find its line.
     assert '\n  registry: ""\n' in (REPOSITORY / "charts" / "gptoss-operator" / "values.yaml").read_text()
