@@ -17,7 +17,7 @@ async def test_nothing_is_left_of_a_deployment_that_is_gone(kuberay: KubeRay, cl
     cluster.raw = None
     gone = await kuberay.reconcile(KEY, complete=lambda: True)
     assert gone.look_again is None
-    for memory in (kuberay._views, kuberay._generations, kuberay._leads, kuberay._urls):
+    for memory in (kuberay._views, kuberay._kept, kuberay._urls):
         assert not memory
 
 

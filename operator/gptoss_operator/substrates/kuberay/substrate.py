@@ -5,6 +5,7 @@ answers becomes the same view that the Ray Serve substrate gives.
 """
 
 import asyncio
+from collections import defaultdict
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 
@@ -46,6 +47,27 @@ class _Refusal:
     until: float
 
 
+@dataclass
+class _Kept:
+    """What is kept in mind of one RayService.
+
+    Attributes:
+        generation: the last one that was written here.
+        leads: the Ray cluster that the deployment's Service leads to: "" is none, None is not known.
+        given_up: Ray clusters whose applications no longer count, for they were told to sleep.
+        refusal: why the API server does not take the RayService.
+        unmended: why it does not take what stands around it.
+        mended_at: when that was last put back, in the loop's time.
+    """
+
+    generation: int | None = None
+    leads: str | None = None
+    given_up: frozenset[str] = frozenset()
+    refusal: _Refusal | None = None
+    unmended: _Refusal | None = None
+    mended_at: float = -MENDING_SECONDS
+
+
 class KubeRay:
     """All deployments that KubeRay runs."""
 
@@ -64,12 +86,7 @@ class KubeRay:
         self._leadership = leadership
         self._wishes: dict[DeploymentKey, Wish] = {}
         self._views: dict[DeploymentKey, ApplicationView] = {}
-        self._generations: dict[RayServiceKey, int] = {}
-        self._leads: dict[RayServiceKey, str | None] = {}
-        self._given_up: dict[RayServiceKey, frozenset[str]] = {}
-        self._refusals: dict[RayServiceKey, _Refusal] = {}
-        self._unmended: dict[RayServiceKey, _Refusal] = {}
-        self._mended_at: dict[RayServiceKey, float] = {}
+        self._kept: defaultdict[RayServiceKey, _Kept] = defaultdict(_Kept)
         self._urls: dict[str, str] = {}
         self._probes = Probes(ask=ask_engine, news=lambda: self._answered(news))
 
@@ -98,15 +115,7 @@ class KubeRay:
         """The deployment is gone; Kubernetes takes away what it owned."""
         rayservice = RayServiceKey(key.namespace, key.name)
         self._views.pop(key, None)
-        for memory in (
-            self._generations,
-            self._leads,
-            self._given_up,
-            self._refusals,
-            self._unmended,
-            self._mended_at,
-        ):
-            memory.pop(rayservice, None)
+        self._kept.pop(rayservice, None)
         self._urls.pop(str(key), None)
         self._probes.forget(str(key))
         self._objects.children.forget(rayservice)
@@ -128,7 +137,8 @@ class KubeRay:
             return ApplicationView(trouble=trouble)
         rayservice = RayServiceKey(key.namespace, key.name)
         seen = self._seen(rayservice)
-        refusal = self._refusals.get(rayservice) or self._unmended.get(rayservice)
+        kept = self._kept[rayservice]
+        refusal = kept.refusal or kept.unmended
         if refusal is not None:
             trouble = (Reason.CONFIGURATION_REFUSED, refusal.message)
         if seen is None:
@@ -173,33 +183,31 @@ class KubeRay:
         return RESTING_SECONDS if asleep and not isinstance(wish, Present) else SETTLED_SECONDS
 
     async def _step(self, key: RayServiceKey, wish: Wish | None) -> bool:
-        seen, refusal = self._seen(key), self._refusals.get(key)
-        if refusal is not None and refusal.wish != wish:
-            del self._refusals[key]  # nobody asks for that any more
-            refusal = None
+        seen, kept = self._seen(key), self._kept[key]
+        if kept.refusal is not None and kept.refusal.wish != wish:
+            kept.refusal = None  # nobody asks for that any more
         if seen is not None and isinstance(wish, Present) and not _is_for(seen, wish):
             return False  # another's, or an earlier deployment's on its way out
-        step = next_step(
-            wish, seen, applied_generation=self._generations.get(key), pods_left=bool(self._objects.pods(key))
-        )
+        pods_left = bool(self._objects.pods(key))
+        step = next_step(wish, seen, applied_generation=kept.generation, pods_left=pods_left)
         if step in {Step.NOTHING, Step.WAIT} or not self._leadership.may_write():
             return False
-        if refusal is not None and asyncio.get_running_loop().time() < refusal.until:
+        if kept.refusal is not None and asyncio.get_running_loop().time() < kept.refusal.until:
             return False
         try:
             await self._write(key, step, wish, seen)
         except (Invalid, Forbidden) as error:
-            self._refusals[key] = _refusal(wish, error)
+            kept.refusal = _refusal(wish, error)
             return False
-        self._refusals.pop(key, None)
+        kept.refusal = None
         written = self._seen(key)
         if written is not None:
-            self._generations[key] = written.generation
+            kept.generation = written.generation
         return True
 
     async def _write(self, key: RayServiceKey, step: Step, wish: Wish | None, seen: SeenRayService | None) -> None:
         if step is Step.SUSPEND and seen is not None:
-            self._given_up[key] = frozenset(seen.applications)
+            self._kept[key].given_up = frozenset(seen.applications)
             await self._lead_nowhere(key)
             await self._objects.patch(key, {"suspend": True}, uid=seen.uid)
             return
@@ -242,12 +250,13 @@ class KubeRay:
         seen = self._seen(key)
         if seen is None or not _is_for(seen, wish):
             return False
-        before = self._leads.get(key)
+        kept = self._kept[key]
+        before = kept.leads or None
         to = leads_to(seen, before, frozenset(_cluster(pod) for pod in self._objects.pods(key) if _takes_requests(pod)))
-        if key in self._leads and to == before:
+        if kept.leads is not None and to == before:
             return False
         await self._objects.children.apply(leading_to(wish.rendered.service, to))
-        self._leads[key] = to
+        kept.leads = to or ""
         if to != before:
             self._probes.forget(str(DeploymentKey(key.namespace, key.name)))
         return True
@@ -255,19 +264,20 @@ class KubeRay:
     async def _mend(self, key: RayServiceKey, wish: Wish | None) -> bool:
         """Put back what others took away or changed around a RayService that is awake."""
         amiss, now = self._objects.children.amiss(self._around(key, wish)), asyncio.get_running_loop().time()
+        kept = self._kept[key]
         if not amiss:
-            self._unmended.pop(key, None)
+            kept.unmended = None
             return False
-        if now < self._mended_at.get(key, -MENDING_SECONDS) + MENDING_SECONDS or not self._leadership.may_write():
+        if now < kept.mended_at + MENDING_SECONDS or not self._leadership.may_write():
             return False
-        self._mended_at[key] = now
+        kept.mended_at = now
         try:
             for document in amiss:
                 await self._objects.children.apply(document)
         except (Invalid, Forbidden) as error:
-            self._unmended[key] = _refusal(wish, error)
+            kept.unmended = _refusal(wish, error)
             return False
-        self._unmended.pop(key, None)
+        kept.unmended = None
         return True
 
     def _around(self, key: RayServiceKey, wish: Wish | None) -> list[Raw]:
@@ -281,16 +291,17 @@ class KubeRay:
             return [dict(tokens)] if tokens and tokens["metadata"]["labels"][UID_LABEL] == seen.owner_uid else []
         if not _is_for(seen, wish):
             return []
-        service = [leading_to(wish.rendered.service, self._leads[key])] if key in self._leads else []
+        leads = self._kept[key].leads
+        service = [leading_to(wish.rendered.service, leads or None)] if leads is not None else []
         return [*wish.rendered.others, *service]
 
     async def _lead_nowhere(self, key: RayServiceKey) -> None:
         await self._objects.lead_nowhere(key.namespace, engine_service(key.name), {CLUSTER_LABEL: NOWHERE})
-        self._leads[key] = None
+        self._kept[key].leads = ""
 
     def _look(self, deployment: DeploymentKey, key: RayServiceKey) -> None:
         name = str(deployment)
-        if self._leads.get(key) is not None:
+        if self._kept[key].leads:
             self._urls[name] = self._settings.engine_url(key.namespace, key.name)
         else:
             self._urls.pop(name, None)
@@ -309,13 +320,13 @@ class KubeRay:
     def _awake_view(self, key: DeploymentKey, seen: SeenRayService, trouble: tuple[str, str] | None) -> ApplicationView:
         rayservice = RayServiceKey(key.namespace, key.name)
         pods = self._objects.pods(rayservice)
-        cluster = seen.newest
+        cluster, kept = seen.newest, self._kept[rayservice]
         current = [pod for pod in pods if _cluster(pod) == cluster] if cluster else []
-        given_up = cluster in self._given_up.get(rayservice, frozenset())
+        given_up = cluster in kept.given_up
         application = {} if given_up else _application(seen, cluster)
         status = str(application.get("status") or "DEPLOYING")
         answering = self._probes.answering(str(key))
-        leads = self._leads.get(rayservice)
+        leads = kept.leads or None
         told = any(_cluster(pod) == leads and _revision(pod) == seen.revision for pod in pods)
         if not told or (leads == cluster and status != "RUNNING" and not answering):
             status = status if status == DEPLOY_FAILED else "DEPLOYING"
@@ -343,7 +354,7 @@ class KubeRay:
         self, key: RayServiceKey, seen: SeenRayService, pods: list[Raw], application: Raw
     ) -> tuple[Failure | None, Failure | None]:
         """Return why the start has failed, and what hinders it now."""
-        given_up = seen.newest in self._given_up.get(key, frozenset())
+        given_up = seen.newest in self._kept[key].given_up
         if application.get("status") == DEPLOY_FAILED and not given_up:
             deployments = application.get("serveDeploymentStatuses") or {}
             return failure_of({"deployments": deployments, "message": application.get("message")}), None
