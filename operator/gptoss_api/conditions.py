@@ -93,6 +93,7 @@ class Reason(StrEnum):
     KUBERAY_TOO_OLD = "KubeRayTooOld"
     CONFIGURATION_REFUSED = "ConfigurationRefused"
     FOREIGN_CONFIGURATION_REDACTED = "ForeignConfigurationRedacted"
+    GATEWAY_TOKEN_UNREADABLE = "GatewayTokenUnreadable"  # noqa: S105 - a reason's name
     CACHE_DAMAGED = "CacheDamaged"
     CACHE_NOT_USED = "CacheNotUsed"
     # UpdateAvailable

@@ -1,4 +1,8 @@
-"""Which of the gateways' tokens replicas on KubeRay accept, and when that changes."""
+"""Which of the gateways' tokens replicas on KubeRay accept, and when that changes.
+
+The file is read beside the event loop, every few seconds; reconciles ask what was found. What can't be read any
+more leaves the tokens as they were, and is said in conditions as long as it lasts.
+"""
 
 import asyncio
 import hashlib
@@ -6,12 +10,14 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
+from gptoss_api.conditions import Reason
 from gptoss_api.gateway_token import RETAIN_SECONDS, tokens_of
 from gptoss_operator.clock import Clock
-from gptoss_operator.settings import SettingsError
+from gptoss_operator.threads import Threads
 
 _log = logging.getLogger(__name__)
 LOOK_SECONDS = 5.0
+_READ_SECONDS = 10.0
 
 
 class AcceptedTokens:
@@ -20,33 +26,64 @@ class AcceptedTokens:
     def __init__(self, file: Path, *, clock: Clock) -> None:
         self._file = file
         self._clock = clock
+        self._in_file: frozenset[str] = frozenset()
         self._seen_at: dict[str, float] = {}
+        self._fault: str | None = None
+        self._threads = Threads(1, name="gateway-tokens")
 
     def hashes(self) -> tuple[str, ...]:
         """Return the SHA-256 of each token that counts now, in hexadecimal digits and a fixed order.
 
-        Raises:
-            OSError: the file can't be read.
-            SettingsError: it holds no token.
+        None before the file was read for the first time.
         """
-        tokens = tokens_of(self._file.read_text())
-        if not tokens:
-            raise SettingsError(f"kubeRay.gatewayTokenFile {self._file} holds no token: write one")
         now = self._clock.now()
-        self._seen_at |= {hashlib.sha256(token.encode()).hexdigest(): now for token in tokens}
-        self._seen_at = {each: at for each, at in self._seen_at.items() if now - at <= RETAIN_SECONDS}
-        return tuple(sorted(self._seen_at))
+        lately = {each for each, at in self._seen_at.items() if now - at <= RETAIN_SECONDS}
+        return tuple(sorted(self._in_file | lately))
+
+    def fault(self) -> tuple[str, str] | None:
+        """Return the reason and message of a condition: what is wrong with the file, if anything is."""
+        if self._fault is None:
+            return None
+        message = (
+            f"the file with the gateways' tokens, kubeRay.gatewayTokenFile of the operator's settings, {self._fault}; "
+            "an administrator mends it, and this goes on by itself"
+        )
+        return Reason.GATEWAY_TOKEN_UNREADABLE, message
+
+    async def look(self) -> None:
+        """Read the file."""
+        now = self._clock.now()
+        try:
+            async with asyncio.timeout(_READ_SECONDS):
+                tokens = tokens_of(await self._threads.run(self._file.read_text))
+        except TimeoutError:
+            self._doubt("can't be read in time")
+        except (OSError, ValueError) as error:
+            self._doubt(f"can't be read ({type(error).__name__})")
+        else:
+            if tokens:
+                self._take(tokens, now)
+            else:
+                self._doubt("holds no token")
 
     async def follow(self, changed: Callable[[], object]) -> None:
-        """Call back whenever other tokens count than before; runs until cancelled."""
-        known: tuple[str, ...] = ()
+        """Look again and again; call back whenever other tokens count, or another fault is seen, than before."""
+        known = self.hashes(), self._fault
         while True:
-            try:
-                found = self.hashes()
-            except (OSError, ValueError, SettingsError) as error:
-                _log.warning("the tokens of gateways stay as they were: %s", error)
-            else:
-                if known and found != known:
-                    changed()
-                known = found
             await asyncio.sleep(LOOK_SECONDS)
+            await self.look()
+            found = self.hashes(), self._fault
+            if found != known:
+                known = found
+                changed()
+
+    def _take(self, tokens: tuple[str, ...], now: float) -> None:
+        self._in_file = frozenset(hashlib.sha256(token.encode()).hexdigest() for token in tokens)
+        kept = {each: at for each, at in self._seen_at.items() if now - at <= RETAIN_SECONDS}
+        self._seen_at = kept | dict.fromkeys(self._in_file, now)
+        self._fault = None
+
+    def _doubt(self, fault: str) -> None:
+        if fault != self._fault:
+            _log.warning("the tokens of gateways stay as they were: %s %s", self._file, fault)
+        self._fault = fault

@@ -126,6 +126,8 @@ class Operator:
     async def forever(self) -> None:
         """List everything, then work until cancelled; a standby keeps its caches warm and waits before it works."""
         try:
+            if self._tokens is not None:
+                await self._tokens.look()
             if self.kube_ray is not None:
                 await self.kube_ray.start()
             await self.resync.first()
@@ -144,7 +146,7 @@ class Operator:
                 await substrate.close()
 
     def _kube_ray(self, kube: Kube | None, session: aiohttp.ClientSession, leadership: Leadership) -> KubeRay | None:
-        if kube is None or (kube_ray := self.settings.kube_ray) is None:
+        if kube is None or (kube_ray := self.settings.kube_ray) is None or (tokens := self._tokens) is None:
             return None
         objects = KubeRayObjects(
             kube,
@@ -157,13 +159,15 @@ class Operator:
         return KubeRay(
             kube_ray,
             objects,
+            tokens=tokens,
             ask_engine=lambda url: engine_answers(session, url, kube_ray.gateway_token_file),
             leadership=leadership,
             news=self.queue.add,
         )
 
     def _kube_ray_site(self) -> KubeRaySite | None:
-        return self.settings.kube_ray_site(self._tokens.hashes()) if self._tokens is not None else None
+        hashes = self._tokens.hashes() if self._tokens is not None else ()
+        return self.settings.kube_ray_site(hashes) if hashes else None
 
     def sick(self) -> str | None:
         """Say why the process should be restarted: a reconcile that never ends."""

@@ -307,6 +307,32 @@ async def test_an_engine_that_keeps_denied_weights_learns_of_another_gateway_tok
 
 
 @pytest.mark.usefixtures("rayservices")
+async def test_gateway_tokens_that_can_not_be_read_are_told_and_stop_nothing_that_runs(home: Home) -> None:
+    file, aside = home.folder / "gateway-token", home.folder / "aside"
+    file.rename(aside)
+    async with home.operator():
+        await home.apply(scaling={"minReplicas": 1})
+        assert "kubeRay.gatewayTokenFile" in await home.until("Degraded", "True", "GatewayTokenUnreadable")
+        assert (await home.condition("Ready"))[:2] == ("Unknown", "GatewayTokenUnreadable")
+        assert home.kuberay.made == [], "nobody could be let in"
+        aside.rename(file)
+        await home.until("Ready", "True", "Serving")
+        assert (await home.condition("Degraded"))[0] == "False"
+
+        known = await home.get(CONFIG_MAPS, "assistant-gateway-tokens")
+        file.rename(aside)
+        await home.until("Degraded", "True", "GatewayTokenUnreadable")
+        assert (await home.condition("Ready"))[:2] == ("True", "Serving")
+    async with home.operator():  # one that has never seen them
+        await home.apply(scaling={"minReplicas": 1, "maxReplicas": 2})
+        await home.until("Degraded", "True", "GatewayTokenUnreadable")
+        aside.rename(file)
+        await home.until("Degraded", "False", "Healthy")
+        assert await home.get(CONFIG_MAPS, "assistant-gateway-tokens") == known
+        assert len(home.kuberay.made) == 1
+
+
+@pytest.mark.usefixtures("rayservices")
 async def test_rays_token_is_made_anew_after_it_was_deleted_while_nothing_ran(home: Home) -> None:
     async with home.operator():
         await home.apply(scaling={"minReplicas": 1})

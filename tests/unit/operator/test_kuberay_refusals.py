@@ -1,18 +1,21 @@
 """What the API server refuses is told for as long as it is asked for, and no longer."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from gptoss_api.conditions import Reason
 from gptoss_kube.errors import Forbidden, Invalid, StatusError
+from gptoss_operator.gateway_tokens import AcceptedTokens
 from gptoss_operator.keys import DeploymentKey, RayServiceKey
 from gptoss_operator.leadership import AlwaysLeader
 from gptoss_operator.plan.applications import Absent, Present
 from gptoss_operator.plan.rayservice.render import render
 from gptoss_operator.substrates.kuberay.seen import lean
 from gptoss_operator.substrates.kuberay.substrate import KubeRay
+from tests.contract.operator.house import ManualClock
 from tests.unit.operator.rayservices import APPLICATION, settings, site, workload
 
 Raw = dict[str, Any]
@@ -94,6 +97,7 @@ def kuberay(cluster: Cluster) -> KubeRay:
     return KubeRay(
         settings(),
         cluster,  # type: ignore[arg-type]
+        tokens=AcceptedTokens(Path("/nowhere"), clock=ManualClock()),
         ask_engine=answers,
         leadership=AlwaysLeader(),
         news=lambda _: None,

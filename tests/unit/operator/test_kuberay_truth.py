@@ -2,11 +2,13 @@
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from gptoss_api.deployment_status import GptOssDeploymentStatus
+from gptoss_operator.gateway_tokens import AcceptedTokens
 from gptoss_operator.keys import DeploymentKey
 from gptoss_operator.leadership import AlwaysLeader
 from gptoss_operator.plan.applications import Absent, Present
@@ -16,6 +18,7 @@ from gptoss_operator.plan.planner import Plan, plan
 from gptoss_operator.substrates.kuberay.seen import lean
 from gptoss_operator.substrates.kuberay.substrate import KubeRay
 from tests.builders import DIGEST, deployment
+from tests.contract.operator.house import ManualClock
 from tests.unit.operator.rayservices import settings, site
 from tests.unit.operator.test_kuberay_troubles import (
     GPUS,
@@ -99,10 +102,11 @@ def told(
     cluster = Cluster()
     substrate = KubeRay(
         settings(),
-        cluster,
+        cluster,  # type: ignore[arg-type]
+        tokens=AcceptedTokens(Path("/nowhere"), clock=ManualClock()),
         ask_engine=_never,
         leadership=AlwaysLeader(),
-        news=lambda _: None,  # type: ignore[arg-type]
+        news=lambda _: None,
     )
     started = plan(observed(substrate, GptOssDeploymentStatus(), 0.0), None, SITE)
     (ask,) = started.actions

@@ -13,6 +13,7 @@ from gptoss_api.conditions import Reason
 from gptoss_api.deployment import GptOssDeployment
 from gptoss_api.kuberay import engine_service
 from gptoss_kube.errors import Forbidden, Invalid, StatusError
+from gptoss_operator.gateway_tokens import AcceptedTokens
 from gptoss_operator.keys import DeploymentKey, Key, RayServiceKey
 from gptoss_operator.kuberay_settings import KubeRaySettings
 from gptoss_operator.leadership import Leadership
@@ -76,6 +77,7 @@ class KubeRay:
         settings: KubeRaySettings,
         objects: KubeRayObjects,
         *,
+        tokens: AcceptedTokens,
         ask_engine: Callable[[str], Awaitable[bool]],
         leadership: Leadership,
         news: Callable[[RayServiceKey], object],
@@ -83,6 +85,7 @@ class KubeRay:
         """``ask_engine`` tells whether an engine answers under a URL."""
         self._settings = settings
         self._objects = objects
+        self._tokens = tokens
         self._leadership = leadership
         self._wishes: dict[DeploymentKey, Wish] = {}
         self._views: dict[DeploymentKey, ApplicationView] = {}
@@ -124,7 +127,7 @@ class KubeRay:
     def view(self, key: DeploymentKey) -> ApplicationView:
         """Return what was last seen of a deployment's application."""
         view = self._view(key)
-        return replace(view, flaw=self._objects.flaw() or view.flaw)
+        return replace(view, flaw=self._objects.flaw() or self._tokens.fault() or view.flaw)
 
     def hardware(self, deployment: GptOssDeployment) -> Hardware | None:
         """Return the accelerators that a deployment may run on, None if nodes were not looked at yet."""
@@ -132,7 +135,7 @@ class KubeRay:
         return hardware_for(deployment.spec, self._settings, nodes) if nodes is not None else None
 
     def _view(self, key: DeploymentKey) -> ApplicationView:
-        trouble = self._objects.trouble()
+        trouble = self._objects.trouble() or (None if self._tokens.hashes() else self._tokens.fault())
         if trouble is not None or not self._objects.synced:
             return ApplicationView(trouble=trouble)
         rayservice = RayServiceKey(key.namespace, key.name)
