@@ -170,6 +170,12 @@ class Applications:
         self.head.request("PUT", {"applications": list(self._wanted.values())})
         return application
 
+    def scale(self, application: str, replicas: int) -> None:
+        """Have Ray run this many replicas of an application."""
+        (server,) = self._wanted[application]["deployments"]
+        server["autoscaling_config"] |= {"min_replicas": replicas, "max_replicas": replicas}
+        self.head.request("PUT", {"applications": list(self._wanted.values())})
+
     def remove(self, application: str) -> None:
         """Take an application away and wait until it is gone."""
         self._wanted.pop(application, None)

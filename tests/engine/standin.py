@@ -2,7 +2,8 @@
 
 Ray's router and HAProxy, our arguments, preflight, weights, pruned routes and the gateway's token. Only
 the engine is not there. A request may say how its answer comes: ``chunks`` and ``pace`` (seconds
-between them). The node's GPTOSS_STANDIN_START_SECONDS makes the start longer.
+between them), and a stream says which replica it comes from: ``system_fingerprint``. The node's
+GPTOSS_STANDIN_START_SECONDS makes the start longer.
 """
 
 import asyncio
@@ -18,6 +19,7 @@ from ray.serve.config import RequestRouterConfig
 from ray.serve.experimental.round_robin_router import RoundRobinRouter
 
 from gptoss_api.application import ServingArguments, server_deployment_name
+from gptoss_api.names import MAX_REQUEST_SECONDS
 from gptoss_serving.gate import GatewayTokens
 from gptoss_serving.in_flight import InFlight
 from gptoss_serving.node import Node
@@ -59,7 +61,7 @@ def build(args: dict[str, Any]) -> serve.Application:
         name=server_deployment_name(arguments.model_id),
         max_ongoing_requests=1000,
         ray_actor_options={"num_cpus": 0.1},
-        graceful_shutdown_timeout_s=60,
+        graceful_shutdown_timeout_s=MAX_REQUEST_SECONDS,
         autoscaling_config={"min_replicas": 1, "max_replicas": 1, "target_ongoing_requests": 32},
         request_router_config=RequestRouterConfig(request_router_class=RoundRobinRouter),
     ).bind(arguments.wire())
@@ -109,6 +111,7 @@ def _engine(model_id: str) -> FastAPI:
 
 async def _chat_stream(model_id: str, body: dict[str, Any]) -> Any:
     head = {"id": "chatcmpl-standin", "object": "chat.completion.chunk", "created": int(time.time()), "model": model_id}
+    head["system_fingerprint"] = str(os.getpid())
     words = ANSWER.split(" ")
     chunks = int(body.get("chunks", len(words)))
 
