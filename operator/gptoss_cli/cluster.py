@@ -28,7 +28,7 @@ class NegativeError(click.ClickException):
 def cluster_options(command: _Command) -> _Command:
     """Add ``--kubeconfig``, ``--context`` and ``--namespace`` to a command."""
     for option in (
-        click.option("-n", "--namespace", help="Namespace; by default the one of the kubeconfig's context."),
+        click.option("-n", "--namespace", help="Namespace; by default the context's, or the pod's own."),
         click.option("--context", help="Context of the kubeconfig to use."),
         click.option(
             "--kubeconfig",

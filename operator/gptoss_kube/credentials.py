@@ -4,6 +4,7 @@
 a 401, because bound service account tokens and plugins' tokens expire while we run.
 """
 
+import contextlib
 import os
 import time
 from dataclasses import dataclass
@@ -13,10 +14,12 @@ from typing import Any, Self
 import yaml
 from kubernetes.aio import config
 from kubernetes.aio.client import Configuration
+from kubernetes.aio.config import incluster_config
 
 from gptoss_kube.errors import CredentialsError
 
 _config: Any = config  # has no types
+_in_cluster: Any = incluster_config
 _REREAD_SECONDS = 60.0
 
 
@@ -67,7 +70,7 @@ class Credentials:
             if self._kubeconfig is not None:
                 await self._read_kubeconfig(self._kubeconfig)
             else:
-                _config.load_incluster_config(self.configuration, try_refresh_token=False)
+                self._read_service_account()
         except CredentialsError:
             raise
         except (_config.ConfigException, yaml.YAMLError, OSError, ValueError) as error:
@@ -107,6 +110,11 @@ class Credentials:
             str(path), context=self._context, client_configuration=self.configuration, persist_config=False
         )
         self._namespace = loader.current_context["context"].get("namespace")
+
+    def _read_service_account(self) -> None:
+        _config.load_incluster_config(self.configuration, try_refresh_token=False)
+        with contextlib.suppress(OSError):  # a projected token may come without it
+            self._namespace = Path(_in_cluster.SERVICE_TOKEN_FILENAME).with_name("namespace").read_text().strip()
 
     async def _refresh_if_old(self, _: object) -> None:
         if time.monotonic() - self._read_at >= _REREAD_SECONDS:

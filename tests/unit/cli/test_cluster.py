@@ -4,12 +4,18 @@ import json
 import socket
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+import certifi
+import click
 import pytest
 from click.testing import CliRunner
+from kubernetes.aio.config import incluster_config
 
+from gptoss_cli.cluster import cluster_options, with_kube
 from gptoss_cli.exit_codes import ExitCode
 from gptoss_cli.main import main
+from gptoss_kube.client import Kube
 
 
 def sentence(*arguments: str, env: Mapping[str, str | None] | None = None) -> str:
@@ -54,6 +60,32 @@ def test_an_unreachable_cluster_is_named_with_what_to_look_at(kubeconfig: Path, 
     said = sentence(*command, env={"KUBECONFIG": str(kubeconfig)})
     assert f"{server} can't be reached" in said
     assert "--context" in said
+
+
+@pytest.mark.parametrize(("named", "expected"), [((), "their-own"), (("-n", "another"), "another")])
+def test_a_pod_asks_for_its_own_namespace(
+    home: Path, monkeypatch: pytest.MonkeyPatch, named: tuple[str, ...], expected: str
+) -> None:
+    account = home / "serviceaccount"
+    account.mkdir()
+    (account / "namespace").write_text("their-own")
+    (account / "token").write_text("t")
+    (account / "ca.crt").write_text(certifi.contents())
+    monkeypatch.setattr(incluster_config, "SERVICE_TOKEN_FILENAME", str(account / "token"))
+    monkeypatch.setattr(incluster_config, "SERVICE_CERT_FILENAME", str(account / "ca.crt"))
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "127.0.0.1")
+    monkeypatch.setenv("KUBERNETES_SERVICE_PORT", "1")
+
+    async def asked(_: Kube, namespace: str) -> str:
+        return namespace
+
+    @click.command()
+    @cluster_options
+    def command(**options: Any) -> None:
+        click.echo(with_kube(asked, **options))
+
+    result = CliRunner().invoke(command, list(named), env={"KUBECONFIG": None})
+    assert result.output == f"{expected}\n"
 
 
 @pytest.fixture
