@@ -5,8 +5,12 @@ a 401, because bound service account tokens and plugins' tokens expire while we 
 """
 
 import contextlib
+import logging
 import os
+import shutil
 import time
+from collections.abc import Iterator
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -21,6 +25,8 @@ from gptoss_kube.errors import CredentialsError
 _config: Any = config  # has no types
 _in_cluster: Any = incluster_config
 _REREAD_SECONDS = 60.0
+_LONGEST_COMPLAINT = 300
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -106,10 +112,24 @@ class Credentials:
     async def _read_kubeconfig(self, path: Path) -> None:
         if not any(os.path.isfile(part) for part in str(path).split(os.pathsep)):  # noqa: ASYNC240, PTH113
             raise CredentialsError(f"kubeconfig {path} does not exist: name another with --kubeconfig or KUBECONFIG")
-        loader = await _config.load_kube_config(
-            str(path), context=self._context, client_configuration=self.configuration, persist_config=False
-        )
+        with _complaints_of_plugins() as complaints:
+            loader = await _config.load_kube_config(
+                str(path), context=self._context, client_configuration=self.configuration, persist_config=False
+            )
         self._namespace = loader.current_context["context"].get("namespace")
+        if complaints:
+            self._plugin_failed(loader._user["exec"]["command"], complaints)  # noqa: SLF001
+
+    def _plugin_failed(self, program: str, complaints: list[str]) -> None:
+        if shutil.which(program) is None:
+            failed = f"logs in with the program {program!r}, which is not there or can't be run: install it, mend PATH"
+        else:
+            said = " ".join("; ".join(complaints).split())[:_LONGEST_COMPLAINT]
+            failed = f"logs in with the program {program!r}, which gave no credentials ({said}): run it by hand"
+        message = f"{self._source} {failed}, or choose another context"
+        if not (self.configuration.api_key or self.configuration.cert_file or self.configuration.username):
+            raise CredentialsError(message)
+        _log.warning("%s; what it gave before is used", message)
 
     def _read_service_account(self) -> None:
         _config.load_incluster_config(self.configuration, try_refresh_token=False)
@@ -119,6 +139,29 @@ class Credentials:
     async def _refresh_if_old(self, _: object) -> None:
         if time.monotonic() - self._read_at >= _REREAD_SECONDS:
             await self.refresh()
+
+
+@contextlib.contextmanager
+def _complaints_of_plugins() -> Iterator[list[str]]:
+    """Collect what `kubernetes.aio` writes into the log when a plugin fails, where others would raise an error."""
+    complaints: list[str] = []
+    before = _complaints.set(complaints)
+    try:
+        yield complaints
+    finally:
+        _complaints.reset(before)
+
+
+def _is_for_the_log(record: logging.LogRecord) -> bool:
+    complaints = _complaints.get()
+    if complaints is None or record.levelno < logging.ERROR:
+        return True
+    complaints.append(record.getMessage())
+    return False
+
+
+_complaints: ContextVar[list[str] | None] = ContextVar("complaints", default=None)
+logging.getLogger("kubernetes.aio.config.kube_config").addFilter(_is_for_the_log)
 
 
 def _new_configuration() -> Any:

@@ -62,6 +62,30 @@ def test_an_unreachable_cluster_is_named_with_what_to_look_at(kubeconfig: Path, 
     assert "--context" in said
 
 
+@pytest.mark.parametrize(
+    ("program", "why"),
+    [
+        (None, "which is not there or can't be run: install it"),
+        ("echo expired >&2; exit 3", "which gave no credentials (exec: process returned 3. b'expired'): run it"),
+        ("echo no json", "which gave no credentials (exec: failed to decode process output"),
+        ('echo \'{"kind": "ExecCredential", "apiVersion": "x/v1", "status": {}}\'', "does not match"),
+    ],
+)
+def test_a_plugin_that_does_not_log_in_is_named(home: Path, kubeconfig: Path, program: str | None, why: str) -> None:
+    plugin = home / "our-cloud-login"
+    if program is not None:
+        plugin.write_text(f"#!/bin/sh\n{program}\n")
+        plugin.chmod(0o700)
+    document = json.loads(kubeconfig.read_text())
+    command = {"apiVersion": "client.authentication.k8s.io/v1", "command": str(plugin), "args": ["token"]}
+    document["users"][0]["user"] = {"exec": command}
+    kubeconfig.write_text(json.dumps(document))
+    said = sentence("status", "--kubeconfig", str(kubeconfig))
+    assert f"kubeconfig {kubeconfig} logs in with the program '{plugin}', which" in said
+    assert why in said
+    assert said.endswith("or choose another context")
+
+
 @pytest.mark.parametrize(("named", "expected"), [((), "their-own"), (("-n", "another"), "another")])
 def test_a_pod_asks_for_its_own_namespace(
     home: Path, monkeypatch: pytest.MonkeyPatch, named: tuple[str, ...], expected: str
