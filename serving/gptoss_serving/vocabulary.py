@@ -8,6 +8,7 @@ import base64
 import hashlib
 import json
 import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +33,14 @@ def provide(tokenizer: Path, folder: Path) -> Path:
         return file
     lines = derive(json.loads(tokenizer.read_text()))
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    partial = folder / f".{FILE}.{os.getpid()}"  # two replicas of a node may do this at once
-    partial.write_bytes(lines)
-    partial.replace(file)
+    descriptor, partial = tempfile.mkstemp(prefix=f".{FILE}.", dir=folder)  # other replicas may do this at once
+    try:
+        with os.fdopen(descriptor, "wb") as stream:
+            stream.write(lines)
+        Path(partial).replace(file)
+    except BaseException:
+        Path(partial).unlink(missing_ok=True)
+        raise
     return file
 
 

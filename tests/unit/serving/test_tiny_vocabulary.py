@@ -2,7 +2,10 @@
 
 import hashlib
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,3 +26,24 @@ def test_the_public_vocabulary_comes_out_of_the_tokenizer(tmp_path: Path) -> Non
     assert hashlib.sha256(file.read_bytes()).hexdigest() == tiny_model._VOCABULARY_SHA256
     tokenizer.unlink()
     assert vocabulary.provide(tokenizer, tmp_path / "vocabulary") == file, "made once"
+
+
+def test_replicas_that_share_a_folder_never_write_into_each_others_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Threads stand for replicas on several nodes: in containers, those often have the same process id."""
+    tokenizer, folder = tmp_path / "tokenizer.json", tmp_path / "vocabulary"
+    tokenizer.write_text("{}")
+    everybody_has_written = threading.Barrier(2)
+    rename = Path.replace
+
+    def replace(path: Path, target: Path) -> Any:
+        everybody_has_written.wait(60)
+        return rename(path, target)
+
+    monkeypatch.setattr(vocabulary, "derive", lambda _: b"the lines")
+    monkeypatch.setattr(Path, "replace", replace)
+    with ThreadPoolExecutor(2) as pool:
+        files = list(pool.map(lambda _: vocabulary.provide(tokenizer, folder), range(2)))
+    assert [file.read_bytes() for file in files] == [b"the lines"] * 2
+    assert list(folder.iterdir()) == [folder / "o200k_base.tiktoken"]
