@@ -54,8 +54,8 @@ class AcceptedTokens:
         """Read the file."""
         now = self._clock.now()
         try:
-            async with asyncio.timeout(_READ_SECONDS):
-                tokens = tokens_of(await self._threads.run(self._file.read_text))
+            async with asyncio.timeout(_READ_SECONDS), self._threads.turn() as turn:
+                tokens = tokens_of(await turn.run(self._file.read_text))
         except TimeoutError:
             self._doubt("can't be read in time")
         except (OSError, ValueError) as error:

@@ -7,30 +7,66 @@ operator that was told to stop. These are not.
 import asyncio
 import contextlib
 import threading
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Any, TypeVar
+from weakref import WeakValueDictionary
 
 T = TypeVar("T")
 
 
 class Threads:
-    """Runs ``at_once`` pieces of work at a time; more wait for their turn. ``name`` is the threads'."""
+    """Runs ``at_once`` pieces of work at a time, of one owner ``each`` of them at most; more wait for their turn.
 
-    def __init__(self, at_once: int, *, name: str) -> None:
+    ``name`` is the threads'.
+    """
+
+    def __init__(self, at_once: int, *, name: str, each: int | None = None) -> None:
         self._turns = asyncio.Semaphore(at_once)
+        self._each = each or at_once
+        self._owners: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
+        self._name = name
+
+    @contextlib.asynccontextmanager
+    async def turn(self, owner: str = "") -> AsyncIterator["Turn"]:
+        """Wait for a turn. With work run in it, it is over when that work ends, whoever still waits for it."""
+        own = self._owners.setdefault(owner, asyncio.Semaphore(self._each))
+        await own.acquire()
+        try:
+            await self._turns.acquire()
+        except BaseException:
+            own.release()
+            raise
+
+        def over() -> None:
+            self._turns.release()
+            own.release()
+
+        turn = Turn(over, name=self._name)
+        try:
+            yield turn
+        finally:
+            if not turn.begun:
+                over()
+
+
+class Turn:
+    """Leave to run one piece of work."""
+
+    def __init__(self, over: Callable[[], None], *, name: str) -> None:
+        self.begun = False
+        self._over = over
         self._name = name
 
     async def run(self, work: Callable[..., T], *arguments: object) -> T:
         """Return what the work returns, or raise what it raises.
 
-        Who is cancelled waits no longer; the work goes on, and its turn is over only when it ends.
+        Who is cancelled waits no longer; the work goes on.
         """
-        await self._turns.acquire()
         loop = asyncio.get_running_loop()
         outcome: asyncio.Future[T] = loop.create_future()
 
         def settle(result: Any, error: BaseException | None) -> None:
-            self._turns.release()
+            self._over()
             if outcome.done():
                 return
             if error is not None:
@@ -47,9 +83,7 @@ class Threads:
             with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
                 loop.call_soon_threadsafe(settle, result, failure)
 
-        try:
-            threading.Thread(target=in_thread, name=self._name, daemon=True).start()
-        except RuntimeError:  # the system has no thread left
-            self._turns.release()
-            raise
+        # What raises here, for the system has no thread left, has not begun.
+        threading.Thread(target=in_thread, name=self._name, daemon=True).start()
+        self.begun = True
         return await outcome

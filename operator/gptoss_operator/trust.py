@@ -35,6 +35,8 @@ FIRST_LOOK_SECONDS = 30.0
 LAST_LOOK_SECONDS = 600.0
 _CHECK_SECONDS = 120.0
 _CHECKS_AT_ONCE = 8
+_CHECKS_OF_A_NAMESPACE = 4
+"""Sources that hang are those of whoever named them: other namespaces' checks go on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +90,7 @@ class TrustDesk:
         self._credentials = credentials
         self._entries: dict[DeploymentKey, _Entry] = {}
         self._parsed: tuple[int, list[WeightTrustPolicy]] | None = None
-        self._threads = Threads(_CHECKS_AT_ONCE, name="trust")
+        self._threads = Threads(_CHECKS_AT_ONCE, name="trust", each=_CHECKS_OF_A_NAMESPACE)
 
     def answer(self, key: DeploymentKey, deployment: GptOssDeployment, *, eager: bool) -> tuple[Trust, float]:
         """Return what is known now, and seconds until another look is due.
@@ -169,10 +171,10 @@ class TrustDesk:
 
     async def _ask(self, deployment: GptOssDeployment, before: Trust) -> Trust:
         try:
-            policies = self._policies()
-            async with asyncio.timeout(_CHECK_SECONDS):
-                credentials = await self._credentials_for(deployment)
-                found = await self._threads.run(self._check, deployment, policies, self._clock.wall(), credentials)
+            # Whoever waits for a turn waits for others' sources, which says nothing of their own.
+            async with self._threads.turn(deployment.namespace) as turn, asyncio.timeout(_CHECK_SECONDS):
+                policies, credentials = self._policies(), await self._credentials_for(deployment)
+                found = await turn.run(self._check, deployment, policies, self._clock.wall(), credentials)
                 if found.raises_release:
                     found = await self._recorded(found, deployment)
         except WeightsError as error:

@@ -128,6 +128,8 @@ class TrustSays:
     """What the last check was given."""
     may_answer: threading.Event = field(default_factory=threading.Event)
     """Cleared, checks hang until it is set again."""
+    silent: str | None = None
+    """The namespace whose checks hang then; None is every one."""
 
     def __post_init__(self) -> None:
         self.may_answer.set()
@@ -135,7 +137,8 @@ class TrustSays:
     def __call__(self, deployment: Any, policies: Any, wall: str, credentials: Mapping[str, str]) -> Trusted:
         self.asked += 1
         self.credentials = credentials
-        self.may_answer.wait(30)
+        if self.silent in {None, deployment.namespace}:
+            self.may_answer.wait(30)
         if self.error is not None:
             raise self.error
         return Trusted(

@@ -9,6 +9,7 @@ from prometheus_client import generate_latest
 
 from gptoss_api.deployment import GptOssDeployment
 from gptoss_kube.errors import Forbidden, ServerFailed
+from gptoss_operator import trust
 from gptoss_operator.cache import Kind
 from gptoss_operator.keys import DeploymentKey
 from gptoss_operator.plan.observation import Trusted
@@ -59,6 +60,34 @@ async def test_status_and_metric_say_which_identity_signed(home: House) -> None:
     assert home.status()["weights"]["identity"] == "release@acme.example"
     (series,) = vouching(home)
     assert 'identity="release@acme.example"' in series
+
+
+async def test_sources_that_hang_are_told_alone_and_hold_up_nobody_elses(
+    home: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [f"model-{number}" for number in range(9)]
+
+    def told(reason: str) -> list[str]:
+        return [name for name in names if home.condition("WeightsVerified", name) == ("Unknown", reason)]
+
+    home.trust.silent = "ml"
+    home.trust.may_answer.clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(trust, "_CHECK_SECONDS", 0.2)
+        for name in names:
+            home.apply(name)
+        await home.until(lambda: len(told("SourceUnavailable")) == 4)
+    home.apply("quick", "lab")
+    await home.until(lambda: home.condition("WeightsVerified", "quick", "lab")[0] == "True")
+    assert home.trust.asked == 5, "none of the others has ended"
+    assert len(told("SourceUnavailable")) == 4
+    assert len(told("NotChecked")) == 5, "they wait for the other four, and that is no fault of their sources"
+
+    home.trust.may_answer.set()
+    await home.until(lambda: len(told("SourceUnavailable")) == 4 and not told("NotChecked"))
+    home.pass_time(31)
+    for name in names:
+        await home.ready(name)
 
 
 async def test_an_identity_that_is_denied_later_drains_what_it_signed(home: House) -> None:
