@@ -101,13 +101,19 @@ def signed(weights_root: Path, signing_key: KeyPair, request: pytest.FixtureRequ
     """Makes signed copies of the tiny gpt-oss under the weights root."""
 
     def make(name: str, *, subject: str = "gpt-oss-tiny") -> SignedFolder:
-        model = tiny_model.make(tiny_model.default_folder()).path
-        # Never one place twice: a node that has a verified copy from there does not look at it again.
-        folder = weights_root / f"{name}-{next(_numbers)}"
-        shutil.copytree(model, folder)
-        request.addfinalizer(lambda: shutil.rmtree(folder))
-        manifest = sign_folder(folder, model=subject, key=signing_key.private_key).manifest
-        weights = WeightsArguments(uri=f"file://{folder}", manifest_digest=manifest.digest, subject=subject)
-        return SignedFolder(folder=folder, weights=weights)
+        made = signed_copy(weights_root, name, key=signing_key, subject=subject)
+        request.addfinalizer(lambda: shutil.rmtree(made.folder))
+        return made
 
     return make
+
+
+def signed_copy(weights_root: Path, name: str, *, key: KeyPair, subject: str = "gpt-oss-tiny") -> SignedFolder:
+    """Make a signed copy of the tiny gpt-oss under the weights root."""
+    model = tiny_model.make(tiny_model.default_folder()).path
+    # Never one place twice: a node that has a verified copy from there does not look at it again.
+    folder = weights_root / f"{name}-{next(_numbers)}"
+    shutil.copytree(model, folder)
+    manifest = sign_folder(folder, model=subject, key=key.private_key).manifest
+    weights = WeightsArguments(uri=f"file://{folder}", manifest_digest=manifest.digest, subject=subject)
+    return SignedFolder(folder=folder, weights=weights)

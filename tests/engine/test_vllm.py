@@ -1,56 +1,140 @@
 """The real engine on a CPU: signed tiny weights in, the taught answers out, and no engine for broken bytes."""
 
+import asyncio
 import json
 import re
-from collections.abc import Callable
+import shutil
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 
+import aiohttp
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
+from gptoss_api.names import engine_model_id
 from gptoss_cli.local import tiny_model
+from gptoss_gateway.server import Server
 from gptoss_serving.node import Node
-from tests.engine.conftest import SignedFolder
-from tests.engine.ray import Applications, messages, new_engines
+from gptoss_weights.sign import generate_key
+from tests.contract.gateway.house import KEY, House, model_object
+from tests.engine.conftest import SignedFolder, signed_copy
+from tests.engine.ray import GATEWAY_TOKEN, SECONDS, Applications, messages, new_engines
 
 SERVING = "gptoss_serving.app:build"
 ENGINE = {"enable_auto_tool_choice": True, "tool_call_parser": "openai", "max_model_len": 2048, "max_num_seqs": 8}
 START_SECONDS = 600
+RUNNING, WAITING = "ray_vllm_num_requests_running", "ray_vllm_num_requests_waiting"
+GENERATED = "ray_vllm_generation_tokens_total"
+LISTENED = 800
+"""Tokens, a hundred of each sequence that runs."""
 ELSEWHERE = ("/health", "/metrics", "/version", "/docs", "/openapi.json", "/load", "/tokenize")
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(1500)]
 
 
-def test_serves_verified_weights_through_the_openai_routes(
-    applications: Applications, signed: Callable[..., SignedFolder]
-) -> None:
-    with new_engines(applications.head) as engines:
-        application = applications.put("tiny", weights=signed("tiny").weights, import_path=SERVING, **ENGINE)
-        applications.wait(application, "RUNNING", seconds=START_SECONDS)
+@pytest.fixture(scope="module")
+def tiny(
+    _applications: Applications, weights_root: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Applications]:
+    """The tiny model's engine, named ``tiny``, for all who only ask it: its start takes minutes."""
+    key = generate_key(tmp_path_factory.mktemp("keys") / "signing.key")
+    source = signed_copy(weights_root, "tiny", key=key)
+    with new_engines(_applications.head) as engines:
+        application = _applications.put("tiny", weights=source.weights, import_path=SERVING, **ENGINE)
+        _applications.wait(application, "RUNNING", seconds=START_SECONDS)
     assert engines, "an engine that serves is seen: only then does not seeing one prove anything"
-    applications.wait_for_answer("tiny")
-    model = applications.ask("tiny", "/v1/models").json()["data"][0]["id"]
+    _applications.wait_for_answer("tiny")
+    yield _applications
+    _applications.forget_all()
+    shutil.rmtree(source.folder)
+
+
+@pytest.fixture
+async def gateway(tiny: Applications, tmp_path: Path) -> AsyncIterator[Server]:
+    """A gateway before that engine; of Kubernetes it sees one deployment."""
+    house = House(tmp_path)
+    token = tmp_path / "token"
+    token.write_text(GATEWAY_TOKEN)
+    head = tiny.head
+    addresses = {"dashboardURL": head.dashboard_url, "serveURL": head.serve_url}
+    server = await house.open_gateway(rayClusters=[{"name": "local", **addresses, "gatewayTokenFile": token}])
+    house.apply(model_object("serving", name="tiny", uid="uid"))
+    yield server
+    await house.stop()
+
+
+async def test_a_client_that_leaves_stops_the_engine(tiny: Applications, gateway: Server) -> None:
+    """By vLLM's own count nothing runs or waits any more, and what it generated after the client left is a trifle.
+
+    How fast it stops is measured in tokens, which a busy machine makes as slowly as everything else: it goes on for
+    less than half as long as the client had listened. An idle one of two cores makes some hundred in a second.
+    """
+    choices, tokens = 64, 1900
+    body = {
+        "model": "tiny",
+        "prompt": "Once upon a time",
+        "n": choices,
+        "max_tokens": tokens,
+        "ignore_eos": True,
+        "stream": True,
+        "stream_options": {"include_usage": True, "continuous_usage_stats": True},
+    }
+    received: dict[int, int] = {}
+
+    async def read(response: aiohttp.ClientResponse) -> None:
+        async for line in response.content:
+            if line.startswith(b"data: {"):
+                piece = json.loads(line[6:])
+                received.update({each["index"]: piece["usage"]["completion_tokens"] for each in piece["choices"]})
+
+    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=2 * SECONDS)) as session:
+
+        async def told() -> dict[str, float]:
+            return await _told_by_vllm(session, tiny)
+
+        assert (await told()).get(GENERATED, 0) == 0, "another test asked this engine before: its tokens would count"
+        url, headers = gateway.url + "/v1/completions", {"Authorization": f"Bearer {KEY}"}
+        async with session.post(url, json=body, headers=headers) as response:
+            assert response.status == 200, await response.text()
+            reading = asyncio.create_task(read(response))
+            running = await _until(
+                told,
+                lambda told: told.get(RUNNING, 0) > 0 and sum(received.values()) >= LISTENED,
+                what="vLLM works, and the client has heard enough",
+            )
+            reading.cancel()
+            response.close()
+        left = await _until(told, lambda told: told[RUNNING] + told[WAITING] == 0, what="vLLM works on nothing")
+    heard = sum(received.values())
+    assert (running[RUNNING], running[WAITING]) == (ENGINE["max_num_seqs"], choices - ENGINE["max_num_seqs"])
+    assert heard < choices * tokens / 2, "it would have come to its end by itself"
+    assert left[GENERATED] - heard < heard / 2
+
+
+def test_serves_verified_weights_through_the_openai_routes(tiny: Applications) -> None:
+    model = tiny.ask("tiny", "/v1/models").json()["data"][0]["id"]
     ask = {"model": model, "temperature": 0}
 
     chat = {**ask, "messages": [{"role": "user", "content": tiny_model.QUESTION}]}
-    reply = applications.ask("tiny", "/v1/chat/completions", chat)
+    reply = tiny.ask("tiny", "/v1/chat/completions", chat)
     assert reply.status == 200, reply.text
     message = reply.json()["choices"][0]["message"]
     assert (message["content"], message["reasoning"]) == (tiny_model.ANSWER, tiny_model.REASONING)
 
-    stream = applications.ask("tiny", "/v1/chat/completions", {**chat, "stream": True}).text
+    stream = tiny.ask("tiny", "/v1/chat/completions", {**chat, "stream": True}).text
     parts = [json.loads(line[6:]) for line in stream.splitlines() if line.startswith("data: {")]
     deltas = [part["choices"][0]["delta"] for part in parts if part["choices"]]
     assert "".join(delta.get("content") or "" for delta in deltas) == tiny_model.ANSWER
     assert "".join(delta.get("reasoning") or "" for delta in deltas) == tiny_model.REASONING
     assert stream.rstrip().endswith("data: [DONE]")
 
-    response = applications.ask("tiny", "/v1/responses", {**ask, "input": tiny_model.QUESTION}).json()
+    response = tiny.ask("tiny", "/v1/responses", {**ask, "input": tiny_model.QUESTION}).json()
     assert [item["type"] for item in response["output"]] == ["reasoning", "message"]
     assert response["output"][1]["content"][0]["text"] == tiny_model.ANSWER
     assert response["usage"]["output_tokens"] > 0
 
     tool = {"tools": [{"type": "function", "function": tiny_model.TOOL}]}
-    called = applications.ask(
+    called = tiny.ask(
         "tiny",
         "/v1/chat/completions",
         {**ask, **tool, "messages": [{"role": "user", "content": tiny_model.TOOL_QUESTION}]},
@@ -60,14 +144,14 @@ def test_serves_verified_weights_through_the_openai_routes(
     assert (call["name"], json.loads(call["arguments"])) == ("get_weather", tiny_model.TOOL_ARGUMENTS)
 
     ask_claude = {"model": model, "max_tokens": 200, "temperature": 0, "messages": chat["messages"]}
-    message = applications.ask("tiny", "/v1/messages", ask_claude)
+    message = tiny.ask("tiny", "/v1/messages", ask_claude)
     assert message.status == 200, message.text
     assert tiny_model.ANSWER in [part.get("text") for part in message.json()["content"]]
-    events = applications.ask("tiny", "/v1/messages", {**ask_claude, "stream": True}).text
+    events = tiny.ask("tiny", "/v1/messages", {**ask_claude, "stream": True}).text
     assert "event: message_stop" in events
 
-    assert {path: applications.ask("tiny", path).status for path in ELSEWHERE} == dict.fromkeys(ELSEWHERE, 404)
-    assert applications.ask("tiny", "/v1/chat/completions", chat, token=None).status == 401
+    assert {path: tiny.ask("tiny", path).status for path in ELSEWHERE} == dict.fromkeys(ELSEWHERE, 404)
+    assert tiny.ask("tiny", "/v1/chat/completions", chat, token=None).status == 401
 
 
 def test_no_engine_process_starts_for_a_flipped_byte(
@@ -86,3 +170,29 @@ def test_no_engine_process_starts_for_a_flipped_byte(
     assert engines == []
     node = Node.from_environment(applications.head.node_environment())
     assert not Path(node.copy_of(source.weights)).exists(), "a copy was given out that never verified"
+
+
+async def _told_by_vllm(session: aiohttp.ClientSession, applications: Applications) -> dict[str, float]:
+    """Return what the engine says of itself, as Ray passes it on to Prometheus."""
+    async with session.get(f"http://127.0.0.1:{applications.head.ports['export']}/metrics") as response:
+        text = await response.text()
+    model = engine_model_id("ml", "tiny", "uid")
+    return {
+        sample.name: sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+        if sample.labels.get("model_name") == model
+    }
+
+
+async def _until(
+    told: Callable[[], Awaitable[dict[str, float]]], reached: Callable[[dict[str, float]], bool], *, what: str
+) -> dict[str, float]:
+    found: dict[str, float] = {}
+    try:
+        async with asyncio.timeout(SECONDS):
+            while not reached(found := await told()):  # noqa: ASYNC110 - it happens in another process
+                await asyncio.sleep(0.1)
+    except TimeoutError:
+        raise AssertionError(f"not within {SECONDS:.0f} s: {what}; it tells {found}") from None
+    return found
