@@ -86,7 +86,7 @@ test-contract: env  ## Against fakes with injected faults
 test-apiserver: setup  ## Against a real kube-apiserver and etcd
 	@$(PYTEST) tests/apiserver $(ARGS)
 
-test-cluster: setup  ## Against a real scheduler and controllers, with nodes that are only told of
+test-cluster: setup  ## Against a real scheduler and controllers, with kubelets that kwok plays
 	@$(PYTEST) tests/cluster $(ARGS)
 
 test-engine: setup  ## Against a real Ray Serve and a real vLLM on the CPU: minutes

@@ -1,15 +1,10 @@
-"""A control plane, Kubernetes' own scheduler and controllers, and nodes of which only the API server knows.
-
-No kubelet runs: what one would write of a node or a pod, a test writes. What schedulers and controllers
-make of that is their own.
-"""
+"""A control plane with Kubernetes' own scheduler and controllers; kwok plays the kubelets of nodes without machines."""
 
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from datetime import UTC, datetime
 from typing import Any
 
 from gptoss_cli.local.assets import control_plane_programs, scheduler_program
@@ -17,10 +12,13 @@ from gptoss_cli.local.control_plane import ControlPlane
 from gptoss_cli.local.programs import Program
 from gptoss_operator.plan.rayservice.render import render
 from gptoss_operator.plan.rayservice.workload import Workload
+from tests.cluster.kubelet import MANAGED, PRESSURE_LABEL, kubelet
 from tests.unit.operator.rayservices import site
 
 Raw = dict[str, Any]
 PATIENCE = 150.0
+LOST_SECONDS = 10
+"""kwok speaks for a node every second: on a busy machine none is lost by the way."""
 ROOMY = {"cpu": "64", "memory": "512Gi", "ephemeral-storage": "2Ti", "pods": "110", "nvidia.com/gpu": "8"}
 
 
@@ -59,21 +57,27 @@ class Cluster:
             yield
 
     @contextmanager
-    def node_controller(self) -> Iterator[None]:
-        """Kubernetes' own judge of nodes, which waits two seconds for word of one before it is lost."""
+    def controllers(self) -> Iterator[None]:
+        """Kubernetes' own judges of nodes and of quotas; a node that is not heard of for a while is lost."""
         manager = control_plane_programs().controller_manager
         assert manager is not None
         command = (
             str(manager),
             f"--kubeconfig={self.plane.kubeconfig}",
-            "--controllers=node-lifecycle-controller",
+            "--controllers=node-lifecycle-controller,resourcequota-controller",
             "--leader-elect=false",
             "--secure-port=0",
             "--node-monitor-period=1s",
-            "--node-monitor-grace-period=2s",
-            "--node-startup-grace-period=2s",
+            f"--node-monitor-grace-period={LOST_SECONDS}s",
+            f"--node-startup-grace-period={LOST_SECONDS}s",
         )
-        with self._running(Program(name="node-controller", command=command, environment={}, grace_seconds=5.0)):
+        with self._running(Program(name="controllers", command=command, environment={}, grace_seconds=5.0)):
+            yield
+
+    @contextmanager
+    def kubelets(self) -> Iterator[None]:
+        """The kubelets of all nodes."""
+        with self._running(kubelet(self.plane.kubeconfig, self.plane.folder)):
             yield
 
     @contextmanager
@@ -86,30 +90,43 @@ class Cluster:
 
     @contextmanager
     def nodes(self, *nodes: Raw) -> Iterator[None]:
-        """Nodes that are well."""
+        """Nodes whose kubelets have said how they are, and of which the node controller has taken note."""
         for node in nodes:
-            name = node["metadata"]["name"]
             self.create(node)
-            now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-            well = {"type": "Ready", "status": "True", "lastHeartbeatTime": now, "lastTransitionTime": now}
-            status = {**node["status"], "conditions": [{**well, "reason": "KubeletReady", "message": "well"}]}
-            self.patch_status("node", name, status)
-            # Whoever says that a node is well takes the taint away with which each begins.
-            taints = json.dumps({"spec": {"taints": node["spec"].get("taints")}})
-            self.plane.kubectl("patch", "node", name, "--type=merge", "--patch", taints)
+        names = [node["metadata"]["name"] for node in nodes]
         try:
+            for node in nodes:
+                self._until_judged(node)
             yield
         finally:
-            if nodes:
-                self.plane.kubectl("delete", "node", *(node["metadata"]["name"] for node in nodes))
+            if names:
+                self.plane.kubectl("delete", "node", *names)
+
+    def _until_judged(self, node: Raw) -> None:
+        """Wait until a node has the taints of its state: each begins with that of one that is not ready."""
+        name = node["metadata"]["name"]
+        judged = {"not-ready": False, "unreachable": False}
+        judged["disk-pressure"] = PRESSURE_LABEL in node["metadata"]["labels"]
+        judged["unschedulable"] = bool(node["spec"].get("unschedulable"))
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            found = json.loads(self.plane.kubectl("get", "node", name, "-o", "json"))
+            taints = {taint["key"] for taint in found["spec"].get("taints", ())}
+            if all((f"node.kubernetes.io/{key}" in taints) is value for key, value in judged.items()):
+                return
+            assert time.monotonic() < deadline, json.dumps(found, indent=1)
+            time.sleep(0.1)
+
+    def lose(self, node: str) -> None:
+        """No kubelet speaks for a node any more."""
+        self.plane.kubectl("label", "node", node, *(f"{label}-" for label in MANAGED))
+
+    def find(self, node: str) -> None:
+        """Its kubelet is there again."""
+        self.plane.kubectl("label", "node", node, *(f"{label}={value}" for label, value in MANAGED.items()))
 
     def create(self, raw: Raw) -> Raw:
         return json.loads(self.plane.kubectl("create", "-f", "-", "-o", "json", stdin=json.dumps(raw)))
-
-    def patch_status(self, kind: str, name: str, status: Raw, namespace: str = "default") -> None:
-        patch = json.dumps({"status": status})
-        where = ("--namespace", namespace, "--subresource=status", "--type=merge", "--patch", patch)
-        self.plane.kubectl("patch", kind, name, *where)
 
     def make(self, of: Workload, namespace: str, *roles: str) -> list[Raw]:
         """Make pods of a workload."""
@@ -137,7 +154,7 @@ def node(name: str, *, labels: Raw | None = None, **changes: Any) -> Raw:
     return {
         "apiVersion": "v1",
         "kind": "Node",
-        "metadata": {"name": name, "labels": {"kubernetes.io/hostname": name, **(labels or {})}},
+        "metadata": {"name": name, "labels": {"kubernetes.io/hostname": name, **MANAGED, **(labels or {})}},
         "spec": changes,
         "status": {"capacity": resources, "allocatable": resources},
     }

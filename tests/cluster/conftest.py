@@ -14,7 +14,9 @@ _numbers = itertools.count(1)
 @pytest.fixture(scope="session")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     plane = started_control_plane(tmp_path_factory.mktemp("cluster"))
-    yield Cluster(plane)
+    built = Cluster(plane)
+    with built.controllers(), built.kubelets():
+        yield built
     plane.stop()
 
 

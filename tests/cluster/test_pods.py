@@ -13,10 +13,11 @@ from gptoss_cli.local.errors import StepError
 from gptoss_operator.plan.rayservice.workload import Workload
 from gptoss_operator.substrates.kuberay.pods import trouble_of
 from tests.cluster.cluster import Cluster, Raw, condition, node
+from tests.cluster.kubelet import PRESSURE_LABEL
 from tests.unit.operator.rayservices import workload
 
 DEDICATED = {"key": "dedicated", "value": "others", "effect": "NoSchedule"}
-SICK = {"key": "node.kubernetes.io/disk-pressure", "effect": "NoSchedule"}
+SICK = {PRESSURE_LABEL: "true"}
 
 
 def unscheduled(pods: Any) -> bool:
@@ -25,6 +26,10 @@ def unscheduled(pods: Any) -> bool:
 
 def scheduled(pods: Any) -> bool:
     return all(pod["spec"].get("nodeName") for pod in pods)
+
+
+def ready(pods: Any) -> bool:
+    return all(condition(pod, "Ready").get("status") == "True" for pod in pods)
 
 
 UNSCHEDULABLE: dict[str, tuple[Workload, list[Raw], list[str]]] = {
@@ -52,7 +57,7 @@ UNSCHEDULABLE: dict[str, tuple[Workload, list[Raw], list[str]]] = {
         ["spec.pod.nodeSelector"],
     ),
     "a taint": (workload(), [node("a", taints=[DEDICATED])], ["untolerated taint", "spec.pod.tolerations"]),
-    "a sick node": (workload(), [node("a", taints=[SICK])], ["untolerated taint", "nodes that are not well"]),
+    "a sick node": (workload(), [node("a", labels=SICK)], ["untolerated taint", "nodes that are not well"]),
     "a cordoned node": (workload(), [node("a", unschedulable=True)], ["uncordon"]),
 }
 
@@ -102,24 +107,15 @@ def test_a_node_that_is_lost_is_told_of_its_pods(cluster: Cluster, space: str) -
     with cluster.nodes(node("a")):
         cluster.make(workload(), space, "worker")
         with cluster.scheduler():
-            (pod,) = cluster.until(space, scheduled)
-        ready = [{"type": kind, "status": "True"} for kind in ("Ready", "ContainersReady", "PodScheduled")]
-        cluster.patch_status("pod", pod["metadata"]["name"], {"phase": "Running", "conditions": ready}, space)
-        assert trouble_of(cluster.pods(space)) is None
-        # A container that is not ready makes no lost node: a kubelet turns both conditions.
-        for each in ready[:2]:
-            each["status"] = "False"
-        cluster.patch_status("pod", pod["metadata"]["name"], {"conditions": ready}, space)
-        assert trouble_of(cluster.pods(space)) is None
-        for each in ready[:2]:
-            each["status"] = "True"
-        cluster.patch_status("pod", pod["metadata"]["name"], {"conditions": ready}, space)
-        with cluster.node_controller():  # and no kubelet says a word
-            pods = cluster.until(space, lambda pods: condition(pods[0], "Ready").get("status") == "False")
-    trouble = trouble_of(pods)
-    assert trouble is not None
-    assert (trouble.failure.reason, trouble.final) == (Reason.NODE_LOST, False)
-    assert f"the node of pod {pod['metadata']['name']} does not answer" in trouble.failure.message
+            (pod,) = cluster.until(space, ready)
+        assert trouble_of([pod]) is None
+        cluster.lose("a")
+        trouble = trouble_of(cluster.until(space, lambda pods: not ready(pods)))
+        assert trouble is not None
+        assert (trouble.failure.reason, trouble.final) == (Reason.NODE_LOST, False)
+        assert f"the node of pod {pod['metadata']['name']} does not answer" in trouble.failure.message
+        cluster.find("a")
+        assert trouble_of(cluster.until(space, ready)) is None
 
 
 QUOTA = {"requests.nvidia.com/gpu": "1"}
@@ -157,8 +153,6 @@ def test_pods_that_the_api_server_refuses_are_told_with_its_words(
 ) -> None:
     if around is not None:
         cluster.create({**around, "metadata": {"name": "bounds", "namespace": space}})
-    if around is not None and around["kind"] == "ResourceQuota":  # its controller writes what counts
-        cluster.patch_status("resourcequota", "bounds", {"hard": QUOTA, "used": dict.fromkeys(QUOTA, "0")}, space)
     words = refusal(cluster, space, of)
     trouble = trouble_of([], refused=words)
     assert trouble is not None

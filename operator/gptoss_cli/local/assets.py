@@ -1,4 +1,4 @@
-"""Obtain the programs that no Python package carries: a Kubernetes control plane, a scheduler, an S3 server, Helm.
+"""Obtain the programs that no Python package carries: a Kubernetes control plane, an S3 server, and those of tests.
 
 All come from Go modules that `go.mod` and `go.sum` beside this file pin by hash, so a build is the
 same everywhere and needs a module proxy and nothing else. What was built is kept in the cache under
@@ -57,6 +57,16 @@ def scheduler_program(progress: Progress = print) -> Path:
     module, version, flags = _kubernetes()
     folder = _built("scheduler", module, version, flags, progress, packages="k8s.io/kubernetes/cmd/kube-scheduler")
     return folder / "kube-scheduler"
+
+
+def kwok_program(progress: Progress = print) -> Path:
+    """Return kwok, which plays the kubelets of nodes without machines: an earlier build, or a build now (minutes).
+
+    For tests alone.
+    """
+    module = HERE / "kwok"
+    version = _pinned_version(module, "sigs.k8s.io/kwok")
+    return _built("kwok", module, version, "-s -w", progress) / "kwok"
 
 
 def object_store_program(progress: Progress = print) -> Path:
@@ -228,5 +238,6 @@ def _one_at_a_time(lock: Path, progress: Progress) -> Iterator[None]:
 if __name__ == "__main__":
     control_plane_programs()
     scheduler_program()
+    kwok_program()
     object_store_program()
     helm_program()

@@ -53,6 +53,7 @@ ROWS = {
         required("controlplane", "k8s.io/kubernetes"),
     ),
     "etcd": ("what Kubernetes brings", required("controlplane", "go.etcd.io/etcd/server/v3")),
+    "kwok": ("tests alone", required("kwok", "sigs.k8s.io/kwok")),
     "Helm": ("3.18 or 4", required("helm", "helm.sh/helm/v4")),
     "Ray": (locked("serving.txt", "ray"), locked("dev.txt", "ray")),
     "vLLM on GPUs": (locked("serving.txt", "vllm"), "not by us"),

@@ -40,7 +40,7 @@ def test_holds_every_room_and_the_pinned_go_modules_and_no_stray_file(wheel: Pat
         "gptoss_serving",
         "gptoss_weights",
     }
-    for module in ("controlplane", "objectstore"):
+    for module in ("controlplane", "objectstore", "kwok"):
         assert {f"gptoss_cli/local/{module}/go.mod", f"gptoss_cli/local/{module}/go.sum"} <= set(names)
 
 
