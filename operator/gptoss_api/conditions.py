@@ -68,6 +68,7 @@ class Reason(StrEnum):
     WEIGHTS_NOT_FETCHED = "WeightsNotFetched"
     WAITING_FOR_HEAD = "WaitingForHead"
     WAITING_FOR_NODE = "WaitingForNode"
+    WAITING_FOR_PODS = "WaitingForPods"
     WAITING_FOR_KUBERAY = "WaitingForKubeRay"
     OUT_OF_MEMORY = "OutOfMemory"
     OUT_OF_ACCELERATOR_MEMORY = "OutOfAcceleratorMemory"

@@ -82,13 +82,13 @@ def _ready(observed: Observation, verdict: Verdict) -> _Claim:
             return "True", Reason.WAKING, "The engine starts; requests are held until it answers."
         case Phase.SERVING if _proved(observed, verdict):
             if observed.application.answering is False:
-                return "False", Reason.NOT_ANSWERING, "The engine does not answer its API."
+                return "False", *_silent(observed)
             if observed.application.presence is Presence.UNKNOWN:
                 return "True", Reason.SERVING, "The engine answered when it was last seen."
             return "True", Reason.SERVING, "The engine answers."
         case Phase.NEW if observed.trust is None:
             return "Unknown", Reason.PROGRESSING, "The signature of the weights is being checked."
-        case Phase.STARTING if observed.application.obstacle is not None:
+        case Phase.STARTING | Phase.SERVING if observed.application.obstacle is not None:
             return "Unknown", observed.application.obstacle.reason, _sentence(observed.application.obstacle.message)
         case Phase.STARTING if observed.placement.on_kuberay and observed.application.trouble is not None:
             return "Unknown", *observed.application.trouble
@@ -168,11 +168,19 @@ def _engine_ready(observed: Observation, verdict: Verdict) -> _Claim:
             if application.answering is None:
                 kept = _kept(observed, ConditionType.ENGINE_READY)
                 return kept or ("Unknown", Reason.NOT_PROVED, "The engine has not been asked yet.")
-            return "False", Reason.NOT_ANSWERING, "The engine does not answer its API."
+            return "False", *_silent(observed)
         case Phase.IDLE if not _proved(observed, verdict):
             return "Unknown", Reason.NOT_PROVED, "This generation has not been started yet."
         case _:
             return "False", Reason.STOPPED, "No engine runs."
+
+
+def _silent(observed: Observation) -> tuple[str, str]:
+    """Return reason and message of an engine that served and does not answer: what befell its pods, if that is told."""
+    obstacle = observed.application.obstacle
+    if obstacle is None:
+        return Reason.NOT_ANSWERING, "The engine does not answer its API."
+    return obstacle.reason, _sentence(obstacle.message)
 
 
 def _scaled_to_zero(observed: Observation, verdict: Verdict) -> _Claim:

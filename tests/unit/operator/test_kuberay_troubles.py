@@ -7,7 +7,7 @@ import pytest
 
 from gptoss_api.deployment_status import PullStatus
 from gptoss_operator.substrates.failures import failure_of
-from gptoss_operator.substrates.kuberay.pods import pull_of, trouble_of
+from gptoss_operator.substrates.kuberay.pods import pull_of, remaining, trouble_of
 
 PATIENT, IMPATIENT = 0, 3
 
@@ -538,3 +538,17 @@ def test_an_engines_last_words_are_translated(words: str, reason: str, advice: s
 def test_a_reason_that_our_own_code_named_comes_before_any_translation() -> None:
     text = "ImportError: x\ngptoss-reason=DigestMismatch; a.safetensors differs"
     assert failure_of({"deployments": {"x": {"message": text}}}).reason == "DigestMismatch"
+
+
+def test_pods_that_hold_a_roll_out_up_are_named_a_lost_one_first() -> None:
+    lost = [{"type": "Ready", "status": "False"}, {"type": "ContainersReady", "status": "True"}]
+    assert remaining([]) is None
+    finishing = remaining([pod(name="b"), pod(name="a")])
+    assert finishing is not None
+    assert finishing.reason == "WaitingForPods"
+    assert finishing.message.startswith("pod a of the Ray cluster before")
+    assert "for at most 3660 s" in finishing.message
+    hanging = remaining([pod(name="a"), pod(name="b", conditions=lost)])
+    assert hanging is not None
+    assert hanging.message.startswith("pod b of")
+    assert "its node does not answer" in hanging.message

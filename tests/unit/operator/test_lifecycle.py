@@ -406,6 +406,31 @@ def test_a_roll_out_is_not_ready_until_the_new_generation_answers() -> None:
     assert world.status.proved_generation == 2
 
 
+FULL = Failure(reason="Unschedulable", message="pod x finds no node: add nodes")
+
+
+def test_a_roll_out_that_can_not_go_on_says_why_and_what_serves_stays_ready_to_answer() -> None:
+    world = serving()
+    happen(world, "spec")
+    world.settle()
+    world.view = replace(world.view, obstacle=FULL)
+    world.settle()
+    assert world.condition("Ready") == ("Unknown", "Unschedulable")
+    assert message(world, "Ready") == "Pod x finds no node: add nodes."
+    assert world.condition("EngineReady") == ("True", "Answering")
+
+
+def test_an_engine_that_falls_silent_tells_what_befell_its_pods_if_that_is_known() -> None:
+    world = serving()
+    world.view = replace(world.view, answering=False)
+    world.settle()
+    assert world.condition("Ready") == world.condition("EngineReady") == ("False", "NotAnswering")
+    world.view = replace(world.view, obstacle=Failure(reason="NodeLost", message="the node of pod x does not answer"))
+    world.settle()
+    assert world.condition("Ready") == world.condition("EngineReady") == ("False", "NodeLost")
+    assert message(world, "Ready") == message(world, "EngineReady") == "The node of pod x does not answer."
+
+
 def test_bounds_alone_are_no_roll_out_to_prove() -> None:
     world = serving()
     assert isinstance(world.asked, Present)

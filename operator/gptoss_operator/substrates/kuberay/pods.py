@@ -13,6 +13,7 @@ from typing import Any
 from gptoss_api.conditions import Reason
 from gptoss_api.deployment_status import PullStatus
 from gptoss_operator.plan.observation import FETCHING, Failure
+from gptoss_operator.plan.rayservice.pods import GRACE_SECONDS
 from gptoss_operator.plan.rayservice.workload import ROLE_LABEL, WEIGHTS_CONTAINER, WORKER
 from gptoss_operator.substrates.engine_words import LONGEST, last_line, translated
 
@@ -109,6 +110,23 @@ def cache_flaw_of(pods: Sequence[Mapping[str, Any]]) -> tuple[str, str] | None:
                 f"{str(problem)[:LONGEST]}",
             )
     return None
+
+
+def remaining(pods: Sequence[Mapping[str, Any]]) -> Failure | None:
+    """Return which pod of a Ray cluster that was taken away still holds what it was given, None if none does."""
+    names = sorted((not _lost(pod.get("status") or {}), pod["metadata"]["name"]) for pod in pods)
+    if not names:
+        return None
+    answers, name = names[0]
+    why = (
+        f"it may finish its requests first, for at most {GRACE_SECONDS} s"
+        if answers
+        else "its node does not answer: wait for the node; where it is gone for good, an administrator deletes it"
+    )
+    return Failure(
+        reason=Reason.WAITING_FOR_PODS,
+        message=f"pod {name} of the Ray cluster before still holds what it was given, and {why}",
+    )
 
 
 def advice_on(refusal: str) -> str:

@@ -24,7 +24,7 @@ from gptoss_operator.plan.rayservice.workload import REVISION_LABEL, ROLE_LABEL,
 from gptoss_operator.substrates.failures import failure_of
 from gptoss_operator.substrates.kuberay.follow import KubeRayObjects
 from gptoss_operator.substrates.kuberay.nodes import hardware_for
-from gptoss_operator.substrates.kuberay.pods import advice_on, cache_flaw_of, pull_of, trouble_of
+from gptoss_operator.substrates.kuberay.pods import advice_on, cache_flaw_of, pull_of, remaining, trouble_of
 from gptoss_operator.substrates.kuberay.seen import SeenRayService, seen_rayservice
 from gptoss_operator.substrates.kuberay.steps import Step, leads_to, next_step
 from gptoss_operator.substrates.probes import Probes
@@ -154,8 +154,14 @@ class KubeRay:
             return ApplicationView(presence=Presence.ABSENT, conflict=conflict)
         if seen.suspend or seen.deleting:
             # What it would run when it wakes is told too: it is to be kept if nothing else is wanted.
-            return ApplicationView(presence=Presence.ABSENT, deployed=seen.config, trouble=trouble)
+            obstacle = remaining(self._objects.pods(rayservice)) if self._waits_for_pods(key) else None
+            return ApplicationView(presence=Presence.ABSENT, deployed=seen.config, obstacle=obstacle, trouble=trouble)
         return self._awake_view(key, seen, trouble)
+
+    def _waits_for_pods(self, key: DeploymentKey) -> bool:
+        """Tell whether what is wanted starts only once nothing of what was before is left."""
+        wish = self._wishes.get(key)
+        return isinstance(wish, Present) and wish.rendered is not None and not wish.rendered.blue_green
 
     async def reconcile(self, key: Key, *, complete: Callable[[], bool]) -> Outcome:  # noqa: ARG002 - all are alone
         """Look at one deployment's RayService, and bring about what is wanted; raises KubeError."""
