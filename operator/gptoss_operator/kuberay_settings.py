@@ -12,7 +12,9 @@ from gptoss_api.hardware import Family, accelerators_of_product
 from gptoss_api.kuberay import EngineAccess
 from gptoss_api.model import Name, StrictModel
 from gptoss_api.pod import ClassName, Pod, Quantity
+from gptoss_operator.file_roots import FileRoot, tell_apart
 from gptoss_operator.workload_identity import WorkloadIdentity
+from gptoss_weights.location import Location
 
 OLDEST_RAY = (2, 60)
 """Before, `ray.serve.llm` has no direct streaming as we use it."""
@@ -132,6 +134,11 @@ class KubeRaySettings(EngineAccess):
         default=(),
         description="Identities of a cloud that fetch weights in the place of keys from gptoss-model-credentials.",
     )
+    file_roots: tuple[FileRoot, ...] = Field(
+        default=(),
+        description="Folders of file:// that are claims; they count beside weightSources.fileRoots. The operator must "
+        "have each of them mounted too.",
+    )
     network: Network = Field(default_factory=Network)
     read_nodes: bool = Field(
         default=True,
@@ -157,6 +164,11 @@ class KubeRaySettings(EngineAccess):
             raise ValueError("kubeRay.serviceURL must name {service} and {namespace}: each deployment has its own")
         return self
 
+    @model_validator(mode="after")
+    def _file_roots_are_told_apart(self) -> Self:
+        tell_apart(self.file_roots)
+        return self
+
     def limits_of(self, namespace: str) -> NamespaceLimits | None:
         """Return what a namespace may choose; None if it may not run here."""
         return next((entry for entry in self.limits if _is_among(namespace, entry.namespaces)), None)
@@ -164,6 +176,17 @@ class KubeRaySettings(EngineAccess):
     def identity_of(self, namespace: str) -> WorkloadIdentity | None:
         """Return what a namespace's weights are fetched as; None if with what its Secret holds."""
         return next((entry for entry in self.workload_identities if _is_among(namespace, entry.namespaces)), None)
+
+    def file_root_of(self, uri: str) -> FileRoot | None:
+        """Return the claim below whose folder a URI lies; None of any other, and of all that is not ``file://``.
+
+        Raises:
+            SourceNotAllowedError: the folder can be read in two ways.
+        """
+        if not uri.startswith("file://"):
+            return None
+        place = Location.parse(uri)
+        return next((root for root in self.file_roots if root.holds(place)), None)
 
 
 def _is_among(namespace: str, namespaces: tuple[str, ...]) -> bool:

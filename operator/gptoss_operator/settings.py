@@ -137,8 +137,12 @@ class Settings(StrictModel):
     def sources(self) -> SourceSettings:
         """Return how weights are read: the environment's credentials, but a hub's token; these settings' places."""
         environment = SourceSettings.from_environment()
+        claims = self.kube_ray.file_roots if self.kube_ray is not None else ()
         return SourceSettings(
-            file_roots=self.weight_sources.file_roots or environment.file_roots,
+            file_roots=(
+                *(self.weight_sources.file_roots or environment.file_roots),
+                *(Path(root.path) for root in claims),
+            ),
             s3_endpoint=self.weight_sources.s3.endpoint or environment.s3_endpoint,
             s3_region=self.weight_sources.s3.region or environment.s3_region,
             s3_access_key_id=environment.s3_access_key_id,

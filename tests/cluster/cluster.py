@@ -11,7 +11,7 @@ from gptoss_cli.local.assets import control_plane_programs, scheduler_program
 from gptoss_cli.local.control_plane import ControlPlane
 from gptoss_cli.local.programs import Program
 from gptoss_operator.plan.rayservice.render import render
-from gptoss_operator.plan.rayservice.workload import Workload
+from gptoss_operator.plan.rayservice.workload import KubeRaySite, Workload
 from tests.cluster.kubelet import MANAGED, PRESSURE_LABEL, kubelet
 from tests.unit.operator.rayservices import site
 
@@ -22,9 +22,9 @@ LOST_SECONDS = 10
 ROOMY = {"cpu": "64", "memory": "512Gi", "ephemeral-storage": "2Ti", "pods": "110", "nvidia.com/gpu": "8"}
 
 
-def templates(of: Workload) -> dict[str, Raw]:
+def templates(of: Workload, at: KubeRaySite | None = None) -> dict[str, Raw]:
     """The pods of a replica as KubeRay makes them of our templates."""
-    config = render(of, site()).rayservice["spec"]["rayClusterConfig"]
+    config = render(of, at or site()).rayservice["spec"]["rayClusterConfig"]
     given = {"head": config["headGroupSpec"]["template"], "worker": config["workerGroupSpecs"][0]["template"]}
     return {
         role: {
@@ -58,13 +58,13 @@ class Cluster:
 
     @contextmanager
     def controllers(self) -> Iterator[None]:
-        """Kubernetes' own judges of nodes and of quotas; a node that is not heard of for a while is lost."""
+        """Kubernetes' own: judges of nodes and of quotas, what binds claims. A node that falls silent is lost."""
         manager = control_plane_programs().controller_manager
         assert manager is not None
         command = (
             str(manager),
             f"--kubeconfig={self.plane.kubeconfig}",
-            "--controllers=node-lifecycle-controller,resourcequota-controller",
+            "--controllers=node-lifecycle-controller,persistentvolume-binder-controller,resourcequota-controller",
             "--leader-elect=false",
             "--secure-port=0",
             "--node-monitor-period=1s",
@@ -128,9 +128,21 @@ class Cluster:
     def create(self, raw: Raw) -> Raw:
         return json.loads(self.plane.kubectl("create", "-f", "-", "-o", "json", stdin=json.dumps(raw)))
 
-    def make(self, of: Workload, namespace: str, *roles: str) -> list[Raw]:
+    def share(self, claim: str, namespace: str) -> None:
+        """Make a claim and a volume for it of an NFS share."""
+        volume = f"{claim}-{namespace}"
+        common = {"accessModes": ["ReadWriteMany"], "storageClassName": ""}
+        of_volume = {"claimRef": {"name": claim, "namespace": namespace}, "nfs": {"server": "nfs.test", "path": "/e"}}
+        of_claim = {"volumeName": volume, "resources": {"requests": {"storage": "1Gi"}}}
+        spec = {**common, **of_volume, "capacity": {"storage": "1Gi"}}
+        self.create({"apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": volume}, "spec": spec})
+        metadata = {"name": claim, "namespace": namespace}
+        spec = {**common, **of_claim}
+        self.create({"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": metadata, "spec": spec})
+
+    def make(self, of: Workload, namespace: str, *roles: str, at: KubeRaySite | None = None) -> list[Raw]:
         """Make pods of a workload."""
-        made = templates(replace(of, namespace=namespace))
+        made = templates(replace(of, namespace=namespace), at)
         return [self.create(made[role]) for role in roles]
 
     def pods(self, namespace: str) -> list[Raw]:

@@ -11,10 +11,11 @@ from gptoss_api.conditions import Reason
 from gptoss_api.pod import Pod
 from gptoss_cli.local.errors import StepError
 from gptoss_operator.plan.rayservice.workload import Workload
+from gptoss_operator.substrates.kuberay.follow import lean_pod
 from gptoss_operator.substrates.kuberay.pods import trouble_of
 from tests.cluster.cluster import Cluster, Raw, condition, node
 from tests.cluster.kubelet import PRESSURE_LABEL
-from tests.unit.operator.rayservices import workload
+from tests.unit.operator.rayservices import settings, site, workload
 
 DEDICATED = {"key": "dedicated", "value": "others", "effect": "NoSchedule"}
 SICK = {PRESSURE_LABEL: "true"}
@@ -75,6 +76,31 @@ def test_what_the_scheduler_lacks_is_told_with_what_to_do(
     assert not trouble.final, "a node may come"
     for each in said:
         assert each in trouble.failure.message
+
+
+@pytest.mark.parametrize(
+    ("there", "missing", "said"),
+    [
+        ("gptoss-weights-cache", "models", "with the folder that spec.model.uri names"),
+        ("models", "gptoss-weights-cache", "make the claim that spec.cache names"),
+    ],
+)
+def test_a_claim_that_is_not_there_is_told_by_what_it_is_for(
+    cluster: Cluster, space: str, there: str, missing: str, said: str
+) -> None:
+    at = site(settings=settings(fileRoots=[{"path": "/models", "claimName": "models"}]))
+    of = workload(weights_uri="file:///models/gpt-oss-120b", cache_claim="gptoss-weights-cache")
+    cluster.share(there, space)
+    with cluster.nodes(node("a")):
+        cluster.make(of, space, "worker", at=at)
+        with cluster.scheduler():
+            trouble = trouble_of([lean_pod(pod) for pod in cluster.until(space, unscheduled)])
+            assert trouble is not None
+            assert trouble.failure.reason == Reason.UNSCHEDULABLE
+            assert f'"{missing}" not found' in trouble.failure.message
+            assert said in trouble.failure.message
+            cluster.share(missing, space)
+            cluster.until(space, scheduled)
 
 
 def test_a_replica_is_scheduled_where_there_is_room_and_waits_where_another_took_it(

@@ -35,6 +35,11 @@ class FileSource:
                 "an administrator adds roots in weightSources.fileRoots and GPTOSS_WEIGHTS_FILE_ROOTS"
             )
         self._root = Path(os.path.realpath(roots[0]))
+        if not self._root.is_dir():
+            raise SourceUnavailableError(
+                f"{roots[0]}, below which the folder of a file:// URI may lie, is not there; mount it where weights "
+                "are read"
+            )
         self._folder = folder
 
     def stat(self, name: str) -> ObjectVersion:

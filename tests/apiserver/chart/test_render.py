@@ -12,7 +12,7 @@ import yaml
 from gptoss_cli.local.control_plane import ControlPlane
 from gptoss_cli.local.errors import StepError
 from gptoss_gateway.settings import GatewaySettings
-from gptoss_operator.settings import load_settings
+from gptoss_operator.settings import SettingsError, load_settings
 from gptoss_weights.sources.endpoint import is_forbidden
 from tests.apiserver.chart.helm import CHART, VALUES_FILES, Helm, HelmError, Raw, of_kind
 from tests.controlplane import CRDS
@@ -61,7 +61,10 @@ EVERYTHING = {
     "kubeRay": {
         "enabled": True,
         "image": "images.test/gptoss-serving",
-        "settings": {"workloadIdentities": [IDENTITY]},
+        "settings": {
+            "workloadIdentities": [IDENTITY],
+            "fileRoots": [{"path": "/models", "claimName": "models"}, {"path": "/mnt/archive", "claimName": "0"}],
+        },
     },
     "extraObjects": [
         {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "extra"}, "data": {"in": "{{ .Release.Name }}"}},
@@ -280,6 +283,43 @@ def test_operator_and_gateway_look_for_engines_in_one_place(helm: Helm, tmp_path
     assert url.startswith("http://a-gptoss.ml.svc.cluster.test/")
 
 
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"kubeRay": {"settings": {"fileRoots": [{"path": "/models", "claimName": "models"}]}}},
+        {
+            "kubeRay": {"settings": {"fileRoots": [{"path": "/overruled", "claimName": "overruled"}]}},
+            "operator": {"settings": {"kubeRay": {"fileRoots": [{"path": "/models", "claimName": "models"}]}}},
+        },
+    ],
+    ids=["kubeRay.settings", "operator.settings"],
+)
+def test_the_operator_has_the_claims_of_file_roots_where_its_settings_say(helm: Helm, tmp_path: Path, values: Raw):
+    kube_ray = {"enabled": True, "image": "images.test/gptoss-serving", **values["kubeRay"]}
+    objects = helm.render("gpt", values={**values, "kubeRay": kube_ray})
+    for name, text in (item for each in of_kind(objects, "ConfigMap") for item in each["data"].items()):
+        (tmp_path / name).write_text(text)
+    assert [str(each) for each in load_settings(tmp_path / "operator.yaml").sources().file_roots] == ["/models"]
+    pods = {each["metadata"]["name"]: each["spec"]["template"]["spec"] for each in of_kind(objects, "Deployment")}
+    operator, gateway = pods["gptoss-gptoss-operator"], pods["gptoss-gptoss-operator-gateway"]
+    (volume,) = [each for each in operator["volumes"] if "persistentVolumeClaim" in each]
+    assert volume["persistentVolumeClaim"] == {"claimName": "models", "readOnly": True}
+    mounts = {mount["mountPath"]: mount for mount in operator["containers"][0]["volumeMounts"]}
+    assert mounts["/models"] == {"name": volume["name"], "mountPath": "/models", "readOnly": True}
+    # No root that the operator's settings accept hides a folder of its own pod.
+    taken = {f"/{path.split('/')[1]}" for path in mounts if path != "/models"}
+    assert taken == {"/etc", "/tmp"}
+    good = (tmp_path / "operator.yaml").read_text()
+    for path in taken:
+        (tmp_path / "operator.yaml").write_text(good.replace("/models", path))
+        with pytest.raises(SettingsError, match=f"lies in {path}"):
+            load_settings(tmp_path / "operator.yaml")
+    assert not any("persistentVolumeClaim" in each for each in gateway["volumes"])
+    assert "persistentVolumeClaim" not in json.dumps(
+        helm.render("gpt", values={"kubeRay": {**kube_ray, "settings": {}}})
+    )
+
+
 def test_pods_reach_no_address_that_is_refused_as_a_source(helm: Helm):
     policies = of_kind(helm.render("gpt"), "NetworkPolicy")
     assert len(policies) == 2
@@ -380,6 +420,15 @@ def test_images_come_from_where_the_values_say(helm: Helm, values: Raw, image: s
         (
             {"kubeRay": {"settings": {"workloadIdentities": [{"namespaces": [], "serviceAccountName": "a"}]}}},
             "/kubeRay/settings/workloadIdentities/0/namespaces",
+        ),
+        ({"kubeRay": {"settings": {"fileRoots": [{"path": "/models"}]}}}, "claimName"),
+        (
+            {"kubeRay": {"settings": {"fileRoots": [{"path": "models", "claimName": "models"}]}}},
+            "/kubeRay/settings/fileRoots/0/path",
+        ),
+        (
+            {"kubeRay": {"settings": {"fileRoots": [{"path": "/models", "claimName": "a/b"}]}}},
+            "/kubeRay/settings/fileRoots/0/claimName",
         ),
         (
             {"operator": {"weightSources": {"huggingFace": {"downloadHosts": ["https://cdn.example.com"]}}}},

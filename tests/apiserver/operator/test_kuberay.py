@@ -22,6 +22,7 @@ from gptoss_kube.resources import (
     NETWORK_POLICIES,
     NODES,
     POD_DISRUPTION_BUDGETS,
+    PODS,
     RAY_SERVICES,
     SECRETS,
     SERVICES,
@@ -66,6 +67,7 @@ class Home:
     clock: ManualClock = field(default_factory=ManualClock)
     trust: TrustSays = field(default_factory=TrustSays)
     image: str = IMAGE
+    file_roots: tuple[dict[str, str], ...] = ()
     beats: int = 0
     uid: str = ""
     running: Operator | None = None
@@ -80,6 +82,7 @@ class Home:
                 "namespaces": [self.namespace],
                 "kubeRay": {
                     "image": self.image,
+                    "fileRoots": self.file_roots,
                     "gatewayTokenFile": str(self.folder / "gateway-token"),
                     "serviceURL": f"http://127.0.0.1:{self.kuberay.port}/{{namespace}}/{{service}}",
                 },
@@ -443,6 +446,27 @@ async def test_says_what_a_pod_waits_for_and_goes_on_when_it_comes(home: Home) -
         message = await home.until("EngineReady", "False", "Unschedulable")
         assert "for want of nvidia.com/gpu" in message
         assert (await home.condition("Ready"))[:2] == ("Unknown", "Unschedulable")
+        home.kuberay.unschedulable = None
+        await home.until("Ready", "True", "Serving")
+
+
+@pytest.mark.usefixtures("rayservices")
+async def test_weights_on_a_claim_wait_for_it_and_are_mounted_for_the_one_that_fetches(home: Home) -> None:
+    home.file_roots = ({"path": "/models", "claimName": "models"},)
+    home.kuberay.unschedulable = '0/1 nodes are available: persistentvolumeclaim "models" not found.'
+    async with home.operator():
+        await home.apply(model={"name": "gpt-oss-20b", "uri": "file:///models/gpt-oss-20b"})
+
+        async def is_told() -> bool:
+            status, reason, message = await home.condition("EngineReady")
+            told = '"models" not found' in message and "the folder that spec.model.uri names" in message
+            return (status, reason) == ("False", "Unschedulable") and told
+
+        await home.true(is_told, "the claim that a worker lacks, and what it is for")
+        for pod in (await home.admin.list(PODS, namespace=home.namespace)).items:
+            containers = [*pod["spec"]["containers"], *pod["spec"].get("initContainers", ())]
+            mounted = [each["name"] for each in containers if "/models" in json.dumps(each["volumeMounts"])]
+            assert mounted == (["weights"] if "worker" in pod["metadata"]["name"] else [])
         home.kuberay.unschedulable = None
         await home.until("Ready", "True", "Serving")
 

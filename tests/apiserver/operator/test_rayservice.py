@@ -119,6 +119,23 @@ def test_an_identitys_token_is_admitted_where_only_restricted_pods_are(
         dry_run(control_plane, pod)
 
 
+def test_a_claim_with_weights_is_admitted_and_read_only_in_one_container(
+    control_plane: ControlPlane, restricted: str
+) -> None:
+    there = site(settings=settings(fileRoots=[{"path": "/models", "claimName": "models"}]))
+    of = workload(namespace=restricted, weights_uri="file:///models/gpt-oss-120b", cache_claim="gptoss-weights-cache")
+    pod = pods_of(of, there)["worker"]
+    pod["metadata"]["namespace"] = restricted
+    admitted = dry_run(control_plane, pod)["spec"]
+    claims = {each["name"]: each["persistentVolumeClaim"] for each in admitted["volumes"] if each["name"] == "source"}
+    assert claims == {"source": {"claimName": "models", "readOnly": True}}
+    (fetch,), (engine,) = admitted["initContainers"], admitted["containers"]
+    assert {"name": "source", "mountPath": "/models", "readOnly": True} in fetch["volumeMounts"]
+    assert "source" not in {each["name"] for each in engine["volumeMounts"]}
+    for document in render(of, there).others:
+        assert dry_run(control_plane, document)["metadata"]["name"] == document["metadata"]["name"]
+
+
 @pytest.mark.parametrize("of", WORKLOADS.values(), ids=WORKLOADS.keys())
 def test_everything_around_a_rayservice_is_valid(control_plane: ControlPlane, namespace: str, of: Workload) -> None:
     here = replace(of, namespace=namespace)

@@ -28,6 +28,7 @@ _SECRETS = {
     "s3": (S3_ID_VARIABLE, S3_KEY_VARIABLE, S3_SESSION_VARIABLE),
     "az": (AZURE_SAS_VARIABLE, AZURE_KEY_VARIABLE),
     "hf": (HUB_TOKEN_VARIABLE,),
+    "file": (),
 }
 """By a URI's scheme, what its container may take from the namespace's Secret."""
 _VOLUME = "identity"

@@ -29,18 +29,24 @@ _API_SERVER_PORTS = (443, 6443)
 
 def network_policies(workload: Workload, site: KubeRaySite) -> list[Raw]:
     """Return the policies of head and workers."""
+    api_server = _API_SERVER_PORTS if workload.autoscales else ()
+    return [
+        _policy(workload, site, HEAD, reaches=api_server),
+        _policy(workload, site, WORKER, reaches=_store_ports(workload, site)),
+    ]
+
+
+def _store_ports(workload: Workload, site: KubeRaySite) -> tuple[int, ...]:
+    """Return the ports of what weights may come from. A claim is mounted by the node, so its pods need none."""
+    if workload.weights_uri.startswith("file://"):
+        return ()
     endpoints = {
         port
         for endpoint in (site.s3_endpoint, site.azure_endpoint, site.hf_endpoint, token_service(workload, site))
         for port in _endpoint_port(endpoint)
     }
     downloads = {int(port) for _, _, port in (host.partition(":") for host in site.hf_download_hosts) if port}
-    store = sorted({*site.settings.network.egress_ports, *endpoints, *downloads})
-    api_server = _API_SERVER_PORTS if workload.autoscales else ()
-    return [
-        _policy(workload, site, HEAD, reaches=api_server),
-        _policy(workload, site, WORKER, reaches=tuple(store)),
-    ]
+    return tuple(sorted({*site.settings.network.egress_ports, *endpoints, *downloads}))
 
 
 def _policy(workload: Workload, site: KubeRaySite, role: str, *, reaches: tuple[int, ...]) -> Raw:

@@ -10,9 +10,11 @@ from gptoss_api.kuberay import SERVE_PORT
 from gptoss_api.names import MAX_REQUEST_SECONDS
 from gptoss_operator.plan.rayservice.credentials import Credentials, credentials_of
 from gptoss_operator.plan.rayservice.workload import (
+    CACHE_VOLUME,
     HEAD,
     REVISION_LABEL,
     ROLE_LABEL,
+    SOURCE_VOLUME,
     WEIGHTS_CONTAINER,
     WORKER,
     KubeRaySite,
@@ -23,6 +25,7 @@ from gptoss_operator.plan.rayservice.workload import (
 from gptoss_weights.sources.settings import (
     AZURE_ACCOUNT_VARIABLE,
     AZURE_ENDPOINT_VARIABLE,
+    FILE_ROOTS_VARIABLE,
     HUB_DOWNLOAD_HOSTS_VARIABLE,
     HUB_ENDPOINT_VARIABLE,
 )
@@ -103,9 +106,13 @@ def worker_group(workload: Workload, site: KubeRaySite, revision: str) -> Raw:
     # and a pod that is told to go while it runs would stay for all its grace. No two containers run here at a time.
     pod["shareProcessNamespace"] = True
     if workload.cache_claim is not None:
-        pod["volumes"].append({"name": "claim", "persistentVolumeClaim": {"claimName": workload.cache_claim}})
+        pod["volumes"].append({"name": CACHE_VOLUME, "persistentVolumeClaim": {"claimName": workload.cache_claim}})
         # A volume's root is root's. The group opens it to the fetching container; the engine's has no mount of it.
         pod["securityContext"] |= {"fsGroup": _WEIGHTS_USER, "fsGroupChangePolicy": "OnRootMismatch"}
+    if (root := settings.file_root_of(workload.weights_uri)) is not None:
+        # Read-only as a volume too: then no fsGroup changes the owners of what is there.
+        claim = {"claimName": root.claim_name, "readOnly": True}
+        pod["volumes"].append({"name": SOURCE_VOLUME, "persistentVolumeClaim": claim})
     if credentials.service_account is not None:
         pod["serviceAccountName"] = credentials.service_account
     selector = {**workload.pod.node_selector, **workload.accelerator.node_selector}
@@ -220,13 +227,16 @@ def _weights_container(workload: Workload, site: KubeRaySite, credentials: Crede
     command += ["--readable", "--termination-log", "/dev/termination-log"]
     mounts = [{"name": "weights", "mountPath": _WEIGHTS}, *credentials.mounts]
     if workload.cache_claim is not None:
-        mounts.append({"name": "claim", "mountPath": _CLAIM})
+        mounts.append({"name": CACHE_VOLUME, "mountPath": _CLAIM})
         command += ["--cache", f"{_CLAIM}/{_CLAIM_FOLDER}"]
         if workload.cache_max_bytes is not None:
             command += ["--cache-max-bytes", workload.cache_max_bytes]
     environment = {"HOME": "/nonexistent", "PYTHONDONTWRITEBYTECODE": "1", "AWS_EC2_METADATA_DISABLED": "true"}
-    scheme = workload.weights_uri.partition("://")[0]
-    environment |= _source_environment(scheme, site)
+    if (root := site.settings.file_root_of(workload.weights_uri)) is not None:
+        mounts.append({"name": SOURCE_VOLUME, "mountPath": root.path, "readOnly": True})
+        environment[FILE_ROOTS_VARIABLE] = root.path
+    else:
+        environment |= _store_environment(workload.weights_uri.partition("://")[0], site)
     return {
         "name": WEIGHTS_CONTAINER,
         "image": site.settings.image,
@@ -240,7 +250,7 @@ def _weights_container(workload: Workload, site: KubeRaySite, credentials: Crede
     }
 
 
-def _source_environment(scheme: str, site: KubeRaySite) -> dict[str, str]:
+def _store_environment(scheme: str, site: KubeRaySite) -> dict[str, str]:
     found = {
         "s3": {"AWS_ENDPOINT_URL_S3": site.s3_endpoint, "AWS_REGION": site.s3_region},
         "az": {AZURE_ACCOUNT_VARIABLE: site.azure_account, AZURE_ENDPOINT_VARIABLE: site.azure_endpoint},

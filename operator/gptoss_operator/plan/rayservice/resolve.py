@@ -6,7 +6,9 @@ from typing import Any
 from gptoss_api.accelerator import AcceleratorRequest
 from gptoss_api.deployment import GptOssDeployment
 from gptoss_api.pod import Pod
+from gptoss_operator.kuberay_settings import KubeRaySettings
 from gptoss_operator.plan.rayservice.workload import KubeRaySite, Workload
+from gptoss_weights.errors import SourceNotAllowedError
 
 
 def check_kuberay(deployment: GptOssDeployment, site: KubeRaySite) -> None:
@@ -16,11 +18,9 @@ def check_kuberay(deployment: GptOssDeployment, site: KubeRaySite) -> None:
         ValueError: names the field, the value and what to do.
     """
     spec = deployment.spec
+    claim = spec.cache.claim if spec.cache is not None else None
     if spec.model.uri.startswith("file://"):
-        raise ValueError(
-            f"spec.model.uri {spec.model.uri} names a folder, and pods that KubeRay makes see none of a node's: "
-            "put the weights into an object store (s3://, az://) or a hub (hf://)"
-        )
+        _check_folder(spec.model.uri, site.settings, cache_claim=claim)
     accelerator = spec.accelerator or AcceleratorRequest()
     for field in ("tensor", "pipeline"):
         if accelerator.vendor == "cpu" and getattr(spec.parallelism, field) > 1:
@@ -31,7 +31,6 @@ def check_kuberay(deployment: GptOssDeployment, site: KubeRaySite) -> None:
     limits = site.settings.limits_of(deployment.namespace)
     each = spec.parallelism.tensor * spec.parallelism.pipeline
     count = 0 if accelerator.resource is None else spec.scaling.max_replicas * each
-    claim = spec.cache.claim if spec.cache is not None else None
     refusal = limits.refusal(spec.pod or Pod(), count, claim=claim) if limits is not None else None
     if refusal is not None:
         raise ValueError(refusal)
@@ -60,3 +59,22 @@ def workload_of(deployment: GptOssDeployment, application: Mapping[str, Any], ma
         cache_claim=spec.cache.claim if spec.cache is not None else None,
         cache_max_bytes=spec.cache.max_bytes if spec.cache is not None else None,
     )
+
+
+def _check_folder(uri: str, settings: KubeRaySettings, *, cache_claim: str | None) -> None:
+    try:
+        root = settings.file_root_of(uri)
+    except SourceNotAllowedError as error:
+        raise ValueError(f"spec.model.uri is {uri}: {error.message}") from error
+    if root is None:
+        offered = ", ".join(each.path for each in settings.file_roots) or "none"
+        raise ValueError(
+            f"spec.model.uri {uri} names a folder that pods of KubeRay have not: of all folders they have those that "
+            f"are claims ({offered}). Correct it, put the weights into an object store (s3://, az://) or a hub "
+            "(hf://), or ask an administrator to list a claim with them in kubeRay.fileRoots"
+        )
+    if root.claim_name == cache_claim:
+        raise ValueError(
+            f"spec.cache uses claim {cache_claim}, on which spec.model.uri {uri} lies already: set spec.cache.type to "
+            "None, or name another claim in spec.cache.claimName"
+        )

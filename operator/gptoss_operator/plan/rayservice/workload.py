@@ -21,6 +21,8 @@ MANAGED_BY = {"app.kubernetes.io/managed-by": FIELD_MANAGER}
 HEAD, WORKER = "head", "worker"
 WORKER_GROUP = "engine"
 WEIGHTS_CONTAINER = "weights"
+CACHE_VOLUME, SOURCE_VOLUME = "claim", "source"
+"""A worker's volumes that are claims: of ``spec.cache``, and of a folder that ``spec.model.uri`` names."""
 
 
 @dataclass(frozen=True, kw_only=True)

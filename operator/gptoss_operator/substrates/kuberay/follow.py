@@ -254,8 +254,9 @@ class KubeRayObjects:
 
 
 def lean_pod(raw: Raw) -> Raw:
-    """Leave a pod's specification out: only what it says of itself is looked at."""
-    return {"metadata": raw["metadata"], "status": raw.get("status") or {}}
+    """Leave a pod's specification out, but which claims it has: what it says of itself is looked at."""
+    claims = [each for each in (raw.get("spec") or {}).get("volumes") or () if "persistentVolumeClaim" in each]
+    return {"metadata": raw["metadata"], "spec": {"volumes": claims}, "status": raw.get("status") or {}}
 
 
 def _can_suspend(crd: Mapping[str, Any]) -> bool:

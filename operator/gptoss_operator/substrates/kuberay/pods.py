@@ -14,7 +14,7 @@ from gptoss_api.conditions import Reason
 from gptoss_api.deployment_status import PullStatus
 from gptoss_operator.plan.observation import FETCHING, Failure
 from gptoss_operator.plan.rayservice.pods import GRACE_SECONDS
-from gptoss_operator.plan.rayservice.workload import ROLE_LABEL, WEIGHTS_CONTAINER, WORKER
+from gptoss_operator.plan.rayservice.workload import ROLE_LABEL, SOURCE_VOLUME, WEIGHTS_CONTAINER, WORKER
 from gptoss_operator.substrates.engine_words import LONGEST, last_line, translated
 
 _PATIENCE = 3
@@ -142,7 +142,7 @@ def _of_pod(pod: Mapping[str, Any]) -> Iterator[Trouble]:
         yield Trouble(failure=_pod_failed(name, status))
     for condition in status.get("conditions") or ():
         if condition.get("type") == "PodScheduled" and condition.get("status") == "False":
-            yield Trouble(failure=_unscheduled(name, condition))
+            yield Trouble(failure=_unscheduled(pod, str(condition.get("message") or "")))
         unready = condition.get("type") == "PodReadyToStartContainers" and condition.get("status") == "False"
         if unready and status.get("phase") == "Pending":
             yield Trouble(failure=_not_set_up(name, status))
@@ -177,8 +177,8 @@ def _not_set_up(pod: str, status: Mapping[str, Any]) -> Failure:
     return Failure(
         reason=Reason.WAITING_FOR_NODE,
         message=f"pod {pod} waits for {node} to set it up; if that lasts, see the pod's events: network, volumes (a "
-        "claim of spec.cache that is ReadWriteOnce is on one node at a time), or a runtime class that the node does "
-        "not know",
+        "claim that is ReadWriteOnce is on one node at a time, and a file server may not answer), or a runtime class "
+        "that the node does not know",
     )
 
 
@@ -297,16 +297,30 @@ def _died(pod: str, container: Mapping[str, Any], ended: Mapping[str, Any]) -> F
     )
 
 
-def _unscheduled(pod: str, condition: Mapping[str, Any]) -> Failure:
-    message = str(condition.get("message") or "")
-    advice = next(
+def _unscheduled(pod: Mapping[str, Any], message: str) -> Failure:
+    advice = _advice_on_missing_claim(pod, message) or next(
         (advice for pattern, advice in _SCHEDULING if re.search(pattern, message)), "free capacity or add nodes"
     )
     lacking = sorted(set(re.findall(r"Insufficient ([\w./-]*\w)", message)))
     what = f" for want of {', '.join(lacking)}" if lacking else ""
+    name = pod["metadata"]["name"]
     return Failure(
-        reason=Reason.UNSCHEDULABLE, message=f"pod {pod} finds no node{what}{_because(message, ' (')}: {advice}"
+        reason=Reason.UNSCHEDULABLE, message=f"pod {name} finds no node{what}{_because(message, ' (')}: {advice}"
     )
+
+
+def _advice_on_missing_claim(pod: Mapping[str, Any], message: str) -> str | None:
+    missing = re.search(r'persistentvolumeclaim "([^"]*)" not found', message)
+    if missing is None:
+        return None
+    volumes = (pod.get("spec") or {}).get("volumes") or ()
+    claims = {each["name"]: (each.get("persistentVolumeClaim") or {}).get("claimName") for each in volumes}
+    if claims.get(SOURCE_VOLUME) == missing[1]:
+        return (
+            "make the claim in the deployment's namespace, with the folder that spec.model.uri names (it is this claim "
+            "by an administrator's kubeRay.fileRoots), or correct spec.model.uri"
+        )
+    return "make the claim that spec.cache names, in the deployment's namespace, or remove spec.cache"
 
 
 _SCHEDULING = (
@@ -332,12 +346,8 @@ _SCHEDULING = (
     (r"anti-affinity|affinity rules|topology spread", "add nodes: those there are hold such a pod already"),
     (r"Too many pods|no nodes available", "add nodes"),
     (
-        r'persistentvolumeclaim "[^"]*" not found',
-        "make the claim that spec.cache names, in the deployment's namespace, or remove spec.cache",
-    ),
-    (
         r"ReadWriteOncePod",
-        "the claim of spec.cache serves one pod: make it ReadWriteMany, or remove spec.cache",
+        "the claim of spec.cache, or of spec.model.uri's folder, serves one pod: make it ReadWriteMany, or do without",
     ),
     (
         r"PersistentVolumeClaim|unbound|volume",
