@@ -1,8 +1,8 @@
 """Verified copies on a volume that many pods share: worth a fetch, and trusted for nothing.
 
 Who else may write to the volume can change a byte after it was checked. So nobody is given a path in it:
-what an engine opens is always a private copy, and each byte of that is hashed on its way from here as it
-would be on its way from the source. Everything that is written to the cache is written before the private
+what an engine opens is always a private copy, and each byte of that is hashed as it would be had it come from
+the source. Everything that is written to the cache is written before the private
 copy is begun, so a link that somebody plants here leads to nothing that was checked already.
 
 A cache may fail in every way that a disk and its other users know, and a pull that could do without it

@@ -1,5 +1,8 @@
 """One file: fetch, hash and write in one pass; compare; only then give it its name.
 
+Where source and target are on one file system that can share blocks, a file is cloned instead of copied, and the clone
+is read and hashed as a whole: nothing that is later done to the source changes it, and the source vouches for nothing.
+
 A partial file is resumed by hashing again what is there. What it holds is believed only when the
 whole file's hash fits, so a partial that a crash damaged costs one more fetch and no more.
 """
@@ -9,7 +12,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -19,6 +22,7 @@ from gptoss_weights.hashing import absorb, hash_file
 from gptoss_weights.manifest import ManifestFile
 from gptoss_weights.sources import ObjectVersion, Source
 from gptoss_weights.sources.ahead import Lanes, read_in_order
+from gptoss_weights.sources.protocol import CloningSource
 from gptoss_weights.storage import PARTIAL_SUFFIX, storage_errors
 
 _READ_ONLY: Final = 0o444
@@ -53,6 +57,7 @@ class Tally:
 
     def fetched(self, count: int) -> None:
         """Count bytes that came from the source."""
+        self.check()
         with self._lock:
             self._done += count
             self._fetched += count
@@ -137,10 +142,11 @@ class Transfer:
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
         descriptor = os.open(partial, flags, 0o600)
         try:
+            cloned = os.fstat(descriptor).st_size == 0 and self._clone(descriptor, file.name, version)
             if os.fstat(descriptor).st_size > version.size:
                 os.ftruncate(descriptor, 0)
             running = hashlib.sha256()
-            held = absorb(descriptor, running, advance=self.tally.hashed)
+            held = absorb(descriptor, running, advance=self.tally.fetched if cloned else self.tally.hashed)
             for chunk in self._chunks(file.name, version, held):
                 running.update(chunk)
                 _write_all(descriptor, chunk)
@@ -152,7 +158,7 @@ class Transfer:
             os.ftruncate(descriptor, 0)
         finally:
             os.close(descriptor)
-        if held:
+        if held and not cloned:
             return False
         partial.unlink()
         raise DigestMismatchError(
@@ -160,6 +166,12 @@ class Transfer:
             "upload the signed file again, or sign the folder as it is now",
             file=file.name,
         )
+
+    def _clone(self, descriptor: int, name: str, version: ObjectVersion) -> bool:
+        if not isinstance(self.source, CloningSource):
+            return False
+        with self._waiting(name):
+            return self.source.clone(name, version=version, into=descriptor)
 
     def _chunks(self, name: str, version: ObjectVersion, offset: int) -> Iterator[bytes]:
         stream = read_in_order(
@@ -173,16 +185,21 @@ class Transfer:
         )
         with closing(stream):
             while True:
-                self.tally.waits_for_source(name, waits=True)
-                try:
+                with self._waiting(name):
                     chunk = next(stream, None)
-                finally:
-                    self.tally.waits_for_source(name, waits=False)
                 # After the wait: whoever gave up on this pull may have let another begin.
                 self.tally.check()
                 if chunk is None:
                     return
                 yield chunk
+
+    @contextmanager
+    def _waiting(self, name: str) -> Iterator[None]:
+        self.tally.waits_for_source(name, waits=True)
+        try:
+            yield
+        finally:
+            self.tally.waits_for_source(name, waits=False)
 
 
 def _write_all(descriptor: int, chunk: bytes) -> None:

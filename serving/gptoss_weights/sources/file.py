@@ -1,6 +1,7 @@
 """Weights in a folder of the node, below a root that an administrator allows."""
 
 import errno
+import fcntl
 import os
 import stat as modes
 from collections.abc import Iterator
@@ -21,6 +22,8 @@ from gptoss_weights.sources.protocol import ObjectVersion
 from gptoss_weights.sources.settings import SourceSettings
 
 _CHUNK_BYTES: Final = 1024 * 1024
+_FICLONE: Final = 0x40049409
+"""The request that has one file share another's blocks. Source: ``FICLONE`` in Linux' ``linux/fs.h``."""
 
 
 class FileSource:
@@ -65,6 +68,27 @@ class FileSource:
                 yield chunk
             if _version(stream) != version:
                 raise _changed(name)
+
+    def clone(self, name: str, *, version: ObjectVersion, into: int) -> bool:
+        """Have the file of a descriptor share this file's blocks, as Btrfs and XFS can within one file system.
+
+        What is written to either of them later is nothing to the other, so it is a copy; what it holds is as little
+        known as of any. False where the file system can't: then the bytes are to be copied.
+
+        Raises:
+            MissingFileError, AccessDeniedError, SourceUnavailableError
+            SourceChangedError: the file is not this version any more.
+        """
+        with self._open(name) as stream:
+            if _version(stream) != version:
+                raise _changed(name)
+            try:
+                fcntl.ioctl(into, _FICLONE, stream.fileno())
+            except OSError:
+                # Another file system, one that shares no blocks, a full one: what is wrong with either file, a copy
+                # finds too.
+                return False
+        return True
 
     def close(self) -> None:
         """Nothing is held open between calls."""

@@ -54,3 +54,16 @@ class RangedSource(Source, Protocol):
 
     def stretch(self, name: str, *, version: ObjectVersion, offset: int, end: int) -> Iterator[bytes]:
         """Yield the bytes from ``offset`` up to ``end``, as ``stream`` does."""
+
+
+@runtime_checkable
+class CloningSource(Source, Protocol):
+    """A source on a file system that may give a whole file out without copying it."""
+
+    def clone(self, name: str, *, version: ObjectVersion, into: int) -> bool:
+        """Make an empty, open file a copy of exactly this version, of its own from then on. False: it can't.
+
+        Raises:
+            MissingFileError, AccessDeniedError, SourceUnavailableError
+            SourceChangedError: the file is not this version any more.
+        """

@@ -194,6 +194,9 @@ def test_what_changes_whenever_it_is_read_is_left_aside(weights, new_pod, monkey
             for chunk in super().stream(name, version=version, offset=offset):
                 yield bytes(len(chunk))
 
+        def clone(self, name, *, version, into):
+            return False
+
     monkeypatch.setattr("gptoss_weights.materialise.FileSource", Changing)
     found = new_pod()()
     assert contents(found.copy.path) == signed(weights)
@@ -363,12 +366,12 @@ def test_what_a_pod_reads_from_the_cache_is_not_removed_under_it(new_pod, others
     removed, refused = [], []
 
     class Watched(FileSource):
-        def stream(self, name, *, version, offset=0):
+        def stat(self, name):
             if self._folder == first.cached.ready and name == "config.json":
                 removed.append(first.cached.remove_unless_used())
                 used(first, seconds_ago=100)
                 refused.append(second(max_bytes=int(1.5 * SIZE)).problem)
-            return super().stream(name, version=version, offset=offset)
+            return super().stat(name)
 
     monkeypatch.setattr("gptoss_weights.materialise.FileSource", Watched)
     again = new_pod(first.weights)()
