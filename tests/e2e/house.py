@@ -27,6 +27,10 @@ NAME = f"{RELEASE}-gptoss-operator"
 CHART = REPOSITORY / "charts" / "gptoss-operator"
 CRDS = tuple(f"{kind}.{GROUP}" for kind in ("gptossdeployments", "weighttrustpolicies", "gatewayreports"))
 SUBJECT = "gpt-oss-tiny"
+SHARE = "/models"
+"""A claim, where a test makes it one."""
+OPERATORS_KEYS, MODELS_KEYS = "gptoss-object-store", "gptoss-model-credentials"
+"""Secrets with the object store's keys, by namespace: the operator's and the models'."""
 STORE_PORT = 7070
 START_SECONDS = 1200.0
 """Two Ray clusters' starts on few CPUs."""
@@ -66,8 +70,8 @@ class House:
             _namespace(MODELS, "restricted"),
             _secret("gptoss-kuberay", SYSTEM, {"token": secrets.token_hex(32)}),
             _secret("gptoss-gateway-keys", SYSTEM, {"keys.yaml": yaml.safe_dump(keys)}),
-            _secret("gptoss-object-store", SYSTEM, credentials),
-            _secret("gptoss-model-credentials", MODELS, credentials),
+            _secret(OPERATORS_KEYS, SYSTEM, credentials),
+            _secret(MODELS_KEYS, MODELS, credentials),
             *_store(self.site.store_image, self.store_keys),
         )
         self.upgrade()
@@ -81,7 +85,7 @@ class House:
             "kubeRay": {"image": self.site.serving_image, "settings": kuberay},
             "operator": {
                 "weightSources": {"s3": {"endpoint": f"http://store.{SYSTEM}.svc:{STORE_PORT}", "region": "us-east-1"}},
-                "envFrom": [{"secretRef": {"name": "gptoss-object-store"}}],
+                "envFrom": [{"secretRef": {"name": OPERATORS_KEYS}}],
             },
         }
         path = self.cluster.folder / "values.yaml"
@@ -119,11 +123,11 @@ class House:
         return {"/".join(line.split()[:2]) for line in lines if "gptoss" in line}
 
     def trust(self, public_key: str) -> None:
-        """Trust a key for everything in the store, in the models' namespace."""
+        """Trust a key for everything in the store and on the share, in the models' namespace."""
         spec = {
             "default": True,
             "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": MODELS}},
-            "sources": [{"prefix": "s3://models"}],
+            "sources": [{"prefix": "s3://models"}, {"prefix": f"file://{SHARE}"}],
             "authorities": [{"name": "e2e", "models": ["gpt-oss-*"], "key": {"publicKeyPEM": public_key}}],
         }
         policy = {"apiVersion": API_VERSION, "kind": "WeightTrustPolicy", "metadata": {"name": "e2e"}, "spec": spec}
@@ -154,37 +158,37 @@ class House:
         metadata = {"name": name, "namespace": MODELS}
         self.cluster.apply({"apiVersion": API_VERSION, "kind": "GptOssDeployment", "metadata": metadata, "spec": body})
 
-    # ── a cache on a claim ──
+    # ── claims ──
 
-    def has_volumes(self) -> bool:
-        """Whether a claim that names no storage class gets a volume."""
+    def has_volumes(self, count: int = 1) -> bool:
+        """Whether so many claims that name no storage class get a volume."""
         classes = json.loads(self.cluster.kubectl("get", "storageclasses", "-o", "json"))["items"]
         volumes = json.loads(self.cluster.kubectl("get", "persistentvolumes", "-o", "json"))["items"]
-        return any(
-            (each["metadata"].get("annotations") or {}).get(_DEFAULT_CLASS) == "true" for each in classes
-        ) or any(
-            each["status"].get("phase") == "Available" and not each["spec"].get("storageClassName") for each in volumes
-        )
+        if any((each["metadata"].get("annotations") or {}).get(_DEFAULT_CLASS) == "true" for each in classes):
+            return True
+        free = [each for each in volumes if each["status"].get("phase") == "Available"]
+        return len([each for each in free if not each["spec"].get("storageClassName")]) >= count
 
     @contextlib.contextmanager
-    def claim(self, name: str) -> Iterator[None]:
-        """Have a claim in the models' namespace."""
+    def claim(self, name: str, namespace: str = MODELS) -> Iterator[None]:
+        """Have a claim."""
         spec = {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}}
-        metadata = {"name": name, "namespace": MODELS}
+        metadata = {"name": name, "namespace": namespace}
         self.cluster.apply({"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": metadata, "spec": spec})
         try:
             yield
         finally:
-            self.cluster.kubectl("delete", "pvc", name, "-n", MODELS, "--timeout=300s", seconds=330)
+            self.cluster.kubectl("delete", "pvc", name, "-n", namespace, "--timeout=300s", seconds=330)
 
-    def run_beside(self, script: str, *, claim: str) -> None:
-        """Run Python in a pod of somebody else in the models' namespace, with the claim as its working directory."""
+    def run_beside(self, script: str, *, claim: str, namespace: str = MODELS, secret: str | None = None) -> None:
+        """Run Python in a pod of somebody else, with the claim as its working directory and a Secret's environment."""
         container = {
             "name": "stranger",
             "image": self.site.serving_image,
             "imagePullPolicy": "IfNotPresent",
             "command": ["python", "-c", script],
             "workingDir": "/claim",
+            "envFrom": [{"secretRef": {"name": secret}}] if secret is not None else [],
             "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
             "volumeMounts": [{"name": "claim", "mountPath": "/claim"}],
         }
@@ -199,18 +203,18 @@ class House:
             "containers": [container],
             "volumes": [{"name": "claim", "persistentVolumeClaim": {"claimName": claim}}],
         }
-        metadata = {"name": "stranger", "namespace": MODELS}
+        metadata = {"name": "stranger", "namespace": namespace}
         self.cluster.apply({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec})
 
         def over() -> str | None:
-            phase = (self.cluster.get("pod", "stranger", MODELS) or {}).get("status", {}).get("phase")
+            phase = (self.cluster.get("pod", "stranger", namespace) or {}).get("status", {}).get("phase")
             return phase if phase in ("Succeeded", "Failed") else None
 
         phase = self.cluster.until(
-            over, seconds=GONE_SECONDS, what=lambda: str(self.cluster.get("pod", "stranger", MODELS))
+            over, seconds=GONE_SECONDS, what=lambda: str(self.cluster.get("pod", "stranger", namespace))
         )
-        said = self.cluster.kubectl("logs", "stranger", "-n", MODELS)
-        self.cluster.kubectl("delete", "pod", "stranger", "-n", MODELS, "--timeout=120s", seconds=150)
+        said = self.cluster.kubectl("logs", "stranger", "-n", namespace)
+        self.cluster.kubectl("delete", "pod", "stranger", "-n", namespace, "--timeout=120s", seconds=150)
         assert phase == "Succeeded", said
 
     def receipt(self, name: str) -> Raw:

@@ -9,7 +9,21 @@ import pytest
 
 from gptoss_api.cache import CACHE_CLAIM
 from gptoss_cli.local.tiny_model import QUESTION
-from tests.e2e.house import GONE_SECONDS, MODELS, NAME, START_SECONDS, SUBJECT, SYSTEM, House, Reply, upload
+from tests.e2e.house import (
+    GONE_SECONDS,
+    MODELS,
+    MODELS_KEYS,
+    NAME,
+    OPERATORS_KEYS,
+    SHARE,
+    START_SECONDS,
+    STORE_PORT,
+    SUBJECT,
+    SYSTEM,
+    House,
+    Reply,
+    upload,
+)
 
 SERVING = "serving"
 AWAKE = 3600
@@ -163,6 +177,34 @@ def test_a_cache_spares_a_fetch_and_is_believed_nothing(house: House, name: str)
         assert 0 < second["fetchedBytes"] < second["bytes"]
         house.wait(name, "Degraded", "True", "CacheDamaged")
         house.delete(name)
+
+
+_COPY = f"""
+import boto3, pathlib
+store = boto3.client("s3", endpoint_url="http://store.{SYSTEM}.svc:{STORE_PORT}", region_name="us-east-1")
+for each in store.list_objects_v2(Bucket="models", Prefix="{SUBJECT}/")["Contents"]:
+    file = pathlib.Path(each["Key"])
+    file.parent.mkdir(exist_ok=True)
+    store.download_file("models", each["Key"], str(file))
+"""
+
+
+def test_weights_come_from_a_share_without_an_object_store(house: House, name: str):
+    if not house.has_volumes(2):
+        pytest.skip("the cluster has no default StorageClass and not two free PersistentVolumes without a class")
+    claim = "models"
+    with house.claim(claim, SYSTEM), house.claim(claim):
+        for namespace, secret in ((SYSTEM, OPERATORS_KEYS), (MODELS, MODELS_KEYS)):
+            house.run_beside(_COPY, claim=claim, namespace=namespace, secret=secret)
+        house.upgrade(fileRoots=[{"path": SHARE, "claimName": claim}])
+        try:
+            house.deploy(name, uri=f"file://{SHARE}/{SUBJECT}", memory="2Gi")
+            receipt = house.receipt(name)
+            assert 0 < receipt["fetchedBytes"] == receipt["bytes"]
+            house.wait(name, "WeightsVerified", "True")
+        finally:
+            house.delete(name)
+            house.upgrade()
 
 
 def test_says_that_no_node_has_room(house: House, name: str):
