@@ -1,4 +1,4 @@
-"""The operator as a process, between a real API server and a fake Ray cluster, with really signed weights."""
+"""The operator as a process at a real API server, with really signed weights; and a fake Ray cluster beside it."""
 
 import asyncio
 import json
@@ -40,13 +40,12 @@ def signed_weights(folder: Path, key: Path, *, model: str = "gpt-oss-20b", conte
 
 
 @dataclass
-class Stack:
-    """Everything that one test stands on."""
+class House:
+    """The operator's process and what it sees, whatever runs the engines."""
 
     plane: ControlPlane
     namespace: str
     folder: Path
-    ray: FakeRay
     key: Path
     installation: str
     process: asyncio.subprocess.Process | None = None
@@ -57,8 +56,20 @@ class Stack:
     def weights(self) -> Path:
         return self.folder / "weights" / "gpt-oss-20b"
 
-    def app(self, name: str) -> str:
-        return f"gptoss-{self.installation}-{self.namespace}-{name}"
+    @property
+    def uri(self) -> str:
+        """Where a deployment's weights are."""
+        return f"file://{self.weights}"
+
+    @property
+    def source(self) -> str:
+        """Where the policy lets weights come from."""
+        return f"file://{self.folder / 'weights'}"
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The operator's settings."""
+        raise NotImplementedError
 
     async def kubectl(self, *arguments: str, stdin: str | None = None) -> str:
         return await asyncio.to_thread(self.plane.kubectl, *arguments, stdin=stdin)
@@ -72,7 +83,7 @@ class Stack:
                 "apiVersion": API_VERSION,
                 "kind": "GptOssDeployment",
                 "metadata": {"name": name, "namespace": self.namespace, "annotations": dict(annotations or {})},
-                "spec": {"model": {"name": "gpt-oss-20b", "uri": f"file://{self.weights}"}, **spec},
+                "spec": {"model": {"name": "gpt-oss-20b", "uri": self.uri}, **spec},
             }
         )
 
@@ -91,7 +102,7 @@ class Stack:
                 "spec": {
                     "default": True,
                     "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": self.namespace}},
-                    "sources": [{"prefix": f"file://{self.folder / 'weights'}"}],
+                    "sources": [{"prefix": self.source}],
                     "authorities": [{"name": "release", "models": ["gpt-oss-*"], "key": key}],
                     **changes,
                 },
@@ -152,14 +163,6 @@ class Stack:
 
         await self.eventually(ready, "the operator is ready")
 
-    async def until(self, what: Callable[[], object]) -> None:
-        """Wait until something about the fake Ray cluster holds."""
-
-        async def holds() -> object:
-            return what()
-
-        await self.eventually(holds, "the Ray cluster is as it should be")
-
     async def eventually(self, reached: Callable[[], Awaitable[object]], what: str) -> None:
         """Wait until something holds; when it was in vain, all that can be seen is told."""
         try:
@@ -176,16 +179,19 @@ class Stack:
             line for line in (await self.metrics()).splitlines() if not line.startswith("#") and "_bucket{" not in line
         ]
         logs = [f"{path.name}\n{path.read_text()[-6000:]}" for path in sorted(self.folder.glob("*.log"))]
-        ray = {name: application["status"] for name, application in self.ray.applications.items()}
         return "\n── ".join(
             [
                 json.dumps({each["metadata"]["name"]: each.get("status") for each in listed}, indent=1),
                 f"events: {await self._event_reasons()}",
-                f"Ray: {ray}, {len(self.ray.puts)} writes, starts {self.ray.starts}",
+                await self.around(),
                 "\n".join(ours),
                 *logs,
             ]
         )
+
+    async def around(self) -> str:
+        """What can be seen of whatever runs the engines."""
+        return ""
 
     async def _event_reasons(self) -> list[str]:
         return (await self.kubectl("get", "events", "-n", self.namespace, "-o", "jsonpath={.items[*].reason}")).split()
@@ -210,27 +216,6 @@ class Stack:
                 },
             }
         )
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        return {
-            "installation": self.installation,
-            "systemNamespace": SYSTEM,
-            "defaultRayCluster": "local",
-            "gatewayURL": "http://127.0.0.1:8080/v1",
-            "rayClusters": [
-                {
-                    "name": "local",
-                    "dashboardURL": self.ray.url,
-                    "serveURL": self.ray.url,
-                    "tokenFile": str(self.folder / "ray-token"),
-                    "gatewayTokenFile": str(self.folder / "gateway-token"),
-                }
-            ],
-            "weightSources": {"fileRoots": [str(self.folder / "weights")]},
-            "resyncSeconds": 5,
-            "metrics": {"host": "127.0.0.1", "port": self.metrics_port},
-        }
 
     async def start_operator(self) -> None:
         self.process = await self.spawn("operator", self.settings)
@@ -280,6 +265,49 @@ class Stack:
             return answer.status, await answer.text()
 
 
+@dataclass
+class Stack(House):
+    """Engines on a fake Ray cluster."""
+
+    ray: FakeRay = field(kw_only=True)
+
+    def app(self, name: str) -> str:
+        return f"gptoss-{self.installation}-{self.namespace}-{name}"
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {
+            "installation": self.installation,
+            "systemNamespace": SYSTEM,
+            "defaultRayCluster": "local",
+            "gatewayURL": "http://127.0.0.1:8080/v1",
+            "rayClusters": [
+                {
+                    "name": "local",
+                    "dashboardURL": self.ray.url,
+                    "serveURL": self.ray.url,
+                    "tokenFile": str(self.folder / "ray-token"),
+                    "gatewayTokenFile": str(self.folder / "gateway-token"),
+                }
+            ],
+            "weightSources": {"fileRoots": [str(self.folder / "weights")]},
+            "resyncSeconds": 5,
+            "metrics": {"host": "127.0.0.1", "port": self.metrics_port},
+        }
+
+    async def until(self, what: Callable[[], object]) -> None:
+        """Wait until something about the fake Ray cluster holds."""
+
+        async def holds() -> object:
+            return what()
+
+        await self.eventually(holds, "the Ray cluster is as it should be")
+
+    async def around(self) -> str:
+        ray = {name: application["status"] for name, application in self.ray.applications.items()}
+        return f"Ray: {ray}, {len(self.ray.puts)} writes, starts {self.ray.starts}"
+
+
 @asynccontextmanager
 async def stack(
     plane: ControlPlane, namespace: str, folder: Path, port: int, *, start: bool = True
@@ -290,7 +318,7 @@ async def stack(
     (folder / "gateway-token").write_text(GATEWAY_TOKEN)
     key = folder / "key"
     generate_key(key)
-    built = Stack(plane, namespace, folder, ray, key, f"i{namespace}", metrics_port=port)
+    built = Stack(plane, namespace, folder, key, f"i{namespace}", metrics_port=port, ray=ray)
     await built.kubectl("apply", "-f", str(REPOSITORY / "examples" / "local" / "rbac.yaml"))
     signed_weights(built.weights, key)
     await built.policy()

@@ -1,9 +1,10 @@
-"""A stand-in for KubeRay 1.7 and for the kubelet, with the habits that its source and a real one showed.
+"""A stand-in for KubeRay 1.7, with the habits that its source and a real one showed, and for kubelets where none is.
 
 Services go when a RayService is suspended and come back as others; each resume makes a cluster with a
 new name from the specification of then; ``observedGeneration`` is not moved by a suspended RayService;
 an active cluster's applications are empty while another is made; the status lags; a change of the
-template with upgrade strategy None is ignored for ever.
+template with upgrade strategy None is ignored for ever. Pods that can't be made are tried again, and told of as
+ReplicaFailure; pods that are gone are made anew. There is no RayCluster: pods belong to the RayService itself.
 """
 
 import asyncio
@@ -20,7 +21,7 @@ from aiohttp import web
 
 from gptoss_api.names import GATEWAY_TOKEN_HEADER
 from gptoss_kube.client import Kube
-from gptoss_kube.errors import KubeError, NotFound
+from gptoss_kube.errors import Forbidden, Invalid, KubeError, NotFound
 from gptoss_kube.resources import CONFIG_MAPS, PODS, RAY_SERVICES, SERVICES
 
 GATEWAY_TOKEN = "the-secret-of-gateways"
@@ -37,8 +38,11 @@ class Cluster:
 
     name: str
     template: str
+    config: Raw
     application: Raw
     started: bool = False
+    """All its pods are ready."""
+    served: bool = False
 
 
 @dataclass
@@ -48,6 +52,9 @@ class StandInKubeRay:
     kube: Kube
     namespace: str
     port: int = 0
+    kubelet: bool = True
+    """Nobody else says how pods are."""
+    worker_annotations: dict[str, str] = field(default_factory=dict)
     down: bool = False
     hold: bool = False
     """New clusters don't start."""
@@ -91,60 +98,89 @@ class StandInKubeRay:
 
     async def _serve(self, raw: Raw, clusters: dict[str, Cluster], status: Raw) -> None:
         name = raw["metadata"]["name"]
-        template = hashlib.sha256(json.dumps(raw["spec"]["rayClusterConfig"], sort_keys=True).encode()).hexdigest()
+        config = raw["spec"]["rayClusterConfig"]
+        template = hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
         (application,) = json.loads(raw["spec"]["serveConfigV2"])["applications"]
         active = clusters.get((status.get("activeServiceStatus") or {}).get("rayClusterName", ""))
         pending = clusters.get((status.get("pendingServiceStatus") or {}).get("rayClusterName", ""))
         strategy = raw["spec"]["upgradeStrategy"]["type"]
         newest = pending or active
         if newest is None or (newest.template != template and strategy == "NewCluster"):
-            pending = Cluster(name=f"{name}-{next(_suffixes)}", template=template, application=application)
+            pending = Cluster(
+                name=f"{name}-{next(_suffixes)}", template=template, config=config, application=application
+            )
             clusters[pending.name] = pending
             self.made.append(pending.name)
-            await self._make_pods(raw, pending)
             await self._status(raw, pending={"rayClusterName": pending.name}, observed=True)
             return
         if newest.application != application:
             self.serve_puts.append(application)
             newest.application = application
-        await self._kubelet(newest)
-        told = {application["name"]: self._application(newest)}
+        made = await self._make_pods(raw, newest)
+        await self._look(newest)
+        told = {"applicationStatuses": {application["name"]: self._application(newest)}, **made}
         if newest is pending and newest.started and self.fail_with is None:
             if active is not None:
                 await self._remove(name, {active.name: clusters.pop(active.name)})
             await self._make_service(raw, newest.name)
-            await self._status(
-                raw, Ready="True", active={"rayClusterName": newest.name, "applicationStatuses": told}, pending={}
-            )
+            newest.served = True
+            await self._status(raw, Ready="True", active={"rayClusterName": newest.name, **told}, pending={})
         elif newest is pending:
             kept = {"rayClusterName": active.name} if active is not None else {}
-            await self._status(raw, active=kept, pending={"rayClusterName": newest.name, "applicationStatuses": told})
+            await self._status(raw, active=kept, pending={"rayClusterName": newest.name, **told})
         else:
-            await self._status(raw, active={"rayClusterName": newest.name, "applicationStatuses": told})
+            await self._status(raw, active={"rayClusterName": newest.name, **told})
 
     def _application(self, cluster: Cluster) -> Raw:
         if self.fail_with is not None:
             message = "Failed to update the deployments ['GptOssServer']."
             server = {"status": "UNHEALTHY", "message": self.fail_with}
             return {"status": "DEPLOY_FAILED", "message": message, "serveDeploymentStatuses": {"GptOssServer": server}}
-        return {"status": "RUNNING" if cluster.started else "DEPLOYING", "message": ""}
+        if cluster.started:
+            return {"status": "RUNNING", "message": ""}
+        return {"status": "UNHEALTHY" if cluster.served else "DEPLOYING", "message": ""}
 
-    async def _make_pods(self, raw: Raw, cluster: Cluster) -> None:
-        config = raw["spec"]["rayClusterConfig"]
-        group = config["workerGroupSpecs"][0]
-        pods = [("head", config["headGroupSpec"]["template"])]
-        pods += [(f"worker-{number}", group["template"]) for number in range(group["replicas"])]
-        for role, template in pods:
-            labels = {**template["metadata"]["labels"], "ray.io/cluster": cluster.name, "ray.io/serve": "true"}
-            metadata = {"name": f"{cluster.name}-{role}", "namespace": self.namespace, "labels": labels}
+    async def _make_pods(self, raw: Raw, cluster: Cluster) -> Raw:
+        """Make the pods that are not there; return what of the cluster's status tells why one could not be made."""
+        group = cluster.config["workerGroupSpecs"][0]
+        pods = {"head": (cluster.config["headGroupSpec"]["template"], {})}
+        pods |= {
+            f"worker-{number}": (group["template"], self.worker_annotations) for number in range(group["replicas"])
+        }
+        there = {pod["metadata"]["name"] for pod in await self._pods(cluster)}
+        for role, (template, annotations) in pods.items():
+            name = f"{cluster.name}-{role}"
+            if name in there:
+                continue
+            metadata = {
+                "name": name,
+                "namespace": self.namespace,
+                "labels": {**template["metadata"]["labels"], "ray.io/cluster": cluster.name, "ray.io/serve": "true"},
+                "annotations": annotations,
+                "ownerReferences": [_owned_by(raw)],
+            }
             spec = {**template["spec"], "serviceAccountName": "made-by-kuberay"}
             pod = {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}
-            await self.kube.create(pod, resource=PODS, field_manager="kuberay")
+            try:
+                await self.kube.create(pod, resource=PODS, field_manager="kuberay")
+            except (Forbidden, Invalid) as refused:
+                failure = {
+                    "type": "ReplicaFailure",
+                    "status": "True",
+                    "reason": "FailedCreate",
+                    "message": str(refused),
+                }
+                return {"rayClusterStatus": {"conditions": [failure]}}
+        return {}
 
-    async def _kubelet(self, cluster: Cluster) -> None:
+    async def _look(self, cluster: Cluster) -> None:
+        if self.kubelet and not cluster.started:
+            await self._play_kubelet(cluster)
+        pods = await self._pods(cluster)
+        cluster.started = bool(pods) and all(_is_ready(pod) for pod in pods)
+
+    async def _play_kubelet(self, cluster: Cluster) -> None:
         ready = not (self.hold or self.init_message or self.unschedulable)
-        if cluster.started:
-            return
         for pod in await self._pods(cluster):
             status: Raw = {"conditions": [{"type": "Ready", "status": "True" if ready else "False"}]}
             if self.unschedulable is not None:
@@ -178,7 +214,6 @@ class StandInKubeRay:
                     field_manager="kubelet",
                     subresource="status",
                 )
-        cluster.started = ready
 
     async def _pods(self, cluster: Cluster) -> list[Raw]:
         selector = f"ray.io/cluster={cluster.name}"
@@ -199,7 +234,12 @@ class StandInKubeRay:
         document = {
             "apiVersion": "v1",
             "kind": "Service",
-            "metadata": {"name": f"{name}-serve-svc", "namespace": self.namespace, "labels": {_ORIGIN: name}},
+            "metadata": {
+                "name": f"{name}-serve-svc",
+                "namespace": self.namespace,
+                "labels": {_ORIGIN: name},
+                "ownerReferences": [_owned_by(raw)],
+            },
             "spec": {"selector": {"ray.io/cluster": cluster}, "ports": [{"name": "serve", "port": 8000}]},
         }
         await self.kube.apply(document, resource=SERVICES, field_manager="kuberay")
@@ -246,14 +286,25 @@ class StandInKubeRay:
         return web.json_response({"object": "list", "data": [], "cluster": name})
 
 
+def _owned_by(raw: Raw) -> Raw:
+    owner = {"apiVersion": raw["apiVersion"], "kind": raw["kind"], "controller": True, "blockOwnerDeletion": True}
+    return {**owner, "name": raw["metadata"]["name"], "uid": raw["metadata"]["uid"]}
+
+
+def _is_ready(pod: Raw) -> bool:
+    conditions = (pod.get("status") or {}).get("conditions") or ()
+    return any(each["type"] == "Ready" and each["status"] == "True" for each in conditions)
+
+
 def _differs(found: Raw, wanted: Raw) -> bool:
     """Whether a pod's status lacks something, times aside (the server adds none to what we write)."""
     return any(found.get(name) != value for name, value in wanted.items())
 
 
 @asynccontextmanager
-async def standing_in(kube: Kube, namespace: str) -> AsyncIterator[StandInKubeRay]:
-    built = StandInKubeRay(kube, namespace)
+async def standing_in(kube: Kube, namespace: str, *, kubelet: bool = True) -> AsyncIterator[StandInKubeRay]:
+    """``kubelet``: it says how pods are, too."""
+    built = StandInKubeRay(kube, namespace, kubelet=kubelet)
     app = web.Application()
     app.router.add_get("/{namespace}/{service}/{path:.*}", built.engine)
     runner = web.AppRunner(app, access_log=None)

@@ -576,7 +576,8 @@ async def children(home: Home) -> dict[tuple[str, str], dict[str, Any]]:
     for resource in (NETWORK_POLICIES, POD_DISRUPTION_BUDGETS, SERVICES):
         listed = await home.admin.list(resource, namespace=home.namespace)
         for raw in listed.items:
-            if raw["metadata"]["name"].startswith("assistant-") and "ownerReferences" in raw["metadata"]:
+            owners = [each["uid"] for each in raw["metadata"].get("ownerReferences", ())]
+            if owners == [home.uid]:
                 found[resource.kind, raw["metadata"]["name"]] = raw
     return found
 
