@@ -327,10 +327,17 @@ async def test_gateway_tokens_that_can_not_be_read_are_told_and_stop_nothing_tha
         await home.until("Degraded", "True", "GatewayTokenUnreadable")
         assert (await home.condition("Ready"))[:2] == ("True", "Serving")
     async with home.operator():  # one that has never seen them
-        await home.apply(scaling={"minReplicas": 1, "maxReplicas": 2})
-        await home.until("Degraded", "True", "GatewayTokenUnreadable")
+        await home.apply(scaling={"minReplicas": 1, "idleSeconds": 1000})
+
+        async def seen() -> bool:
+            raw = await home.get(GPT_OSS_DEPLOYMENTS)
+            return raw["status"]["observedGeneration"] == raw["metadata"]["generation"]
+
+        await home.true(seen)
+        assert (await home.condition("Degraded"))[:2] == ("True", "GatewayTokenUnreadable")
         aside.rename(file)
         await home.until("Degraded", "False", "Healthy")
+        await home.until("Ready", "True", "Serving")
         assert await home.get(CONFIG_MAPS, "assistant-gateway-tokens") == known
         assert len(home.kuberay.made) == 1
 
