@@ -7,6 +7,7 @@ import pytest
 from gptoss_weights.limits import PullLimits
 from gptoss_weights.materialise import pull
 from gptoss_weights.sources import SourceSettings, ahead
+from gptoss_weights.sources.file import FileSource
 from tests.contract.weights.faults import served_by
 from tests.contract.weights.proxy import proxy
 from tests.unit.weights.builders import MODEL, model
@@ -23,6 +24,12 @@ SERVED = {"config.json", "tokenizer.json", "model.safetensors.index.json", SHARD
 def _no_waiting(monkeypatch):
     """Retries need not really wait."""
     monkeypatch.setattr("gptoss_weights.sources.retry._FIRST_WAIT_SECONDS", 0.001)
+
+
+@pytest.fixture(autouse=True)
+def _no_cloning(monkeypatch):
+    """Local files are streams, which tests break, whatever the file system under them can."""
+    monkeypatch.setattr(FileSource, "clone", lambda *_, **__: False)
 
 
 @pytest.fixture

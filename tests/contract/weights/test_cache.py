@@ -194,9 +194,6 @@ def test_what_changes_whenever_it_is_read_is_left_aside(weights, new_pod, monkey
             for chunk in super().stream(name, version=version, offset=offset):
                 yield bytes(len(chunk))
 
-        def clone(self, name, *, version, into):
-            return False
-
     monkeypatch.setattr("gptoss_weights.materialise.FileSource", Changing)
     found = new_pod()()
     assert contents(found.copy.path) == signed(weights)

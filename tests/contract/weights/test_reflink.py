@@ -17,6 +17,11 @@ from gptoss_weights.sources.file import _FICLONE, FileSource
 from tests.contract.weights.conftest import SERVED, SHARD, nothing_is_visible
 
 
+@pytest.fixture(autouse=True)
+def _no_cloning():
+    """Cloning is what these are about."""
+
+
 @pytest.fixture
 def requests(monkeypatch, tmp_path) -> list[str]:
     """What becomes of each request to clone a file: the error's name, or `cloned`."""
