@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -135,6 +136,24 @@ def test_a_claim_is_mounted_where_weights_are_fetched_and_nowhere_else() -> None
     assert pod["securityContext"]["fsGroup"] == fetch["securityContext"]["runAsGroup"]
     assert pod["securityContext"]["fsGroup"] != pod["securityContext"]["runAsGroup"]
     assert "--cache-max-bytes" not in json.dumps(workers(workload(cache_claim="gptoss-weights-cache")))
+
+
+@pytest.mark.parametrize("name", ["$(AWS_SECRET_ACCESS_KEY)", "$$(AWS_SECRET_ACCESS_KEY)", "a$b", "$", "$$", "x$("])
+def test_no_variable_of_the_fetching_container_gets_into_its_command(name: str) -> None:
+    uri = f"s3://models/{name}"
+    (fetch,) = workers(workload(weights_uri=uri, subject=name))["template"]["spec"]["initContainers"]
+    told = [as_kubernetes_does(part, {"AWS_SECRET_ACCESS_KEY": "secret"}) for part in fetch["command"]]
+    assert told[3] == uri
+    assert told[told.index("--model") + 1] == name
+
+
+def as_kubernetes_does(part: str, variables: dict[str, str]) -> str:
+    """Put variables into a part of a command: `$(NAME)` is one, `$$` is a dollar. Source: Kubernetes' expansion.go."""
+
+    def put(found: re.Match[str]) -> str:
+        return "$" if found[0] == "$$" else variables.get(found[1], found[0])
+
+    return re.sub(r"\$\$|\$\(([^)]*)\)", put, part)
 
 
 def test_a_cache_is_another_pod_and_none_leaves_pods_as_they_are() -> None:

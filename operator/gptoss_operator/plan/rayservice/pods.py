@@ -241,7 +241,8 @@ def _weights_container(workload: Workload, site: KubeRaySite, credentials: Crede
         "name": WEIGHTS_CONTAINER,
         "image": site.settings.image,
         "imagePullPolicy": site.settings.image_pull_policy,
-        "command": command,
+        # Kubernetes puts variables into a command, $(NAME), and some of these hold the namespace's keys.
+        "command": [part.replace("$", "$$") for part in command],
         "env": [*_env({**site.settings.env, **environment}), *credentials.env],
         "resources": {"requests": {"cpu": cpu, "memory": "1Gi"}, "limits": {"memory": "1Gi"}},
         "securityContext": {**_RESTRICTED, "runAsUser": _WEIGHTS_USER, "runAsGroup": _WEIGHTS_USER},
