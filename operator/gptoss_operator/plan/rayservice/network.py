@@ -2,7 +2,7 @@
 
 Serve's port, the replicas' own, Ray's metrics and HAProxy's statistics know no password, so these
 policies are their only guard beside the gateway's token. Addresses of clouds' metadata services are
-never reachable.
+never reachable, but for DNS: on some clouds one of them is the resolver.
 """
 
 from ipaddress import IPv4Network, IPv6Network, ip_network
