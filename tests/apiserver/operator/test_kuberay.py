@@ -316,7 +316,7 @@ async def test_gateway_tokens_that_can_not_be_read_are_told_and_stop_nothing_tha
     async with home.operator():
         await home.apply(scaling={"minReplicas": 1})
         assert "kubeRay.gatewayTokenFile" in await home.until("Degraded", "True", "GatewayTokenUnreadable")
-        assert (await home.condition("Ready"))[:2] == ("Unknown", "GatewayTokenUnreadable")
+        await home.until("Ready", "Unknown", "GatewayTokenUnreadable")
         assert home.kuberay.made == [], "nobody could be let in"
         aside.rename(file)
         await home.until("Ready", "True", "Serving")
