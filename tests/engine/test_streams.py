@@ -44,8 +44,9 @@ def test_streams_outlive_rays_hard_stop_of_the_proxies_that_scaling_replaced(
         applications.until(first.proxy_is_replaced, what="the scale-up replaced the first stream's proxy")
         second = stack.enter_context(_stream_of_another_replica(applications, "long", than=first))
         applications.scale(application, 1)
+        leaving = ["RUNNING", "STOPPING"]
+        applications.until(lambda: _states(applications, application) == leaving, what="a replica is on its way out")
         applications.until(second.proxy_is_replaced, what="the scale-down replaced the second stream's proxy")
-        assert _states(applications, application) == ["RUNNING", "STOPPING"], "one of the two is on its way out"
 
         until = time.monotonic() + _rays_default_hard_stop() + MARGIN_SECONDS
         while time.monotonic() < until:
