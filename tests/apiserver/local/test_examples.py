@@ -28,7 +28,9 @@ def test_is_accepted(control_plane: ControlPlane, crds: list[str], manifest: Pat
     if manifest.name == "rbac.yaml":  # its Role needs its Namespace, which a dry run does not make
         control_plane.kubectl("apply", "--validate=strict", "-f", str(manifest))
     else:
-        control_plane.kubectl("apply", "--server-side", "--dry-run=server", "--validate=strict", "-f", str(manifest))
+        # Another test's manager may hold what is in no namespace.
+        dry_run = ("--server-side", "--force-conflicts", "--dry-run=server", "--validate=strict")
+        control_plane.kubectl("apply", *dry_run, "-f", str(manifest))
 
 
 def test_settings_are_read_by_operator_and_gateway():
