@@ -170,7 +170,8 @@ async def _pass_failure(answer: Answer, exchange: Exchange, parcel: Parcel) -> O
             }
         }
         body = json.dumps(document).encode()
-    if status >= 500 or (document is None and status == 404):
+    # An engine that answers has answered, also that it failed on this request; only its 503 asks for patience.
+    if status == 503 or (document is None and (status >= 500 or status == 404)):
         raise UpstreamUnavailableError(
             f"the engine's side answered {status} {'JSON' if document else 'text'}",
             # What never found an engine: HAProxy knows no such application (404), Ray Serve has no replica (503).

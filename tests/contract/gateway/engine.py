@@ -82,13 +82,17 @@ class Engines:
             return web.Response(status=503, text="no replica", headers={"X-Serve-Reason": "no replica"})
         if fault == "text-404":
             return web.Response(status=404, text=TEXT_404 % request.path)
-        if fault == "json-500":
-            return web.json_response({"error": {"message": "EngineCore died", "type": "x", "code": 500}}, status=500)
+        if fault in ("json-500", "json-501", "json-502", "json-503", "json-504"):
+            status = int(fault.removeprefix("json-"))
+            error = {"message": f"vLLM says {status}", "type": "InternalServerError", "param": None, "code": status}
+            return web.json_response({"error": error}, status=status)
         if fault == "json-400":
             return web.json_response(
                 {"error": {"message": "max_tokens too large", "type": "BadRequestError", "param": None, "code": 400}},
                 status=400,
             )
+        if fault == "scaling-503":
+            return web.json_response({"error": "The model is currently scaling. Please try again later."}, status=503)
         if fault == "detail-404":
             return web.json_response({"detail": "Not Found"}, status=404)
         if fault == "half-json":

@@ -19,7 +19,7 @@ async def awake(house):
     return await house.open_gateway(), application
 
 
-BEFORE_THE_FIRST_BYTE = ["reset", "text-500", "text-503", "text-404", "json-500"]
+BEFORE_THE_FIRST_BYTE = ["reset", "text-500", "text-503", "text-404", "json-503", "scaling-503"]
 
 
 @pytest.mark.parametrize(
@@ -52,10 +52,25 @@ async def test_an_engine_that_fails_on_one_request_again_and_again_is_spared(awa
         assert caught.value.code == "upstream_failed"
         assert len(application.posts) == 5
         application.faults.clear()
-        application.faults.extend(["json-500"] * 20)
-        with pytest.raises(openai.InternalServerError, match="EngineCore died"):
+        application.faults.extend(["json-503"] * 20)
+        with pytest.raises(openai.InternalServerError, match="vLLM says 503"):
             await ask(api)
     assert len(application.posts) == 10
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("status", [500, 501, 502, 504])
+async def test_an_error_of_the_engines_own_is_passed_on_once_and_nobody_else_waits_for_it(awake, house, status, stream):
+    server, application = awake
+    application.faults.append(f"json-{status}")
+    async with client(server) as api:
+        with pytest.raises(openai.InternalServerError, match=f"vLLM says {status}") as caught:
+            await ask(api, stream=stream)
+        assert (caught.value.status_code, caught.value.type) == (status, "InternalServerError")
+        assert len(application.posts) == 1
+        await ask(api)
+    assert len(application.posts) == 2
+    assert not [line for line in house.engines.requests if line.startswith("GET")], "nobody doubted the engine"
 
 
 async def test_a_refused_connection_waits_for_the_engine(awake, house):
