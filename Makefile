@@ -158,6 +158,10 @@ lock: $(UV)  ## Resolve the dependencies again and pin them by hash
 		--override <(echo 'vllm; python_version < "3"') --constraint locks/serving-rocm-base.txt \
 		$$(sed -nE 's/^([a-z0-9-]+).*/--no-emit-package=\1/p' locks/serving-rocm-base.txt) \
 		--generate-hashes --no-header -o locks/serving-rocm.txt
+	# What builds the project in an image: the build backend and all it needs, for every image's Python.
+	"$(PYTHON)" -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"], sep="\n")' | \
+		"$(UV)" pip compile --quiet - --python-version 3.11 --universal --no-annotate \
+		--generate-hashes --no-header -o locks/build.txt
 
 bench-wake: setup  ## Print the wake figures against a stand-in that starts at once
 	@$(BIN)/python -m benchmarks.wake

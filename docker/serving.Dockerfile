@@ -23,11 +23,20 @@ RUN apt-get update \
 USER 1000:100
 WORKDIR /opt/gptoss
 COPY --chown=1000:100 locks/${LOCK} locks/lock.txt
-RUN pip install --no-cache-dir --disable-pip-version-check --require-hashes --no-deps -r locks/lock.txt
+# Everything by hash, and wheels only: nothing runs code of a package while it is installed, nor fetches what builds it.
+RUN pip install --no-cache-dir --disable-pip-version-check --require-hashes --only-binary :all: --no-deps \
+    -r locks/lock.txt
+COPY --chown=1000:100 locks/build.txt locks/
 COPY --chown=1000:100 pyproject.toml README.md LICENSE ./
 COPY --chown=1000:100 operator operator
 COPY --chown=1000:100 serving serving
-RUN pip install --no-cache-dir --disable-pip-version-check --no-deps .
+# The project is built by what its own lock names, in a folder that the image does not keep, and fetches nothing.
+RUN build="$(mktemp -d)" \
+    && pip install --no-cache-dir --disable-pip-version-check --require-hashes --only-binary :all: --no-deps \
+        --target "$build" -r locks/build.txt \
+    && PYTHONPATH="$build" pip install --no-cache-dir --disable-pip-version-check --no-index --no-deps \
+        --no-build-isolation . \
+    && rm -r "$build"
 ENV RAY_SERVE_ENABLE_HA_PROXY=1 \
     RAY_SERVE_LLM_ENABLE_DIRECT_STREAMING=1 \
     RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S=3600 \

@@ -1,13 +1,18 @@
 """The wheel, as somebody who has only pip gets it."""
 
+import os
+import re
+import shutil
 import subprocess
 import sys
+import sysconfig
 import zipfile
 from pathlib import Path
 
 import pytest
 
-REPOSITORY = Path(__file__).parents[3]
+from tests.unit.packaging.test_images import SERVING, instructions
+from tests.unit.packaging.test_tree import REPOSITORY
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -59,3 +64,32 @@ def test_installs_with_plain_pip_and_imports(clean_environment: Path, wheel: Pat
     for module in ("gptoss_operator", "gptoss_gateway"):
         run(python, "-m", module, "--help")
     assert "weights" in run(str(clean_environment.parent / "gptoss"), "--help")
+
+
+@pytest.mark.parametrize("path", SERVING, ids=lambda path: path.name)
+def test_serving_images_build_it_with_their_lock_alone_and_keep_nothing_of_the_build(path: Path, tmp_path: Path):
+    """The image's own command, in a copy of what the image holds then."""
+    (command,) = [each for each in instructions(path, "RUN") if "--no-build-isolation" in each]
+    source, environment, temporary = tmp_path / "source", tmp_path / "venv", tmp_path / "temporary"
+    for name in ("operator", "serving"):
+        shutil.copytree(REPOSITORY / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE", "locks/build.txt"):
+        (source / name).parent.mkdir(exist_ok=True)
+        shutil.copy(REPOSITORY / name, source / name)
+    temporary.mkdir()
+    subprocess.run([sys.executable, "-m", "venv", str(environment)], check=True, capture_output=True)
+
+    def run(*words: str, **variables: str) -> str:
+        variables |= {"PATH": f"{environment / 'bin'}:{os.environ['PATH']}", "TMPDIR": str(temporary)}
+        done = subprocess.run(
+            words, cwd=source, env={**os.environ, **variables}, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, f"{words}: {done.stdout[-1000:]}{done.stderr[-2000:]}"
+        return done.stdout
+
+    run("sh", "-ec", command)
+    assert list(temporary.iterdir()) == []
+    listed = run("pip", "list", "--format", "freeze", "--exclude", "pip", "--exclude", "setuptools")
+    assert re.sub(r"==.*", "", listed).split() == ["gptoss-operator"]
+    # What it imports comes from the image's other lock; here from these tests' environment.
+    assert "weights" in run("gptoss", "--help", PYTHONPATH=sysconfig.get_path("purelib"))
