@@ -41,7 +41,7 @@ class Cluster:
     config: Raw
     application: Raw
     started: bool = False
-    """All its pods are ready."""
+    """All its pods are there and ready."""
     served: bool = False
 
 
@@ -177,7 +177,8 @@ class StandInKubeRay:
         if self.kubelet and not cluster.started:
             await self._play_kubelet(cluster)
         pods = await self._pods(cluster)
-        cluster.started = bool(pods) and all(_is_ready(pod) for pod in pods)
+        wanted = 1 + cluster.config["workerGroupSpecs"][0]["replicas"]
+        cluster.started = len(pods) >= wanted and all(_is_ready(pod) for pod in pods)
 
     async def _play_kubelet(self, cluster: Cluster) -> None:
         ready = not (self.hold or self.init_message or self.unschedulable)
