@@ -133,9 +133,7 @@ class _Use:
         directory = prepare_directory(self._cache.directory)
         copy = PrivateCopy.of(directory, manifest_digest=manifest_digest, location=location)
         with storage_errors():
-            for place in (copy.ready, copy.staging):
-                if place.is_symlink():
-                    place.unlink()
+            copy.unplant()
         return copy
 
     def taken(self, copy: PrivateCopy, *, take: _Take) -> Materialised:

@@ -14,7 +14,8 @@ CHUNK_BYTES: Final = 1024 * 1024
 
 def hash_file(path: Path, *, advance: Callable[[int], None] = lambda _: None) -> str:
     """Return a file's SHA-256 as hex. ``advance`` is told of every chunk and may raise to stop."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    # O_NONBLOCK: opening a pipe would wait for a writer.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     with os.fdopen(descriptor, "rb", buffering=0) as stream:
         running = hashlib.sha256()
         absorb(stream.fileno(), running, advance=advance)

@@ -31,7 +31,6 @@ from gptoss_weights.location import Location
 
 PARTIAL_SUFFIX: Final = ".partial"
 _LOCK_POLL_SECONDS: Final = 0.1
-_LOCK_FLAGS: Final = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
 # Descriptors that keep copies from being removed while this process lives.
 _HELD: Final[dict[Path, int]] = {}
 _ADVICE: Final = {
@@ -41,6 +40,7 @@ _ADVICE: Final = {
     errno.EFBIG: "takes no file so large; use a file system and a limit (ulimit -f) that do",
     errno.EIO: "failed to read or write (EIO); look at the node's disk",
 }
+_NO_FILE: Final = frozenset({errno.ELOOP, errno.EISDIR, errno.ENXIO})
 _DIGITS: Final = 18
 _FOLDERS: Final = ("ready", "staging", "manifests", "receipts", "locks")
 
@@ -77,7 +77,7 @@ class PrivateCopy:
         """Keep this copy from being removed for as long as this process lives."""
         if self._use in _HELD:
             return
-        descriptor = os.open(self._use, _LOCK_FLAGS, 0o600)
+        descriptor = open_own(self._use)
         # Exclusive only ever for the moment of a removal, and then the copy is gone: nothing to wait for.
         if _try_lock(descriptor, exclusive=False):
             _HELD[self._use] = descriptor
@@ -86,18 +86,24 @@ class PrivateCopy:
 
     def touch(self) -> None:
         """Note that the copy was given out now."""
-        self._use.touch(mode=0o600)
+        descriptor = open_own(self._use)
+        try:
+            os.utime(descriptor)
+        finally:
+            os.close(descriptor)
 
     def used_at(self) -> float:
         """Return when the copy was last given out, in seconds since the epoch; 0 for never."""
         try:
-            return self._use.stat().st_mtime
+            return self._use.lstat().st_mtime
         except FileNotFoundError:
             return 0.0
 
     def reserve(self, total: int) -> None:
         """Note how large the copy will be. Counts for as long as its lock is held exclusively."""
-        self._lock.write_text(str(total), encoding="ascii")
+        with os.fdopen(open_own(self._lock), "wb") as stream:
+            stream.truncate()
+            stream.write(str(total).encode())
 
     def reserved(self) -> int:
         """Return how large the copy will be if it is being pulled now, else 0."""
@@ -117,12 +123,20 @@ class PrivateCopy:
         total = 0
         # In this order a copy that is published meanwhile counts once or twice, never not at all.
         for top in (self.staging, self.ready):
+            if top.is_symlink():
+                continue
             for parent, _, files in os.walk(top):
                 for name in files:
                     # A pull at work renames its files meanwhile.
                     with suppress(FileNotFoundError):
                         total += (Path(parent) / name).lstat().st_size
         return total
+
+    def unplant(self) -> None:
+        """Remove what stands in the place of this copy's folders and is none: somebody else put it there."""
+        for place in (self.ready, self.staging):
+            if place.is_symlink() or not place.is_dir():
+                place.unlink(missing_ok=True)
 
     def remove_unless_used(self) -> bool:
         """Remove the copy; False if somebody pulls, verifies or holds it."""
@@ -131,6 +145,7 @@ class PrivateCopy:
                 locked_file(self._lock, timeout_seconds=0),
                 locked_file(self._use, timeout_seconds=0),
             ):
+                self.unplant()
                 if self.ready.is_dir():
                     self.demote()
                 remove_tree(self.staging)
@@ -170,9 +185,10 @@ def locked_file(path: Path, *, exclusive: bool = True, timeout_seconds: float) -
 
     Raises:
         BusyError: another process, or another call in this one, holds it for longer than ``timeout_seconds``.
+        StorageError: what goes by its name is no regular file.
     """
     deadline = time.monotonic() + timeout_seconds
-    descriptor = os.open(path, _LOCK_FLAGS, 0o600)
+    descriptor = open_own(path)
     try:
         while not _try_lock(descriptor, exclusive=exclusive):
             if time.monotonic() >= deadline:
@@ -184,6 +200,27 @@ def locked_file(path: Path, *, exclusive: bool = True, timeout_seconds: float) -
         yield
     finally:
         os.close(descriptor)
+
+
+def open_own(path: Path) -> int:
+    """Open a regular file to read and write, made if need be, and return its descriptor.
+
+    In a folder that others share, a link could lead elsewhere and a pipe would be waited for.
+
+    Raises:
+        StorageError: something else than a regular file goes by its name.
+    """
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    try:
+        descriptor = os.open(path, flags, 0o600)
+    except OSError as error:
+        if error.errno in _NO_FILE:
+            raise _planted(path) from error
+        raise
+    if stat.S_ISREG(os.fstat(descriptor).st_mode):
+        return descriptor
+    os.close(descriptor)
+    raise _planted(path)
 
 
 def prepare_directory(directory: Path, *, readable: bool = False) -> Path:
@@ -233,7 +270,13 @@ def storage_errors() -> Iterator[None]:
 def write_atomically(path: Path, content: bytes) -> None:
     """Replace a small file: all of it or nothing, also after a power cut."""
     temporary = path.with_name(path.name + PARTIAL_SUFFIX)
-    with temporary.open("wb") as stream:
+    # Left by a pull that was killed, or planted: a link would be followed, and a pipe waited for.
+    try:
+        temporary.unlink(missing_ok=True)
+    except IsADirectoryError as error:
+        raise _planted(temporary) from error
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    with os.fdopen(descriptor, "wb") as stream:
         stream.write(content)
         stream.flush()
         os.fsync(stream.fileno())
@@ -273,6 +316,13 @@ def remove_tree(folder: Path) -> None:
     if folder.is_dir():
         _make_writable(folder)
         shutil.rmtree(folder)
+
+
+def _planted(path: Path) -> StorageError:
+    return StorageError(
+        f"{path.parent.name}/{path.name} in the folder for weights is no regular file, "
+        "which nobody of us made; delete it"
+    )
 
 
 def _make_writable(folder: Path) -> None:

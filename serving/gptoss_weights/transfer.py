@@ -23,7 +23,7 @@ from gptoss_weights.manifest import ManifestFile
 from gptoss_weights.sources import ObjectVersion, Source
 from gptoss_weights.sources.ahead import Lanes, read_in_order
 from gptoss_weights.sources.protocol import CloningSource
-from gptoss_weights.storage import PARTIAL_SUFFIX, storage_errors
+from gptoss_weights.storage import PARTIAL_SUFFIX, open_own, storage_errors
 
 _READ_ONLY: Final = 0o444
 
@@ -139,8 +139,7 @@ class Transfer:
 
     def _fetch(self, partial: Path, file: ManifestFile, version: ObjectVersion) -> bool:
         """Fetch into a partial file. False when what it had held was damaged: now it is empty."""
-        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-        descriptor = os.open(partial, flags, 0o600)
+        descriptor = open_own(partial)
         try:
             cloned = os.fstat(descriptor).st_size == 0 and self._clone(descriptor, file.name, version)
             if os.fstat(descriptor).st_size > version.size:

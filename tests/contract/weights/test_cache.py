@@ -186,6 +186,107 @@ def test_a_poisoned_cache_is_found_mended_and_told(weights, new_pod, tmp_path, h
     assert new_pod()().copy.fetched_bytes == 0
 
 
+PLANTABLE = {
+    "the manifest being written": lambda copy: copy.manifest.with_name(f"{copy.manifest.name}.partial"),
+    "the receipt being written": lambda copy: copy.receipt.with_name(f"{copy.receipt.name}.partial"),
+    "the receipt": lambda copy: copy.receipt,
+    "the copy's lock": lambda copy: copy._lock,
+    "the time of its last use": lambda copy: copy._use,
+    "the lock of who makes room": lambda copy: copy._lock.with_name("room.lock"),
+}
+
+
+def plant(path: Path, what: str, elsewhere: Path) -> None:
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    path.parent.parent.chmod(0o700)
+    path.unlink(missing_ok=True)
+    match what:
+        case "a pipe":
+            os.mkfifo(path)
+        case "a link to a file":
+            elsewhere.write_text("kept")
+            os.utime(elsewhere, (1, 1))
+            path.symlink_to(elsewhere)
+        case "a link to nothing":
+            path.symlink_to(elsewhere)
+        case "a folder":
+            path.mkdir()
+
+
+def ends(pod: Pod, *, pipe: Path):
+    """Pull, and fail instead of waiting for good where that opens a pipe."""
+    found = []
+    thread = threading.Thread(target=lambda: found.append(pod()), daemon=True)
+    thread.start()
+    thread.join(30)
+    if thread.is_alive():
+        os.close(os.open(pipe, os.O_RDWR | os.O_NONBLOCK))
+    assert not thread.is_alive(), f"the pull waits for {pipe}"
+    return found[0]
+
+
+@pytest.mark.parametrize("there_already", [False, True])
+@pytest.mark.parametrize("what", ["a pipe", "a link to a file", "a link to nothing", "a folder"])
+@pytest.mark.parametrize("place", PLANTABLE)
+def test_what_is_planted_where_the_cache_is_written_is_neither_waited_for_nor_followed(
+    weights, new_pod, tmp_path, place, what, there_already
+):
+    pod = new_pod()
+    if there_already:
+        pod()
+        # Something to mend, so that manifest and receipt are written again.
+        (pod.cached.ready / "config.json").chmod(0o600)
+        (pod.cached.ready / "config.json").write_text("{}")
+        pod = new_pod()
+    planted, elsewhere = PLANTABLE[place](pod.cached), tmp_path / "elsewhere"
+    plant(planted, what, elsewhere)
+    found = ends(pod, pipe=planted)
+    assert contents(found.copy.path) == signed(weights)
+    if what == "a link to a file":
+        assert (elsewhere.read_text(), elsewhere.stat().st_mtime) == ("kept", 1)
+    assert what != "a link to nothing" or not elsewhere.exists()
+    written = place.endswith(("written", "receipt")) and what != "a folder"
+    assert written == (found.problem is None)
+    assert written or found.problem.startswith("StorageFailed: ")
+    if what == "a folder" and place != "the receipt":
+        assert f"{planted.parent.name}/{planted.name}" in found.problem, "what is to be deleted"
+
+
+@pytest.mark.parametrize("folder", ["ready", "staging"])
+@pytest.mark.parametrize("what", ["a pipe", "a link to a file", "a link to nothing"])
+def test_what_is_planted_in_the_place_of_a_copy_goes(weights, new_pod, tmp_path, folder, what):
+    pod = new_pod()
+    planted = getattr(pod.cached, folder)
+    plant(planted, what, tmp_path / "elsewhere")
+    found = ends(pod, pipe=planted)
+    assert (found.problem, contents(found.copy.path)) == (None, signed(weights))
+    assert new_pod()().copy.fetched_bytes == 0
+
+
+@pytest.mark.parametrize("folder", ["ready", "staging"])
+def test_a_link_in_the_place_of_another_copy_is_removed_and_what_it_leads_to_left_alone(
+    new_pod, others, tmp_path, folder
+):
+    elsewhere = tmp_path / "elsewhere"
+    (elsewhere / "inner").mkdir(parents=True)
+    (elsewhere / "inner" / "large").write_bytes(bytes(2 * SIZE))
+    for each in (elsewhere / "inner", elsewhere):
+        each.chmod(0o555)
+    pod = new_pod(others("first"))
+    planted = pod.claim / "gptoss-weights" / folder / "planted"
+    plant(planted, "a pipe", tmp_path)
+    planted.unlink()
+    planted.symlink_to(elsewhere)
+    found = pod(max_bytes=int(2.5 * SIZE))
+    assert found.problem is None, "what a link leads to takes no room here"
+    used(pod, seconds_ago=100)
+    second = new_pod(others("second"))(max_bytes=int(1.5 * SIZE))
+    assert [each.stat().st_mode & 0o777 for each in (elsewhere, elsewhere / "inner")] == [0o555, 0o555]
+    assert (elsewhere / "inner" / "large").stat().st_size == 2 * SIZE
+    assert "planted" in second.evicted
+    assert not planted.is_symlink()
+
+
 def test_what_changes_whenever_it_is_read_is_left_aside(weights, new_pod, monkeypatch):
     new_pod()()
 
