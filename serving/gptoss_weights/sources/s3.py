@@ -54,6 +54,11 @@ _THROTTLED_CODES: Final = frozenset(
 )
 _BUSY_CODES: Final = frozenset({"RequestTimeout", "ServiceUnavailable", "InternalError"})
 _TAKES_ON_A_ROLE: Final = "AssumeRoleWithWebIdentity"
+_NO_CREDENTIALS: Final = (
+    "there are no credentials for the object store, or half of them; set both AWS_ACCESS_KEY_ID and "
+    "AWS_SECRET_ACCESS_KEY"
+)
+_NO_CREDENTIALS_ERRORS: Final = (NoCredentialsError, PartialCredentialsError, CredentialRetrievalError)
 _ERROR_CODE: Final = re.compile(r"[A-Za-z]{1,64}")
 
 
@@ -63,7 +68,8 @@ class S3Source:
     def __init__(self, location: Location, *, settings: SourceSettings) -> None:
         self._bucket = location.bucket
         self._prefix = "".join(f"{segment}/" for segment in location.segments)
-        self._client = _client(settings)
+        with _setting_errors():
+            self._client = _client(settings)
         self._max_attempts = settings.max_attempts
         self._lock = threading.Lock()
         self._open: set[StreamingBody] = set()
@@ -140,6 +146,8 @@ def _client(settings: SourceSettings) -> "S3Client":
 
     if settings.s3_endpoint is not None:
         check_endpoint(settings.s3_endpoint)
+    if bool(settings.s3_access_key_id) != bool(settings.s3_secret_access_key):
+        raise AccessDeniedError(_NO_CREDENTIALS)
     config = Config(
         signature_version="s3v4",
         # Retries are ours (see retry.py), one policy for requests and streams.
@@ -197,15 +205,27 @@ def _check_answer(answer: Any, name: str, version: ObjectVersion, offset: int, e
 
 
 @contextmanager
+def _setting_errors() -> Iterator[None]:
+    """Type what botocore finds wrong before it asks anybody: it reads variables and files while it makes a client."""
+    try:
+        yield
+    except _NO_CREDENTIALS_ERRORS as error:
+        raise AccessDeniedError(_NO_CREDENTIALS) from error
+    except BotoCoreError as error:
+        raise SourceError(
+            f"no client for the object store can be made of these settings ({type(error).__name__}); correct "
+            "AWS_REGION, AWS_PROFILE, and the files that AWS_CONFIG_FILE and AWS_SHARED_CREDENTIALS_FILE name"
+        ) from error
+
+
+@contextmanager
 def _source_errors(name: str) -> Iterator[None]:
     try:
         yield
     except ClientError as error:
         raise _typed(name, error) from error
-    except (NoCredentialsError, PartialCredentialsError, CredentialRetrievalError) as error:
-        raise AccessDeniedError(
-            "there are no credentials for the object store; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY", file=name
-        ) from error
+    except _NO_CREDENTIALS_ERRORS as error:
+        raise AccessDeniedError(_NO_CREDENTIALS, file=name) from error
     except (BotoCoreError, OSError) as error:
         # Messages of botocore quote addresses and answers; the type says enough.
         raise SourceUnavailableError(

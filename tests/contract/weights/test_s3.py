@@ -1,13 +1,16 @@
 """S3: against a real server, and against one that misbehaves."""
 
+import json
 import threading
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler
 
 import pytest
+from click.testing import CliRunner
 
+from gptoss_cli.weights import weights as weights_commands
 from gptoss_weights.errors import (
     AccessDeniedError,
     DigestMismatchError,
@@ -304,6 +307,64 @@ def test_nobody_listening_is_unavailable_and_no_credentials_is_denied(free_port,
     bare = SourceSettings(s3_endpoint=dead.s3_endpoint)
     with open_source("s3://models/m", settings=bare) as source, pytest.raises(AccessDeniedError, match="AWS_ACCESS"):
         source.stat("a")
+
+
+HALVES = [{"AWS_ACCESS_KEY_ID": "AKIA"}, {"AWS_SECRET_ACCESS_KEY": "secret"}]
+
+
+@pytest.fixture
+def no_keys(monkeypatch, tmp_path):
+    """An environment in which boto3 finds no credentials of its own."""
+    for variable in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
+
+
+@pytest.mark.parametrize("half", HALVES)
+def test_half_of_a_pair_of_keys_is_denied_and_told_what_to_set(no_keys, free_port, monkeypatch, half):
+    ours = SourceSettings(s3_endpoint=f"http://127.0.0.1:{free_port}", max_attempts=1)
+
+    def asked(settings):
+        with (
+            pytest.raises(AccessDeniedError, match="set both AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"),
+            open_source("s3://models/m", settings=settings) as source,
+        ):
+            read_bundle(source)
+
+    asked(ours.with_credentials(half))
+    for name, value in half.items():
+        monkeypatch.setenv(name, value)
+    asked(ours)
+
+
+@pytest.mark.parametrize("half", HALVES)
+def test_a_pull_with_half_of_a_pair_of_keys_leaves_its_reason(no_keys, free_port, monkeypatch, tmp_path, half):
+    for name, value in {"AWS_ENDPOINT_URL_S3": f"http://127.0.0.1:{free_port}", **half}.items():
+        monkeypatch.setenv(name, value)
+    log = tmp_path / "log"
+    pinned = ["--model", MODEL, "--manifest-digest", "sha256:" + "0" * 64]
+    arguments = ["pull", "s3://models/m", *pinned, "--to", str(tmp_path / "to"), "--termination-log", str(log)]
+    found = CliRunner().invoke(weights_commands, [*arguments, "--json"], catch_exceptions=False)
+    assert found.exit_code == 1
+    for told in (json.loads(log.read_text()), json.loads(found.stdout)):
+        assert told["error"]["reason"] == "AccessDenied"
+        assert "AWS_SECRET_ACCESS_KEY" in told["error"]["message"]
+        assert told["error"]["retryable"] is False
+
+
+@pytest.mark.parametrize(
+    "settings", [{"AWS_PROFILE": "nobodys"}, {"AWS_CONFIG_FILE": "passwd"}, {"AWS_REGION": "no region"}]
+)
+def test_settings_of_which_no_client_can_be_made_are_told(no_keys, free_port, monkeypatch, tmp_path, settings):
+    (tmp_path / "passwd").write_text("root:x:0")
+    monkeypatch.chdir(tmp_path)
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+    ours = replace(SourceSettings.from_environment(), s3_endpoint=f"http://127.0.0.1:{free_port}")
+    with pytest.raises(SourceError, match=next(iter(settings))), open_source("s3://models/m", settings=ours):
+        pass
 
 
 def test_the_environment_does_not_move_the_endpoint(misbehaving, monkeypatch):
