@@ -86,7 +86,7 @@ class SignatureCheck:
             versions = hashlib.sha256(decision.manifest_digest.encode())
             weight_bytes: int | None = 0
             seen = True
-            for file in decision.manifest.files:
+            for file in decision.manifest.served:
                 try:
                     version = source.stat(file.name)
                     if file.name.endswith(".safetensors") and weight_bytes is not None:

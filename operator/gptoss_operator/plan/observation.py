@@ -44,7 +44,7 @@ class Trusted:
         waived: why no authority vouches, where mode Audit waives that.
         raises_release: it is a higher release than the policy's status records.
         doubt: why a later look failed although nothing is known to be wrong.
-        weight_bytes: size of the safetensors files, None if the source does not tell it.
+        weight_bytes: size of the safetensors files that nodes fetch, None if the source does not tell it.
     """
 
     manifest_digest: str

@@ -1,6 +1,6 @@
 """Marks of what a source holds, by which a change of that is seen and nothing else.
 
-A mark names the manifest and the versions of the files that it lists. Who may read the manifest may not be let near
+A mark names the manifest and the versions of the files that nodes fetch. Who may read the manifest may not be let near
 the other files, for good or for a while: then their versions are not known, which is neither a change nor none.
 """
 

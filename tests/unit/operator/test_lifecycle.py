@@ -460,6 +460,18 @@ def test_bytes_that_a_node_refused_are_tried_again_only_when_others_were_seen() 
     assert world.phase is Phase.SERVING
 
 
+def test_a_source_that_another_release_marks_otherwise_restarts_nothing_that_serves() -> None:
+    world = World()
+    world.live()
+    before = (world.asked, world.view)
+    world.trust = replace(TRUSTED, source="two")
+    world.now += 5
+    world.settle()
+    world.cluster()
+    assert world.phase is Phase.SERVING
+    assert (world.asked, world.view) == before
+
+
 def test_bytes_that_nobody_could_see_when_they_were_refused_are_compared_with_from_then_on() -> None:
     world = World()
     world.trust = replace(TRUSTED, source="unknown")

@@ -45,6 +45,34 @@ def test_the_sizes_of_the_signed_safetensors_are_summed(tmp_path: Path) -> None:
     assert check(asked, [policy], WALL, {}).weight_bytes is None
 
 
+def test_files_that_are_signed_and_never_fetched_count_for_nothing_and_are_not_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, policy, asked = signed(tmp_path)
+    (folder / "original").mkdir()
+    for other in (folder / "original" / "model.safetensors", folder / "README.md"):
+        other.write_bytes(bytes(100_000))
+    signed_weights(folder, tmp_path / "key")
+    asked_for: list[str] = []
+    stat = FileSource.stat
+
+    def seen(source: FileSource, name: str) -> ObjectVersion:
+        asked_for.append(name)
+        return stat(source, name)
+
+    monkeypatch.setattr(FileSource, "stat", seen)
+    check = SignatureCheck(cache=Cache(), sources=SourceSettings(file_roots=(tmp_path,)))
+    found = check(asked, [policy], WALL, {})
+    assert found.weight_bytes == (folder / "model.safetensors").stat().st_size
+    assert sorted(asked_for) == ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]
+
+    (folder / "original" / "model.safetensors").unlink()
+    (folder / "README.md").write_text("another")
+    without = check(asked, [policy], WALL, {})
+    assert without.weight_bytes == found.weight_bytes, "a mirror need not have what nobody fetches"
+    assert not has_changed(found.source, without.source)
+
+
 def test_a_source_that_is_away_tells_of_no_change_and_is_not_asked_for_every_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
