@@ -157,8 +157,8 @@ EVERYBODY = {"selfsubjectreviews", "selfsubjectaccessreviews", "selfsubjectrules
 
 @pytest.mark.parametrize(
     ("namespaced", "kuberay"),
-    [(False, False), (True, False), (True, True)],
-    ids=["cluster-wide", "namespaced", "kuberay"],
+    [(False, False), (False, True), (True, False), (True, True)],
+    ids=["cluster-wide", "cluster-wide kuberay", "namespaced", "namespaced kuberay"],
 )
 async def test_each_account_may_do_exactly_what_the_table_says(
     control_plane: ControlPlane,
