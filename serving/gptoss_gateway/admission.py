@@ -64,7 +64,10 @@ class Visit:
 
 
 class Admission:
-    """The door to every engine. ``may_report`` is false while this gateway's reports do not get through."""
+    """The door to every engine. ``may_report`` is false while this gateway's reports do not get through.
+
+    ``senders`` tells how many gateway processes may have requests at engines, this one included.
+    """
 
     def __init__(
         self,
@@ -76,6 +79,7 @@ class Admission:
         session: aiohttp.ClientSession,
         metering: Metering,
         may_report: Callable[[], bool],
+        senders: Callable[[], int],
     ) -> None:
         self._catalogue = catalogue
         self._ledger = ledger
@@ -84,6 +88,7 @@ class Admission:
         self._session = session
         self._metering = metering
         self._may_report = may_report
+        self._senders = senders
         self._answered: dict[str, float] = {}
         self._asked: dict[str, float] = {}
         self._doubted: set[str] = set()
@@ -168,9 +173,14 @@ class Admission:
         return model.engine_ready or self._now() < self._answered.get(model.uid, 0.0)
 
     def _free(self, model: ServedModel) -> int:
-        """Return how many more requests the model's replicas take; who was called is as good as there."""
+        """Return how many more requests may go to the model's replicas; who was called is as good as there.
+
+        Up to two processes fill a model each on its own; more divide twice its capacity among them, which is
+        well within what replicas take, so that questions whether an engine answers never queue behind requests.
+        """
+        share = min(model.capacity, max(1, 2 * model.capacity // self._senders()))
         _, in_flight = self._ledger.counts(model.uid)
-        return model.capacity - in_flight - self._room.called(model.uid)
+        return share - in_flight - self._room.called(model.uid)
 
     async def _wait(self, ticket: Ticket, visit: Visit, model: ServedModel) -> None:
         allowed = model.wake_timeout_seconds

@@ -117,6 +117,7 @@ class Gateway:
             session=self._session,
             metering=self.metering,
             may_report=lambda: self.reporter.may_report,
+            senders=lambda: self.census.senders,
         )
         self._inference = Inference(
             catalogue=self.catalogue,

@@ -1,4 +1,4 @@
-"""How many gateway processes take requests, by the reports that each of them writes: tenants' limits are divided by it.
+"""How many gateway processes there are, by the reports that each of them writes: what all share is divided by it.
 
 Nobody's clock is read but our own, and of that only what passed between two heartbeats of ours that we
 saw come back: while the API server is away no time passes here, and nobody is taken for gone.
@@ -40,9 +40,12 @@ class Census:
     @property
     def processes(self) -> int:
         """How many take requests, this one included."""
-        return 1 + sum(
-            not other.pulse["closing"] and self._passed - other.heard < FENCE_SECONDS for other in self._others.values()
-        )
+        return 1 + sum(not other.pulse["closing"] for other in self._alive())
+
+    @property
+    def senders(self) -> int:
+        """How many may have requests at engines, this one included: also those that only finish what is open."""
+        return 1 + len(self._alive())
 
     def on_change(self, report: Mapping[str, Any]) -> None:
         """Take over a report that was written."""
@@ -55,6 +58,9 @@ class Census:
     def on_delete(self, report: Mapping[str, Any]) -> None:
         """Forget a process that ended."""
         self._others.pop(report["metadata"]["name"], None)
+
+    def _alive(self) -> list[_Other]:
+        return [other for other in self._others.values() if self._passed - other.heard < FENCE_SECONDS]
 
     def _tick(self) -> None:
         now = self._clock()

@@ -20,6 +20,8 @@ from gptoss_operator.plan.rayservice.render import Rendered
 REDACTED = "<redacted>"
 DEPLOY_FAILED = "DEPLOY_FAILED"
 DELETING = "DELETING"
+_FILLS = 4
+"""How often a replica may be filled: twice by gateways together, more while others join them at full load."""
 _QUESTIONS = 8
 _SETTLED = frozenset({"RUNNING", "UNHEALTHY", DEPLOY_FAILED})
 
@@ -101,7 +103,8 @@ def application_config(
                     "target_ongoing_requests": target_ongoing_requests(deployment.spec, engine.max_num_seqs),
                 },
                 # More than gateways send: in a replica that takes no more, the question whether it answers queues too.
-                "max_ongoing_requests": 2 * max_ongoing_requests(deployment.spec, engine.max_num_seqs) + _QUESTIONS,
+                "max_ongoing_requests": _FILLS * max_ongoing_requests(deployment.spec, engine.max_num_seqs)
+                + _QUESTIONS,
                 "graceful_shutdown_timeout_s": MAX_REQUEST_SECONDS,
                 "max_surge_percent": 100 if deployment.spec.rollout_strategy.type == "BlueGreen" else 0,
             }

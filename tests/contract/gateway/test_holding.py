@@ -4,6 +4,7 @@ import asyncio
 import json
 import re
 import time
+from contextlib import AsyncExitStack
 from functools import partial
 from itertools import pairwise
 
@@ -332,6 +333,32 @@ async def test_never_more_are_released_than_the_replicas_take(house):
         assert server.gateway.ledger.counts(UID) == (3, 5)
         application.paused.set()
         await asyncio.gather(*held)
+
+
+async def test_three_gateways_send_no_more_than_two_would_and_one_that_ends_counts_until_it_is_gone(house):
+    house.apply(model_object("serving", engine={"maxNumSeqs": 6}))
+    application = house.deploy()
+    application.paused.clear()
+    servers = [await house.open_gateway(f"gateway-{number}") for number in range(3)]
+    *staying, leaving = servers
+
+    def counts() -> list[tuple[int, int]]:
+        return [server.gateway.ledger.counts(UID) for server in servers]
+
+    async with AsyncExitStack() as stack:
+        apis = [await stack.enter_async_context(client(server)) for server in servers]
+        asked = [[ask(api) for _ in range(7)] for api in apis]
+        await eventually(lambda: counts() == [(3, 4)] * 3)
+        leaving.gateway.close_door()
+        await eventually(lambda: all(server.gateway.census.processes == 2 for server in staying))
+        await asyncio.sleep(0.6)
+        assert counts() == [(3, 4)] * 3, "its requests are at the engine still"
+        await leaving.stop()
+        house.servers.remove(leaving)
+        await eventually(lambda: counts()[:2] == [(1, 6)] * 2)
+        application.paused.set()
+        await asyncio.gather(*asked[0], *asked[1])
+        await asyncio.gather(*asked[2], return_exceptions=True)
 
 
 async def test_a_saturated_model_takes_tenants_in_turn_by_priority_and_a_full_queue_is_shared(house, monkeypatch):

@@ -59,6 +59,19 @@ def test_one_that_ends_or_says_that_it_will_counts_no_more() -> None:
     assert fleet.census.processes == 1
 
 
+def test_one_that_ends_counts_among_senders_while_it_finishes_what_is_open() -> None:
+    fleet = Fleet()
+    fleet.beat("me", "a", "b")
+    for _ in range(20):
+        fleet.beat("a", closing=True)
+        fleet.live(HEARTBEAT_SECONDS, "me", "b")
+    assert (fleet.census.processes, fleet.census.senders) == (2, 3)
+    fleet.census.on_delete(fleet.report("a", 1))
+    assert fleet.census.senders == 2
+    fleet.live(FENCE_SECONDS, "me")
+    assert fleet.census.senders == 1, "b was killed"
+
+
 def test_one_whose_heartbeat_stands_still_counts_for_a_while() -> None:
     fleet = Fleet()
     fleet.beat("me", "dead", "alive")

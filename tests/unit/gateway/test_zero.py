@@ -46,6 +46,7 @@ class Gateway:
             session=None,
             metering=Metering(),
             may_report=lambda: True,
+            senders=lambda: 1,
         )
 
     def report(self) -> None:

@@ -58,6 +58,7 @@ class Gateway:
             session=None,
             metering=Metering(),
             may_report=lambda: world.now - self.written < FENCE_SECONDS,
+            senders=lambda: 1,
         )
         self.report()
         self.catalogue.on_change(world.raw)  # listed after the first report got through, as the process does
