@@ -118,7 +118,7 @@ class Reconciler:
             application=substrate.view(key) if substrate is not None else ApplicationView(),
             hardware=substrate.hardware(deployment) if substrate is not None else None,
             trust=trust,
-            revocation=self.trust.revocation(deployment, status.weights),
+            revocation=self.trust.revocation(key, deployment, status.weights),
             demand=self.intake.demand(deployment.uid),
             rivals=self._rivals(key, deployment),
             may_start=self.starts.may(key),

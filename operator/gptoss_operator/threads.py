@@ -17,6 +17,7 @@ T = TypeVar("T")
 class Threads:
     """Runs ``at_once`` pieces of work at a time, of one owner ``each`` of them at most; more wait for their turn.
 
+    Work that hangs and that nobody waits for any more counts for its owner alone: it holds up no other's.
     ``name`` is the threads'.
     """
 
@@ -28,32 +29,28 @@ class Threads:
 
     @contextlib.asynccontextmanager
     async def turn(self, owner: str = "") -> AsyncIterator["Turn"]:
-        """Wait for a turn. With work run in it, it is over when that work ends, whoever still waits for it."""
+        """Wait for a turn. With work run in it, the owner's next comes when that work ends, whoever still waits."""
         own = self._owners.setdefault(owner, asyncio.Semaphore(self._each))
         await own.acquire()
+        turn = Turn(own.release, name=self._name)
         try:
-            await self._turns.acquire()
-        except BaseException:
-            own.release()
-            raise
-
-        def over() -> None:
-            self._turns.release()
-            own.release()
-
-        turn = Turn(over, name=self._name)
-        try:
-            yield turn
+            async with self._turns:
+                yield turn
         finally:
-            if not turn.begun:
-                over()
+            if turn.began is None:
+                own.release()
 
 
 class Turn:
-    """Leave to run one piece of work."""
+    """Leave to run one piece of work.
+
+    ``began`` is when it did, on the event loop's clock; ``ended`` is set when it ends, whoever still waits. The turn
+    is alive until then.
+    """
 
     def __init__(self, over: Callable[[], None], *, name: str) -> None:
-        self.begun = False
+        self.began: float | None = None
+        self.ended = asyncio.Event()
         self._over = over
         self._name = name
 
@@ -67,6 +64,7 @@ class Turn:
 
         def settle(result: Any, error: BaseException | None) -> None:
             self._over()
+            self.ended.set()
             if outcome.done():
                 return
             if error is not None:
@@ -85,5 +83,5 @@ class Turn:
 
         # What raises here, for the system has no thread left, has not begun.
         threading.Thread(target=in_thread, name=self._name, daemon=True).start()
-        self.begun = True
+        self.began = loop.time()
         return await outcome

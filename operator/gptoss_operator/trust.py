@@ -9,6 +9,7 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
+from weakref import WeakValueDictionary
 
 from pydantic import ValidationError
 
@@ -25,7 +26,7 @@ from gptoss_operator.metrics import Metrics
 from gptoss_operator.plan.observation import Distrusted, Revocation, Trust, Trusted
 from gptoss_operator.releases import ReleaseLedger
 from gptoss_operator.signature_check import Check, policy_of
-from gptoss_operator.threads import Threads
+from gptoss_operator.threads import Threads, Turn
 from gptoss_weights.errors import AccessDeniedError, SourceError, WeightsError
 from gptoss_weights.policy import revocation
 
@@ -37,6 +38,8 @@ _CHECK_SECONDS = 120.0
 _CHECKS_AT_ONCE = 8
 _CHECKS_OF_A_NAMESPACE = 4
 """Sources that hang are those of whoever named them: other namespaces' checks go on."""
+_ANEW_SECONDS = 30.0
+"""What a check has to find what runs signed anew by somebody else, before the denial of its signer counts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +92,9 @@ class TrustDesk:
         self._ledger = ledger
         self._credentials = credentials
         self._entries: dict[DeploymentKey, _Entry] = {}
+        self._denied_since: dict[DeploymentKey, float] = {}
         self._parsed: tuple[int, list[WeightTrustPolicy]] | None = None
+        self._turns: WeakValueDictionary[tuple[DeploymentKey, str], Turn] = WeakValueDictionary()
         self._threads = Threads(_CHECKS_AT_ONCE, name="trust", each=_CHECKS_OF_A_NAMESPACE)
 
     def answer(self, key: DeploymentKey, deployment: GptOssDeployment, *, eager: bool) -> tuple[Trust, float]:
@@ -119,12 +124,41 @@ class TrustDesk:
             entry.task = asyncio.get_running_loop().create_task(self._look(key, entry, deployment, eager=eager))
         return entry.answer, max(0.5, entry.look_at - now)
 
-    def revocation(self, deployment: GptOssDeployment, running: WeightsStatus | None) -> Revocation | None:
+    def revocation(
+        self, key: DeploymentKey, deployment: GptOssDeployment, running: WeightsStatus | None
+    ) -> Revocation | None:
         """Return why the weights that a deployment runs, or ran last, are denied now.
 
         Asks the cached policies only, at every look: neither a source that can't be reached nor a check that is
-        still under way hides it.
+        still under way hides it. But the same manifest may have been signed anew before its signer was denied, and
+        only the check finds that: it has `_ANEW_SECONDS` for it, once.
         """
+        found = self._denial(deployment, running)
+        if found is None:
+            self._denied_since.pop(key, None)
+            return None
+        now = self._clock.now()
+        since = self._denied_since.setdefault(key, now)
+        entry = self._entries.get(key)
+        checked = entry is not None and entry.answer is not None
+        signed_anew = found.reason != TrustReason.DENIED_DIGEST and not checked and now - since < _ANEW_SECONDS
+        return None if signed_anew else found
+
+    def forget(self, key: DeploymentKey) -> None:
+        """The deployment is gone."""
+        self._denied_since.pop(key, None)
+        entry = self._entries.pop(key, None)
+        if entry is not None and entry.task is not None:
+            entry.task.cancel()
+
+    async def close(self) -> None:
+        """End all checks."""
+        tasks = [entry.task for entry in self._entries.values() if entry.task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _denial(self, deployment: GptOssDeployment, running: WeightsStatus | None) -> Revocation | None:
         if running is None:
             return None
         try:
@@ -141,23 +175,10 @@ class TrustDesk:
             return None
         return Revocation(reason=found.reason, message=found.message, drain=policy.spec.on_revoked == "Drain")
 
-    def forget(self, key: DeploymentKey) -> None:
-        """The deployment is gone."""
-        entry = self._entries.pop(key, None)
-        if entry is not None and entry.task is not None:
-            entry.task.cancel()
-
-    async def close(self) -> None:
-        """End all checks."""
-        tasks = [entry.task for entry in self._entries.values() if entry.task is not None]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-
     async def _look(self, key: DeploymentKey, entry: _Entry, deployment: GptOssDeployment, *, eager: bool) -> None:
         before = entry.answer
         try:
-            entry.answer = await self._ask(deployment, before)
+            entry.answer = await self._ask(key, deployment, before)
         finally:
             entry.task = None
             settled = _settled(entry.answer) and not eager
@@ -169,10 +190,13 @@ class TrustDesk:
         # Called even if nothing changed: the reconcile then plans the next look.
         self._changed(key)
 
-    async def _ask(self, deployment: GptOssDeployment, before: Trust) -> Trust:
+    async def _ask(self, key: DeploymentKey, deployment: GptOssDeployment, before: Trust) -> Trust:
+        source = key, deployment.spec.model.uri
         try:
+            await self._earlier_look(source)
             # Whoever waits for a turn waits for others' sources, which says nothing of their own.
             async with self._threads.turn(deployment.namespace) as turn, asyncio.timeout(_CHECK_SECONDS):
+                self._turns[source] = turn
                 policies, credentials = self._policies(), await self._credentials_for(deployment)
                 found = await turn.run(self._check, deployment, policies, self._clock.wall(), credentials)
                 if found.raises_release:
@@ -217,6 +241,17 @@ class TrustDesk:
         if no.retryable and isinstance(before, Trusted):
             return replace(before, doubt=no)
         return no
+
+    async def _earlier_look(self, source: tuple[DeploymentKey, str]) -> None:
+        """Wait for the thread of an earlier look at the same source: one that hangs is not asked by a second one.
+
+        Raises:
+            TimeoutError: the source has had its time since that look began.
+        """
+        earlier = self._turns.get(source)
+        if earlier is not None and earlier.began is not None and not earlier.ended.is_set():
+            async with asyncio.timeout_at(earlier.began + _CHECK_SECONDS):
+                await earlier.ended.wait()
 
     async def _credentials_for(self, deployment: GptOssDeployment) -> Mapping[str, str]:
         """Return the namespace's credentials where they are needed: asked for anew each time, and kept nowhere."""

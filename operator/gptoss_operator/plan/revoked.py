@@ -15,11 +15,11 @@ from gptoss_operator.plan.observation import Observation, Presence, Revocation, 
 def acting_revocation(observed: Observation) -> Revocation | None:
     """Return the revocation that counts now.
 
-    None while the check under the changed policy is under way, and if it finds that the very manifest is vouched
-    for by somebody who is not denied: signed anew with another key, the bytes are the same.
+    None if the check finds that the very manifest is vouched for by somebody who is not denied: signed anew with
+    another key, the bytes are the same. One that has found nothing yet holds up no revocation.
     """
     weights = observed.status.weights
-    if observed.revocation is None or observed.trust is None or weights is None:
+    if observed.revocation is None or weights is None:
         return None
     if isinstance(observed.trust, Trusted) and observed.trust.manifest_digest == weights.manifest_digest:
         return None

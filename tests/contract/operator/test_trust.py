@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 from datetime import datetime, timedelta
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -90,6 +91,39 @@ async def test_sources_that_hang_are_told_alone_and_hold_up_nobody_elses(
         await home.ready(name)
 
 
+async def test_sources_that_hang_in_many_namespaces_hold_up_no_other(
+    home: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hanging = [(f"model-{number}", f"team-{number % 3}") for number in range(12)]
+    home.trust.may_answer.clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(trust, "_CHECK_SECONDS", 0.2)
+        for name, namespace in hanging:
+            home.apply(name, namespace)
+        unavailable = ("Unknown", "SourceUnavailable")
+        await home.until(lambda: all(home.condition("WeightsVerified", *each) == unavailable for each in hanging))
+    home.trust.silent = "nobody"
+    home.apply("quick", "lab")
+    await home.until(lambda: home.condition("WeightsVerified", "quick", "lab")[0] == "True")
+    assert home.trust.asked == 13
+
+
+async def test_a_source_that_hangs_is_asked_once_however_often_it_is_looked_at(
+    home: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home.trust.may_answer.clear()
+    monkeypatch.setattr(trust, "_CHECK_SECONDS", 0.2)
+    told = home.operator.metrics.trust_checks.labels("SourceUnavailable")._value
+    for retry in range(6):
+        home.apply(annotations={"serving.gptoss.dev/retry": str(retry)})
+        await home.until(partial(lambda looks: told.get() == looks, retry + 1))
+    assert home.trust.asked == 1
+    home.trust.silent = "nobody"
+    home.apply(model={"name": "gpt-oss-20b", "uri": "s3://models/elsewhere"})
+    await home.until(lambda: home.condition("WeightsVerified")[0] == "True")
+    assert home.trust.asked == 2, "another place is asked, though the first still hangs"
+
+
 async def test_an_identity_that_is_denied_later_drains_what_it_signed(home: House) -> None:
     home.trust.identity = "release@acme.example"
     home.policy()
@@ -170,6 +204,72 @@ async def test_a_source_that_is_away_hides_no_revocation(home: House) -> None:
     home.policy(denied={"keyFingerprints": [home.trust.signer]})
     await home.until(lambda: APP not in home.ray.applications)
     await home.until(lambda: home.condition("Revoked") == ("True", "DeniedKey"))
+
+
+async def test_a_source_that_hangs_hides_no_denied_manifest(home: House) -> None:
+    home.policy()
+    home.apply()
+    await home.ready()
+    home.trust.may_answer.clear()
+    home.policy(denied={"manifestDigests": [DIGEST]})
+    await home.until(lambda: APP not in home.ray.applications)
+    assert home.condition("Revoked") == ("True", "DeniedDigest")
+
+
+async def test_sources_that_hang_whatever_they_were_asked_hide_no_denied_key(
+    home: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [f"model-{number}" for number in range(5)]
+    home.policy()
+    for name in names:
+        home.apply(name)
+    for name in names:
+        await home.ready(name)
+    home.trust.may_answer.clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(trust, "_CHECK_SECONDS", 0.2)
+        home.policy(denied={"identities": ["somebody@acme.example"]})
+        unavailable = ("Unknown", "SourceUnavailable")
+        await home.until(lambda: sum(home.condition("WeightsVerified", name) == unavailable for name in names) == 4)
+    home.policy(denied={"keyFingerprints": [home.trust.signer]})
+    await home.settled()
+    home.pass_time(31)
+    await home.until(lambda: not home.ray.applications)
+    await home.until(lambda: all(home.condition("Revoked", name) == ("True", "DeniedKey") for name in names))
+
+
+async def test_a_check_has_time_to_find_the_same_manifest_signed_anew(home: House) -> None:
+    home.policy()
+    home.apply()
+    await home.ready()
+    denied, home.trust.signer = home.trust.signer, "sha256:" + "cd" * 32
+    home.trust.may_answer.clear()
+    asked = home.trust.asked
+    home.policy(denied={"keyFingerprints": [denied]})
+    await home.until(lambda: home.trust.asked > asked)
+    home.pass_time(29)
+    await home.settled()
+    assert home.condition("Revoked") == ("False", "NotRevoked")
+    home.trust.may_answer.set()
+    await home.until(lambda: home.status()["weights"]["signer"] == home.trust.signer)
+    home.pass_time(31)
+    await home.settled()
+    assert home.condition("Ready") == ("True", "Serving")
+    assert home.ray.starts[APP] == 1
+
+
+async def test_changes_of_a_deployment_put_off_no_denied_key(home: House) -> None:
+    home.policy()
+    home.apply()
+    await home.ready()
+    home.trust.may_answer.clear()
+    home.policy(denied={"keyFingerprints": [home.trust.signer]})
+    for retry in range(4):
+        await home.settled()
+        home.clock.time += 10
+        home.apply(annotations={"serving.gptoss.dev/retry": str(retry)})
+    await home.until(lambda: APP not in home.ray.applications)
+    assert home.condition("Revoked") == ("True", "DeniedKey")
 
 
 async def test_kept_weights_run_on_capped_and_a_restart_changes_nothing(home: House) -> None:

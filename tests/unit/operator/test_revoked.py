@@ -40,7 +40,9 @@ def bounds(world: World) -> tuple[int, int]:
     return scaling["min_replicas"], scaling["max_replicas"]
 
 
-@pytest.mark.parametrize("trust", [DENIED, AWAY, ANEW], ids=["denied", "source away", "other weights there"])
+@pytest.mark.parametrize(
+    "trust", [DENIED, AWAY, ANEW, None], ids=["denied", "source away", "other weights there", "check under way"]
+)
 def test_drained_it_stops_at_once_and_gateways_are_told_to_refuse(trust: Trust) -> None:
     world = revoked(DRAIN, trust)
     world.step()
@@ -167,12 +169,12 @@ def test_kept_a_changed_specification_stalls_and_touches_nothing() -> None:
     assert world.view.presence is Presence.PRESENT
 
 
-@pytest.mark.parametrize("revocation", [DRAIN, KEEP])
-def test_nothing_is_done_while_the_check_under_the_changed_policy_runs(revocation: Revocation) -> None:
-    world = revoked(revocation, None)
+def test_kept_it_is_capped_while_the_check_under_the_changed_policy_runs() -> None:
+    world = revoked(KEEP, None, scaling={"idleSeconds": 60, "maxReplicas": 5})
     world.settle()
-    assert world.wishes == []
+    assert bounds(world) == (1, 1)
     assert world.condition("Ready") == ("True", "Serving")
+    assert world.condition("Revoked") == ("True", "DeniedDigest")
 
 
 @pytest.mark.parametrize("revocation", [DRAIN, KEEP])

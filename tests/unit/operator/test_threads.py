@@ -51,6 +51,22 @@ async def test_work_that_nobody_waits_for_any_more_keeps_its_turn_until_it_ends(
         assert await second == (3, 1)
 
 
+async def test_work_that_hangs_is_its_owners_alone_once_nobody_waits_for_it_any_more() -> None:
+    built = Threads(1, name="test", each=1)
+    end = threading.Event()
+    for owner in ("theirs", "others"):
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.05):
+                await run(built, end.wait, 2 * PATIENCE, owner=owner)
+    async with asyncio.timeout(PATIENCE):
+        assert await run(built, divmod, 7, 2, owner="ours") == (3, 1)
+        again = asyncio.create_task(run(built, divmod, 7, 2, owner="theirs"))
+        assert await run(built, divmod, 7, 2, owner="ours") == (3, 1)
+        assert not again.done()
+        end.set()
+        assert await again == (3, 1)
+
+
 async def test_an_owner_whose_work_hangs_leaves_turns_to_others() -> None:
     built = Threads(3, name="test", each=2)
     end = threading.Event()
