@@ -1,6 +1,7 @@
 """What we sign, OpenSSF's model_signing verifies, and the other way round."""
 
 import json
+import os
 import stat
 import subprocess
 from datetime import UTC, datetime, timedelta
@@ -86,6 +87,15 @@ def test_keys_are_never_overwritten(tmp_path):
             generate_key(tmp_path / "key")
         (tmp_path / "key.pub").unlink(missing_ok=True)
     assert (tmp_path / "key").read_bytes() == before
+
+
+def test_whoever_may_read_the_weights_may_read_their_signature(folder):
+    before = os.umask(0o022)
+    try:
+        folder.sign()
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((folder.folder / "model.sig").stat().st_mode) == 0o644
 
 
 def test_signing_again_replaces_the_signature(folder):
