@@ -65,7 +65,7 @@ def credentials_of(workload: Workload, site: KubeRaySite) -> Credentials:
     """Return the credentials for a deployment's source: an identity where there is one for it, else the Secret's."""
     found = _identity_of(workload, site)
     if found is None:
-        return Credentials(env=tuple(_from_secret(name) for name in _SECRETS[_scheme(workload)]))
+        return Credentials(env=tuple(_from_secret(name) for name in _SECRETS[workload.scheme]))
     return Credentials(
         env=tuple({"name": name, "value": value} for name, value in sorted(found.environment.items())),
         mounts=({"name": _VOLUME, "mountPath": _FOLDER, "readOnly": True},),
@@ -96,7 +96,7 @@ def _identity_of(workload: Workload, site: KubeRaySite) -> _Identity | None:
     entry = site.settings.identity_of(workload.namespace)
     if entry is None:
         return None
-    if _scheme(workload) == "s3" and (aws := entry.aws) is not None:
+    if workload.scheme == "s3" and (aws := entry.aws) is not None:
         return _Identity(
             service_account=entry.service_account_name,
             audience=aws.audience,
@@ -109,7 +109,7 @@ def _identity_of(workload: Workload, site: KubeRaySite) -> _Identity | None:
             },
             endpoint=aws.sts_endpoint or _AWS_STS,
         )
-    if _scheme(workload) == "az" and (azure := entry.azure) is not None:
+    if workload.scheme == "az" and (azure := entry.azure) is not None:
         return _Identity(
             service_account=entry.service_account_name,
             audience=azure.audience,
@@ -122,10 +122,6 @@ def _identity_of(workload: Workload, site: KubeRaySite) -> _Identity | None:
             endpoint=azure.authority_host or AZURE_AUTHORITY,
         )
     return None
-
-
-def _scheme(workload: Workload) -> str:
-    return workload.weights_uri.partition("://")[0]
 
 
 def _from_secret(name: str) -> Raw:

@@ -38,7 +38,7 @@ def network_policies(workload: Workload, site: KubeRaySite) -> list[Raw]:
 
 def _store_ports(workload: Workload, site: KubeRaySite) -> tuple[int, ...]:
     """Return the ports of what weights may come from. A claim is mounted by the node, so its pods need none."""
-    if workload.weights_uri.startswith("file://"):
+    if workload.scheme == "file":
         return ()
     endpoints = {
         port

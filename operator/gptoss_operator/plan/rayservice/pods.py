@@ -236,7 +236,7 @@ def _weights_container(workload: Workload, site: KubeRaySite, credentials: Crede
         mounts.append({"name": SOURCE_VOLUME, "mountPath": root.path, "readOnly": True})
         environment[FILE_ROOTS_VARIABLE] = root.path
     else:
-        environment |= _store_environment(workload.weights_uri.partition("://")[0], site)
+        environment |= _store_environment(workload.scheme, site)
     return {
         "name": WEIGHTS_CONTAINER,
         "image": site.settings.image,

@@ -73,6 +73,11 @@ class Workload:
         return self.max_replicas > self.min_replicas
 
     @property
+    def scheme(self) -> str:
+        """What kind of place the weights lie in: ``s3``, ``az``, ``hf`` or ``file``."""
+        return self.weights_uri.partition("://")[0]
+
+    @property
     def identity(self) -> dict[str, str]:
         """Labels that all its pods carry and no other pod does."""
         return _identity(self.name, self.uid)
