@@ -105,13 +105,18 @@ def new_engines(head: RayHead) -> Iterator[list[str]]:
 
 
 def _engines(head: RayHead) -> dict[int, str]:
+    return processes(head, "VLLM::")
+
+
+def processes(head: RayHead, title: str) -> dict[int, str]:
+    """Return the titles that begin so, of the processes under this Ray, by process id."""
     titles = {}
     for daemon in _pids(head):
         with contextlib.suppress(psutil.Error):
             for process in psutil.Process(daemon).children(recursive=True):
                 with contextlib.suppress(psutil.Error):
                     titles[process.pid] = " ".join(process.cmdline()).strip()
-    return {pid: title for pid, title in titles.items() if title.startswith("VLLM::")}
+    return {pid: found for pid, found in titles.items() if found.startswith(title)}
 
 
 def _pids(head: RayHead) -> frozenset[int]:

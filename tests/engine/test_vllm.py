@@ -2,8 +2,10 @@
 
 import asyncio
 import json
+import os
 import re
 import shutil
+import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 
@@ -11,14 +13,14 @@ import aiohttp
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from gptoss_api.names import engine_model_id
+from gptoss_api.names import application_name, engine_model_id
 from gptoss_cli.local import tiny_model
 from gptoss_gateway.server import Server
 from gptoss_serving.node import Node
 from gptoss_weights.sign import generate_key
 from tests.contract.gateway.house import KEY, House, model_object
 from tests.engine.conftest import SignedFolder, signed_copy
-from tests.engine.ray import GATEWAY_TOKEN, SECONDS, Applications, messages, new_engines
+from tests.engine.ray import GATEWAY_TOKEN, SECONDS, Applications, messages, new_engines, processes
 
 SERVING = "gptoss_serving.app:build"
 ENGINE = {"enable_auto_tool_choice": True, "tool_call_parser": "openai", "max_model_len": 2048, "max_num_seqs": 8}
@@ -27,6 +29,7 @@ RUNNING, WAITING = "ray_vllm_num_requests_running", "ray_vllm_num_requests_waiti
 GENERATED = "ray_vllm_generation_tokens_total"
 LISTENED = 800
 """Tokens, a hundred of each sequence that runs."""
+CONTROLLER = "ray::ServeController"
 ELSEWHERE = ("/health", "/metrics", "/version", "/docs", "/openapi.json", "/load", "/tokenize")
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(1500)]
@@ -170,6 +173,36 @@ def test_serves_verified_weights_through_the_openai_routes(tiny: Applications) -
 
     assert {path: tiny.ask("tiny", path).status for path in ELSEWHERE} == dict.fromkeys(ELSEWHERE, 404)
     assert tiny.ask("tiny", "/v1/chat/completions", chat, token=None).status == 401
+
+
+def test_an_engine_outlives_serves_controller(tiny: Applications) -> None:
+    """Also what a new head needs, where Ray's state outlived the old one: its controller recovers the replicas."""
+    model = tiny.ask("tiny", "/v1/models").json()["data"][0]["id"]
+    (controller,) = processes(tiny.head, CONTROLLER)
+    engines, replicas = processes(tiny.head, "VLLM::"), _replicas(tiny)
+    assert engines
+    os.kill(controller, signal.SIGKILL)
+    body = {"model": model, "prompt": "Once upon a time", "max_tokens": 1000, "ignore_eos": True, "stream": True}
+    stream = tiny.ask("tiny", "/v1/completions", body)
+    tiny.until(
+        lambda: processes(tiny.head, CONTROLLER).keys() - {controller} and _replicas(tiny) == replicas,
+        seconds=START_SECONDS,
+        what="another controller found the same replica",
+    )
+    assert processes(tiny.head, "VLLM::") == engines
+    assert (stream.status, stream.text.rstrip()[-12:]) == (200, "data: [DONE]")
+    assert tiny.ask("tiny", "/v1/models").status == 200
+
+
+def _replicas(applications: Applications) -> dict[str, tuple[str, int]]:
+    """Return state and process of each replica of the engine, by its id."""
+    application = applications.all().get(application_name("test", "ml", "tiny"), {})
+    return {
+        replica["replica_id"]: (replica["state"], replica["pid"])
+        for name, deployment in application.get("deployments", {}).items()
+        if name.startswith("GptOssServer")
+        for replica in deployment["replicas"]
+    }
 
 
 async def _told_by_vllm(session: aiohttp.ClientSession, applications: Applications) -> dict[str, float]:
