@@ -13,6 +13,7 @@ from gptoss_api.kuberay import EngineAccess
 from gptoss_api.model import Name, StrictModel
 from gptoss_api.pod import ClassName, Pod, Quantity
 from gptoss_operator.file_roots import FileRoot, tell_apart
+from gptoss_operator.gcs_fault_tolerance import GcsFaultTolerance
 from gptoss_operator.workload_identity import WorkloadIdentity
 from gptoss_weights.location import Location
 
@@ -139,6 +140,9 @@ class KubeRaySettings(EngineAccess):
         description="Folders of file:// that are claims; they count beside weightSources.fileRoots. The operator must "
         "have each of them mounted too.",
     )
+    gcs_fault_tolerance: tuple[GcsFaultTolerance, ...] = Field(
+        default=(), description="Where Ray's heads keep what engines need to outlive them; without it, in memory."
+    )
     network: Network = Field(default_factory=Network)
     read_nodes: bool = Field(
         default=True,
@@ -176,6 +180,10 @@ class KubeRaySettings(EngineAccess):
     def identity_of(self, namespace: str) -> WorkloadIdentity | None:
         """Return what a namespace's weights are fetched as; None if with what its Secret holds."""
         return next((entry for entry in self.workload_identities if _is_among(namespace, entry.namespaces)), None)
+
+    def gcs_store_of(self, namespace: str) -> GcsFaultTolerance | None:
+        """Return where the heads of a namespace keep their state; None if in memory."""
+        return next((entry for entry in self.gcs_fault_tolerance if _is_among(namespace, entry.namespaces)), None)
 
     def file_root_of(self, uri: str) -> FileRoot | None:
         """Return the claim below whose folder a URI lies; None of any other, and of all that is not ``file://``.

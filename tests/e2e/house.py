@@ -5,6 +5,7 @@ import contextlib
 import hashlib
 import json
 import secrets
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -47,6 +48,12 @@ class Reply:
     @property
     def content(self) -> str:
         return str(json.loads(self.text)["choices"][0]["message"]["content"])
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether a streamed answer came to its end without an error."""
+        events = [line for line in self.text.splitlines() if line.startswith("data: ")]
+        return self.status == 200 and events[-1:] == ["data: [DONE]"] and not any('"error"' in each for each in events)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,6 +146,17 @@ class House:
         access, secret = self.store_keys
         with self.cluster.forward("store", STORE_PORT, SYSTEM) as url:
             yield S3Access(endpoint=url, access_key=access, secret_key=secret)
+
+    @contextlib.contextmanager
+    def redis(self, name: str, port: int) -> Iterator[str]:
+        """Yield the password of a Redis in the models' namespace, which lies in a Secret of its name."""
+        password = secrets.token_hex(20)
+        self.cluster.apply(_secret(name, MODELS, {"password": password}), *_redis(self.site.redis_image, name, port))
+        try:
+            self.cluster.kubectl("rollout", "status", f"deployment/{name}", "-n", MODELS, "--timeout=300s", seconds=330)
+            yield password
+        finally:
+            self.cluster.kubectl("delete", f"deployment/{name}", f"service/{name}", f"secret/{name}", "-n", MODELS)
 
     # ── deployments ──
 
@@ -253,8 +271,14 @@ class House:
         kinds = "rayservices,pods,services,secrets,configmaps,networkpolicies,poddisruptionbudgets"
         return [f"{each['kind']}/{each['metadata']['name']}" for each in self.cluster.items(kinds, MODELS, selector)]
 
-    def pods(self, name: str) -> list[Raw]:
-        return self.cluster.items("pods", MODELS, f"serving.gptoss.dev/deployment={name}")
+    def pods(self, name: str, kind: str | None = None) -> list[Raw]:
+        """Return the pods of a deployment, or those that KubeRay calls ``head`` or ``worker``."""
+        selector = f"serving.gptoss.dev/deployment={name}"
+        return self.cluster.items("pods", MODELS, selector + (f",ray.io/node-type={kind}" if kind else ""))
+
+    def uids(self, name: str, kind: str | None = None, *, ready: bool = False) -> set[str]:
+        """Return the uids of pods; those that are ready only, if asked so."""
+        return {pod["metadata"]["uid"] for pod in self.pods(name, kind) if not ready or _is_ready(pod)}
 
     def conditions(self, name: str) -> dict[str, tuple[str, str, str]]:
         """What is said of the specification of now, by type: status, reason, message."""
@@ -275,6 +299,18 @@ class House:
         found = self.cluster.until(told, seconds=seconds, what=lambda: f"{wanted}, but {self.describe(name)}")
         return str(found[2])
 
+    def wait_for_replicas(self, name: str, count: int) -> None:
+        """Wait until so many replicas serve, and the pods of no other are left."""
+
+        def there() -> bool:
+            raw = self.cluster.get("gptoss", name, MODELS) or {}
+            told = (raw.get("status") or {}).get("replicas") or {}
+            return told.get("ready") == told.get("desired") == count == len(self.pods(name, "worker"))
+
+        self.cluster.until(
+            there, seconds=START_SECONDS, what=lambda: f"{count} replicas of {name}, but {self.describe(name)}"
+        )
+
     def describe(self, name: str) -> str:
         """Everything that helps to see why something did not come."""
         pods = [
@@ -291,8 +327,10 @@ class House:
         with self.cluster.forward(f"{NAME}-gateway", 80, SYSTEM) as url:
             yield lambda model, **more: self._chat(url, model, **more)
 
-    def _chat(self, url: str, model: str, *, question: str = "Hello!", seconds: float = START_SECONDS) -> Reply:
-        body = {"model": model, "messages": [{"role": "user", "content": question}], "temperature": 0}
+    def _chat(
+        self, url: str, model: str, *, question: str = "Hello!", seconds: float = START_SECONDS, **more: Any
+    ) -> Reply:
+        body = {"model": model, "messages": [{"role": "user", "content": question}], "temperature": 0, **more}
         headers = {"Content-Type": "application/json", "Authorization": f"Bearer {self.key}"}
         request = urllib.request.Request(f"{url}/v1/chat/completions", data=json.dumps(body).encode(), headers=headers)
         try:
@@ -307,6 +345,33 @@ class House:
 
 _DEFAULT_CLASS = "storageclass.kubernetes.io/is-default-class"
 _TELLING = ("phase", "reason", "conditions", "initContainerStatuses", "containerStatuses")
+
+
+@contextlib.contextmanager
+def talking(ask: Callable[[], Reply], *, clients: int, pause: float = 0.1) -> Iterator[list[Reply]]:
+    """Have clients ask one thing after the other; in the end the list holds every reply."""
+    replies: list[Reply] = []
+    enough = threading.Event()
+
+    def talk() -> None:
+        while not enough.is_set():
+            replies.append(ask())
+            enough.wait(pause)
+
+    threads = [threading.Thread(target=talk) for _ in range(clients)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield replies
+    finally:
+        enough.set()
+        for thread in threads:
+            thread.join(timeout=START_SECONDS)
+    assert not any(thread.is_alive() for thread in threads)
+
+
+def _is_ready(pod: Raw) -> bool:
+    return any(each["type"] == "Ready" and each["status"] == "True" for each in pod["status"].get("conditions", ()))
 
 
 def upload(access: S3Access, folder: Path, prefix: str) -> None:
@@ -331,28 +396,41 @@ def _secret(name: str, namespace: str, values: dict[str, str]) -> Raw:
 
 
 def _store(image: str, keys: tuple[str, str]) -> tuple[Raw, Raw]:
-    labels = {"app": "store"}
-    metadata = {"name": "store", "namespace": SYSTEM}
     environment = {"ROOT_ACCESS_KEY": keys[0], "ROOT_SECRET_KEY": keys[1], "VGW_PORT": f":{STORE_PORT}"}
-    environment["VGW_REGION"] = "us-east-1"
     container = {
-        "name": "store",
         "image": image,
-        "imagePullPolicy": "IfNotPresent",
         "args": ["--quiet", "posix", "--sidecar", "/data/metadata", "/data/objects"],
-        "env": [{"name": name, "value": value} for name, value in environment.items()],
-        "ports": [{"containerPort": STORE_PORT}],
-        "readinessProbe": {"tcpSocket": {"port": STORE_PORT}, "periodSeconds": 2},
+        "env": _values({**environment, "VGW_REGION": "us-east-1"}),
+        "volumeMounts": [
+            {"name": "data", "mountPath": "/data/objects", "subPath": "objects"},
+            {"name": "data", "mountPath": "/data/metadata", "subPath": "metadata"},
+        ],
+    }
+    return _server("store", SYSTEM, STORE_PORT, container, volumes=[{"name": "data", "emptyDir": {"sizeLimit": "2Gi"}}])
+
+
+def _redis(image: str, name: str, port: int) -> tuple[Raw, Raw]:
+    password = {"secretKeyRef": {"name": name, "key": "password"}}
+    arguments = ["--port", str(port), "--requirepass", "$(PASSWORD)", "--save", "", "--appendonly", "no"]
+    environment = [{"name": "PASSWORD", "valueFrom": password}]
+    return _server(name, MODELS, port, {"image": image, "args": arguments, "env": environment}, volumes=[])
+
+
+def _server(name: str, namespace: str, port: int, container: Raw, *, volumes: list[Raw]) -> tuple[Raw, Raw]:
+    """Return the Deployment and Service of a program that takes connections on one port."""
+    labels, metadata = {"app": name}, {"name": name, "namespace": namespace}
+    whole = {
+        "name": name,
+        "imagePullPolicy": "IfNotPresent",
+        "ports": [{"containerPort": port}],
+        "readinessProbe": {"tcpSocket": {"port": port}, "periodSeconds": 2},
         "securityContext": {
             "allowPrivilegeEscalation": False,
             "capabilities": {"drop": ["ALL"]},
             "readOnlyRootFilesystem": True,
         },
         "resources": {"requests": {"cpu": "20m", "memory": "64Mi"}, "limits": {"memory": "512Mi"}},
-        "volumeMounts": [
-            {"name": "data", "mountPath": "/data/objects", "subPath": "objects"},
-            {"name": "data", "mountPath": "/data/metadata", "subPath": "metadata"},
-        ],
+        **container,
     }
     pod = {
         "automountServiceAccountToken": False,
@@ -363,8 +441,8 @@ def _store(image: str, keys: tuple[str, str]) -> tuple[Raw, Raw]:
             "fsGroup": 65532,
             "seccompProfile": {"type": "RuntimeDefault"},
         },
-        "containers": [container],
-        "volumes": [{"name": "data", "emptyDir": {"sizeLimit": "2Gi"}}],
+        "containers": [whole],
+        "volumes": volumes,
     }
     template = {"metadata": {"labels": labels}, "spec": pod}
     deployment = {
@@ -377,6 +455,10 @@ def _store(image: str, keys: tuple[str, str]) -> tuple[Raw, Raw]:
         "apiVersion": "v1",
         "kind": "Service",
         "metadata": metadata,
-        "spec": {"selector": labels, "ports": [{"port": STORE_PORT, "targetPort": STORE_PORT}]},
+        "spec": {"selector": labels, "ports": [{"port": port, "targetPort": port}]},
     }
     return deployment, service
+
+
+def _values(environment: dict[str, str]) -> list[Raw]:
+    return [{"name": name, "value": value} for name, value in environment.items()]

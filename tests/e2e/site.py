@@ -6,6 +6,7 @@
 | ``E2E_IMAGE`` | image of ``docker/operator.Dockerfile``, ``registry/path/name:tag`` |
 | ``E2E_SERVING_IMAGE`` | image of ``docker/serving.Dockerfile`` for a CPU |
 | ``E2E_STORE_IMAGE`` | an image whose entry point is versitygw, an S3 server |
+| ``E2E_REDIS_IMAGE`` | an image whose entry point is Redis or Valkey |
 | ``E2E_VALUES`` | a file with further values of the chart |
 | ``E2E_ANSWER`` | what the model answers, if it is not the tiny gpt-oss |
 | ``E2E_ROLLOUT`` | ``Recreate`` where the cluster has no room for two engines |
@@ -19,6 +20,7 @@ from gptoss_cli.local.tiny_model import ANSWER
 
 _NEEDED = ("KUBECONFIG", "E2E_IMAGE", "E2E_SERVING_IMAGE")
 _STORE = "versity/versitygw:v1.8.0"
+_REDIS = "valkey/valkey:8.1"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +31,7 @@ class Site:
     image: str
     serving_image: str
     store_image: str = _STORE
+    redis_image: str = _REDIS
     values: Path | None = None
     answer: str = ANSWER
     rollout: str = "BlueGreen"
@@ -54,6 +57,7 @@ class Site:
             image=image,
             serving_image=environ["E2E_SERVING_IMAGE"],
             store_image=environ.get("E2E_STORE_IMAGE") or _STORE,
+            redis_image=environ.get("E2E_REDIS_IMAGE") or _REDIS,
             values=Path(values) if values else None,
             answer=environ.get("E2E_ANSWER") or ANSWER,
             rollout=rollout,

@@ -1,7 +1,6 @@
 """A user's deployments on a real KubeRay, with real pods and a real engine."""
 
 import shutil
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from tests.e2e.house import (
     SYSTEM,
     House,
     Reply,
+    talking,
     upload,
 )
 
@@ -73,39 +73,25 @@ def test_answers_sleeps_and_wakes(house: House, serving: str):
 
 
 def test_a_change_under_traffic_loses_no_request(house: House, serving: str):
-    before = {pod["metadata"]["uid"] for pod in house.pods(serving)}
+    before = house.uids(serving)
     spec = house.spec(serving)
     assert spec is not None
-    replies: list[Reply] = []
-    enough = threading.Event()
     with house.gateway() as ask:
-
-        def talk() -> None:
-            while not enough.is_set():
-                replies.append(ask(serving))
-                enough.wait(1)
-
-        client = threading.Thread(target=talk)
-        client.start()
-        try:
+        with talking(lambda: ask(serving), clients=1, pause=1) as replies:
             house.patch(serving, {"engine": {"maxNumSeqs": spec["engine"]["maxNumSeqs"] - 1}})
             house.cluster.until(
-                lambda: {pod["metadata"]["uid"] for pod in house.pods(serving)} - before,
+                lambda: house.uids(serving) - before,
                 seconds=START_SECONDS,
                 what=lambda: f"the change made new pods, but {house.describe(serving)}",
             )
             house.wait(serving, "Ready", "True", "Serving")
-        finally:
-            enough.set()
-            client.join(timeout=START_SECONDS)
-        assert not client.is_alive()
         assert ask(serving).status == 200
     assert replies
     assert [reply for reply in replies if reply.status != 200] == []
 
 
 def test_serves_on_while_no_operator_runs(house: House, serving: str):
-    pods = {pod["metadata"]["uid"] for pod in house.pods(serving)}
+    pods = house.uids(serving)
     selector = "app.kubernetes.io/component=operator"
     house.cluster.kubectl("scale", f"deployment/{NAME}", "-n", SYSTEM, "--replicas=0")
     try:
@@ -121,7 +107,7 @@ def test_serves_on_while_no_operator_runs(house: House, serving: str):
     house.wait(serving, "Ready", "True", "Serving")
     with house.gateway() as ask:
         assert ask(serving).status == 200
-    assert {pod["metadata"]["uid"] for pod in house.pods(serving)} == pods
+    assert house.uids(serving) == pods
 
 
 def test_a_flipped_byte_never_reaches_an_engine(house: House, name: str, signed: tuple[Path, str], tmp_path: Path):

@@ -65,6 +65,13 @@ EVERYTHING = {
         "settings": {
             "workloadIdentities": [IDENTITY],
             "fileRoots": [{"path": "/models", "claimName": "models"}, {"path": "/mnt/archive", "claimName": "0"}],
+            "gcsFaultTolerance": [
+                {
+                    "namespaces": ["*"],
+                    "redisAddress": "rediss://redis.{namespace}.svc:6379",
+                    "passwordSecret": {"name": "redis"},
+                }
+            ],
         },
     },
     "extraObjects": [
@@ -423,6 +430,10 @@ def test_images_come_from_where_the_values_say(helm: Helm, values: Raw, image: s
             "/kubeRay/settings/workloadIdentities/0/namespaces",
         ),
         ({"kubeRay": {"settings": {"fileRoots": [{"path": "/models"}]}}}, "claimName"),
+        (
+            {"kubeRay": {"settings": {"gcsFaultTolerance": [{"namespaces": ["ml"], "redisAddress": "redis:6379"}]}}},
+            "/kubeRay/settings/gcsFaultTolerance/0/redisAddress",
+        ),
         (
             {"kubeRay": {"settings": {"fileRoots": [{"path": "models", "claimName": "models"}]}}},
             "/kubeRay/settings/fileRoots/0/path",

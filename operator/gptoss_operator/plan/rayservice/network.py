@@ -29,11 +29,17 @@ _API_SERVER_PORTS = (443, 6443)
 
 def network_policies(workload: Workload, site: KubeRaySite) -> list[Raw]:
     """Return the policies of head and workers."""
-    api_server = _API_SERVER_PORTS if workload.autoscales else ()
     return [
-        _policy(workload, site, HEAD, reaches=api_server),
+        _policy(workload, site, HEAD, reaches=_control_ports(workload, site)),
         _policy(workload, site, WORKER, reaches=_store_ports(workload, site)),
     ]
+
+
+def _control_ports(workload: Workload, site: KubeRaySite) -> tuple[int, ...]:
+    """Return the ports of what a head needs beside its workers."""
+    store = site.settings.gcs_store_of(workload.namespace)
+    redis = (store.port,) if store is not None else ()
+    return tuple(sorted({*redis, *(_API_SERVER_PORTS if workload.autoscales else ())}))
 
 
 def _store_ports(workload: Workload, site: KubeRaySite) -> tuple[int, ...]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from gptoss_api.kuberay import SERVE_PORT, engine_service
 from gptoss_api.names import MAX_REQUEST_SECONDS
+from gptoss_operator.gcs_fault_tolerance import GcsFaultTolerance
 from gptoss_operator.plan.rayservice.network import network_policies
 from gptoss_operator.plan.rayservice.pods import autoscaler_options, head_group, worker_group
 from gptoss_operator.plan.rayservice.workload import (
@@ -150,7 +151,16 @@ def _cluster(workload: Workload, site: KubeRaySite, revision: str) -> Raw:
     }
     if workload.autoscales:
         cluster["autoscalerOptions"] = autoscaler_options(site)
+    if (store := site.settings.gcs_store_of(workload.namespace)) is not None:
+        cluster["gcsFaultToleranceOptions"] = _gcs_store(store, workload.namespace)
     return cluster
+
+
+def _gcs_store(store: GcsFaultTolerance, namespace: str) -> Raw:
+    options: Raw = {"redisAddress": store.address_for(namespace)}
+    if (secret := store.password_secret) is not None:
+        options["redisPassword"] = {"valueFrom": {"secretKeyRef": {"name": secret.name, "key": secret.key}}}
+    return options
 
 
 def _service(workload: Workload) -> Raw:
