@@ -31,6 +31,11 @@ class Replicas(ApiModel):
 
     ready: int = Field(default=0, description="Replicas that run.", json_schema_extra=INT32)
     desired: int = Field(default=0, description="Replicas that are wanted now.", json_schema_extra=INT32)
+    terminating: int | None = Field(
+        default=None,
+        description="Replicas that are not wanted any more and whose pods still hold what they were given, on KubeRay.",
+        json_schema_extra=INT32,
+    )
 
 
 class Endpoint(ApiModel):

@@ -145,7 +145,7 @@ async def test_serves_on_accelerators_is_suspended_and_resumed_and_leaves_nothin
     await home.apply(**always_up(suspend=True))
     await home.wait_for("Ready", "True", "Suspended")
     await home.wait_for_no_pods()
-    assert await home.condition("ScaledToZero") == ("True", "Suspended")
+    await home.wait_for("ScaledToZero", "True", "Suspended")
     assert await home.condition("EngineReady") == ("False", "Stopped")
 
     await home.serve(suspend=False)

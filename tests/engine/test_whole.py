@@ -94,7 +94,7 @@ def test_sleeps_when_idle_and_answers_the_request_that_wakes_it(
     whole.start_gateway(1)
     whole.apply("sleepy", source.folder.as_uri(), scaling=SLEEPY)
     whole.wait("sleepy", "Ready", "True", "Idle")
-    assert whole.condition("sleepy", "ScaledToZero")[:2] == ("True", "Idle")
+    whole.wait("sleepy", "ScaledToZero", "True", "Idle")
     # An engine on its way out still answers what reaches it, and then nobody has to wait for the next one.
     applications.until(lambda: _application(whole, "sleepy") not in applications.all(), what="the engine has ended")
     assert "sleepy" in _models(whole)

@@ -23,6 +23,7 @@ from gptoss_operator.plan.arguments import wanted_application
 from gptoss_operator.plan.failing import broken, fail, retry_delay, timed_out, untrusted, within_time
 from gptoss_operator.plan.fit import engine_for, fit_of
 from gptoss_operator.plan.observation import Distrusted, Memory, Observation, Presence, Revocation, Site, Trusted
+from gptoss_operator.plan.releasing import heeded
 from gptoss_operator.plan.revoked import acting_revocation, capped, must_stop
 from gptoss_operator.plan.sources import has_changed, to_compare_with
 from gptoss_operator.plan.verdict import Phase, Stall, Verdict, phase_of, written_stall
@@ -73,7 +74,7 @@ def decide(observed: Observation, memory: Memory | None, site: Site) -> Verdict:
     verdict = replace(verdict, wanted=wanted, fit=fit)
     if annotations.get(PAUSED_ANNOTATION) == "true":
         return replace(verdict, paused=True, last_retry=status.last_retry, last_wake=status.last_wake)
-    return _until_schedule(timed(_next(observed, verdict), observed, before), observed)
+    return heeded(_until_schedule(timed(_next(observed, verdict), observed, before), observed), observed)
 
 
 def _next(observed: Observation, verdict: Verdict) -> Verdict:

@@ -127,6 +127,19 @@ class Failure:
     message: str
 
 
+@dataclass(frozen=True, kw_only=True)
+class Remains:
+    """What is left of a deployment's pods where none is wanted: each holds what it was given until it is gone.
+
+    Attributes:
+        waiting: what they wait for.
+        unheeded: what it means if that goes on, where somebody has yet to tell them to go; None if all were told.
+    """
+
+    waiting: Failure
+    unheeded: Failure | None = None
+
+
 FETCHING = Failure(reason=Reason.FETCHING_WEIGHTS, message="the weights are being fetched and verified")
 
 
@@ -142,6 +155,8 @@ class ApplicationView:
         failure: why it failed, for the attempt that is under way.
         ready: replicas that run.
         wanted: replicas Ray wants.
+        terminating: replicas that are not wanted any more and whose pods are still there.
+        remains: what is left of it where it is ABSENT, None if nothing is.
         obstacle: what keeps it from starting now, though it may pass.
         pull: how far a pull for it is, None if none is known to run.
         conflict: why it was left out of the cluster's configuration.
@@ -156,6 +171,8 @@ class ApplicationView:
     failure: Failure | None = None
     ready: int = 0
     wanted: int = 0
+    terminating: int = 0
+    remains: Remains | None = None
     obstacle: Failure | None = None
     pull: PullStatus | None = None
     conflict: str | None = None
@@ -197,6 +214,7 @@ class Memory:
         wake_began: when the running wake's demand was seen.
         stage: stage of the running wake.
         stage_began: when it began.
+        unheeded_since: when something was left that nobody had told to go.
     """
 
     awake_since: float
@@ -210,6 +228,7 @@ class Memory:
     wake_began: float | None = None
     stage: str | None = None
     stage_began: float | None = None
+    unheeded_since: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,6 +19,7 @@ from gptoss_api.deployment_status import (
 )
 from gptoss_operator.plan.applications import Absent, Present, covers
 from gptoss_operator.plan.observation import Distrusted, Observation, Presence, Site, Trusted
+from gptoss_operator.plan.releasing import left_of
 from gptoss_operator.plan.verdict import Phase, Verdict
 
 _Claim = tuple[str, str, str]
@@ -44,7 +45,7 @@ def status_for(observed: Observation, verdict: Verdict, site: Site) -> GptOssDep
         ConditionType.ENGINE_READY: _engine_ready(observed, verdict),
         ConditionType.SCALED_TO_ZERO: _scaled_to_zero(observed, verdict),
         ConditionType.REVOKED: _revoked(observed, verdict),
-        ConditionType.DEGRADED: _degraded(observed),
+        ConditionType.DEGRADED: _degraded(observed, verdict),
         ConditionType.NAME_CONFLICT: _name_conflict(observed),
         ConditionType.UPDATE_AVAILABLE: _update_available(observed, verdict),
     }
@@ -72,12 +73,14 @@ def _ready(observed: Observation, verdict: Verdict) -> _Claim:
     if verdict.stall is not None:
         return "False", verdict.stall.detail, verdict.stall.message
     match verdict.phase:
-        case Phase.SUSPENDED | Phase.DRAINING:
-            return "True", *_READY_AT_ZERO[verdict.phase]
+        case Phase.DRAINING:
+            return "True", *_READY_AT_ZERO[Phase.DRAINING]
+        case Phase.SUSPENDED:
+            return _ready_at_zero(observed, verdict)
         case Phase.IDLE:
             if observed.trust is None and not _settled_before(observed):
                 return "Unknown", Reason.PROGRESSING, "The signature of the weights is being checked."
-            return "True", *_READY_AT_ZERO[Phase.IDLE]
+            return _ready_at_zero(observed, verdict)
         case Phase.STARTING if _settled_before(observed):
             return "True", Reason.WAKING, "The engine starts; requests are held until it answers."
         case Phase.SERVING if _proved(observed, verdict):
@@ -94,6 +97,12 @@ def _ready(observed: Observation, verdict: Verdict) -> _Claim:
             return "Unknown", *observed.application.trouble
         case _:
             return "Unknown", Reason.PROGRESSING, "This generation has not answered yet."
+
+
+def _ready_at_zero(observed: Observation, verdict: Verdict) -> _Claim:
+    reason, message = _READY_AT_ZERO[verdict.phase]
+    left = left_of(verdict, observed)
+    return "True", reason, message if left is None else f"{message} {_sentence(left.message)}"
 
 
 def _reconciling(observed: Observation, verdict: Verdict) -> _Claim:
@@ -172,6 +181,9 @@ def _engine_ready(observed: Observation, verdict: Verdict) -> _Claim:
         case Phase.IDLE if not _proved(observed, verdict):
             return "Unknown", Reason.NOT_PROVED, "This generation has not been started yet."
         case _:
+            left = left_of(verdict, observed)
+            if left is not None:
+                return "False", left.reason, _sentence(left.message)
             return "False", Reason.STOPPED, "No engine runs."
 
 
@@ -186,9 +198,9 @@ def _silent(observed: Observation) -> tuple[str, str]:
 def _scaled_to_zero(observed: Observation, verdict: Verdict) -> _Claim:
     match verdict.phase:
         case Phase.IDLE:
-            return "True", Reason.IDLE, _scheduled_wake(observed)
+            return _at_zero(observed, verdict, Reason.IDLE, _scheduled_wake(observed))
         case Phase.SUSPENDED:
-            return "True", Reason.SUSPENDED, ""
+            return _at_zero(observed, verdict, Reason.SUSPENDED, "")
         case Phase.DRAINING:
             return "False", Reason.DRAINING, f"Gateways hold new requests for drain {verdict.drain_epoch}."
         case Phase.SERVING:
@@ -197,11 +209,25 @@ def _scaled_to_zero(observed: Observation, verdict: Verdict) -> _Claim:
             stays = not isinstance(verdict.wish, Absent)
             if observed.application.presence is Presence.PRESENT and observed.application.answering and stays:
                 return "False", Reason.SERVING, "What ran before still serves."
-            return "True", Reason.IDLE, "No engine runs."
+            return _at_zero(observed, verdict, Reason.IDLE, "No engine runs.")
         case Phase.STARTING:
             return "False", Reason.WAKING, ""
         case Phase.NEW:
             return "Unknown", Reason.PROGRESSING, "Nothing has been decided yet."
+
+
+def _at_zero(observed: Observation, verdict: Verdict, reason: Reason, message: str) -> _Claim:
+    """Zero is wanted; it is reached once nothing is left that holds accelerators."""
+    left, presence = left_of(verdict, observed), observed.application.presence
+    if left is not None:
+        return "False", reason, _sentence(left.message)
+    if presence is Presence.PRESENT:
+        stays = not isinstance(verdict.wish, Absent)
+        return "False", reason, "What ran before is still there." if stays else "The engine is being stopped."
+    before = _kept(observed, ConditionType.SCALED_TO_ZERO)
+    if presence is Presence.UNKNOWN and before is not None and before[:2] == ("False", reason):
+        return before
+    return "True", reason, message
 
 
 def _why_awake(observed: Observation) -> str:
@@ -250,8 +276,10 @@ def _revoked(observed: Observation, verdict: Verdict) -> _Claim:
     return "True", revoked.reason, f"{revoked.message}; {effect}."
 
 
-def _degraded(observed: Observation) -> _Claim:
-    trouble = observed.application.trouble or observed.application.flaw
+def _degraded(observed: Observation, verdict: Verdict) -> _Claim:
+    left = left_of(verdict, observed) if verdict.unheeded else None
+    unheeded = (left.reason, _sentence(left.message)) if left is not None else None
+    trouble = observed.application.trouble or unheeded or observed.application.flaw
     return ("True", *trouble) if trouble is not None else ("False", Reason.HEALTHY, "")
 
 
@@ -316,13 +344,10 @@ def _runs(observed: Observation, digest: str) -> bool:
 
 
 def _replicas(observed: Observation) -> Replicas | None:
-    match observed.application.presence:
-        case Presence.UNKNOWN:
-            return observed.status.replicas
-        case Presence.ABSENT:
-            return Replicas(ready=0, desired=0)
-        case Presence.PRESENT:
-            return Replicas(ready=observed.application.ready, desired=observed.application.wanted)
+    application = observed.application
+    if application.presence is Presence.UNKNOWN:
+        return observed.status.replicas
+    return Replicas(ready=application.ready, desired=application.wanted, terminating=application.terminating or None)
 
 
 def _engine(verdict: Verdict, before: GptOssDeploymentStatus) -> EngineStatus | None:

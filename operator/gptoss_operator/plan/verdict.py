@@ -55,6 +55,7 @@ class Verdict:
         last_wake: wake annotation that was acted on.
         paused: nothing but the status is written.
         queued: it waits for other starts to finish.
+        unheeded: what is left of it was not told to go, for too long.
         timings: wake stages that ended now, with their seconds.
         woke_seconds: seconds of a wake that ended now.
         look_again: seconds until time alone may change the decision.
@@ -74,6 +75,7 @@ class Verdict:
     last_wake: str | None = None
     paused: bool = False
     queued: bool = False
+    unheeded: bool = False
     timings: tuple[tuple[str, float], ...] = ()
     woke_seconds: float | None = None
     look_again: float | None = None

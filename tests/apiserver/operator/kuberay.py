@@ -27,6 +27,7 @@ from gptoss_kube.resources import CONFIG_MAPS, PODS, RAY_SERVICES, SERVICES
 GATEWAY_TOKEN = "the-secret-of-gateways"
 _PASS_SECONDS = 0.05
 _ORIGIN = "ray.io/originated-from-cr-name"
+_STAYS = "tests.gptoss.dev/stays"
 _suffixes = (f"x{number:04d}" for number in itertools.count(1))
 
 Raw = dict[str, Any]
@@ -56,6 +57,10 @@ class StandInKubeRay:
     """Nobody else says how pods are."""
     worker_annotations: dict[str, str] = field(default_factory=dict)
     down: bool = False
+    goes_down_suspending: bool = False
+    """It ends once it has said that it suspends, before it takes anything away."""
+    linger: bool = False
+    """Pods that are told to go stay until `let_go`."""
     hold: bool = False
     """New clusters don't start."""
     init_message: str | None = None
@@ -77,6 +82,19 @@ class StandInKubeRay:
                         await self._pass(raw)
             await asyncio.sleep(_PASS_SECONDS)
 
+    async def let_go(self) -> None:
+        """Pods that are told to go are gone, as those are that will be."""
+        self.linger = False
+        for pod in (await self.kube.list(PODS, namespace=self.namespace)).items:
+            with contextlib.suppress(NotFound):
+                await self.kube.merge_patch(
+                    PODS,
+                    pod["metadata"]["name"],
+                    {"metadata": {"finalizers": None}},
+                    namespace=self.namespace,
+                    field_manager="kubelet",
+                )
+
     async def _pass(self, raw: Raw) -> None:
         name, status = raw["metadata"]["name"], raw.get("status") or {}
         conditions = {each["type"]: each["status"] for each in status.get("conditions") or ()}
@@ -93,6 +111,7 @@ class StandInKubeRay:
             return
         if raw["spec"].get("suspend"):
             await self._status(raw, Suspending="True", Ready="False", observed=True, active={}, pending={})
+            self.down = self.goes_down_suspending
             return
         await self._serve(raw, clusters, status)
 
@@ -157,6 +176,7 @@ class StandInKubeRay:
                 "namespace": self.namespace,
                 "labels": {**template["metadata"]["labels"], "ray.io/cluster": cluster.name, "ray.io/serve": "true"},
                 "annotations": annotations,
+                "finalizers": [_STAYS] if self.linger else [],
                 "ownerReferences": [_owned_by(raw)],
             }
             spec = {**template["spec"], "serviceAccountName": "made-by-kuberay"}

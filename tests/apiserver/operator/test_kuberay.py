@@ -190,6 +190,12 @@ class Home:
         return bool(raw["spec"]["suspend"]) and conditions.get("Suspended") == "True"
 
     async def sleep(self) -> None:
+        """Serve, then go idle with one living gateway, and be gone."""
+        await self.go_idle()
+        await self.true(self.suspended)
+        await self.until("ScaledToZero", "True", "Idle")
+
+    async def go_idle(self) -> None:
         """Serve, then go idle with one living gateway."""
         await self.until("Ready", "True", "Serving")
         for _ in range(2):
@@ -200,7 +206,6 @@ class Home:
         epoch = (await self.get(GPT_OSS_DEPLOYMENTS))["status"]["drainEpoch"]
         self.report(drainEpochSeen=epoch)
         await self.until("Ready", "True", "Idle")
-        await self.true(self.suspended)
 
 
 @pytest.fixture
@@ -246,6 +251,82 @@ async def test_serves_sleeps_without_kuberays_services_and_wakes_as_another_clus
         assert await home.cluster() == home.kuberay.made[-1] != first
         assert len(home.kuberay.made) == 2
         assert await home.get(SECRETS, f"assistant-ray-{owner[:8]}") == token, "kept over the wake"
+
+
+WAKE = {"waiting": 1, "lastRequest": "2026-01-01T00:00:01.000000Z"}
+
+
+@pytest.mark.usefixtures("rayservices")
+async def test_sleep_is_reached_once_the_pods_are_gone_and_hinders_no_wake(home: Home) -> None:
+    async def terminating() -> int | None:
+        return (await home.get(GPT_OSS_DEPLOYMENTS))["status"]["replicas"].get("terminating")
+
+    home.kuberay.linger = True
+    async with home.operator():
+        await home.apply(scaling=SLEEPY)
+        await home.go_idle()
+        await home.true(home.suspended)
+        message = await home.until("EngineReady", "False", "WaitingForPods")
+        assert message.startswith("2 pods still hold what they were given")
+        assert await home.condition("ScaledToZero") == ("False", "Idle", message)
+        assert message in (await home.condition("Ready"))[2]
+        assert await terminating() == 1, "of two pods one is the head"
+
+        home.report(**WAKE)
+        await home.until("Ready", "True", "Serving")
+        assert len(home.kuberay.made) == 2
+        assert await terminating() == 1, "told while it serves, too"
+
+        await home.kuberay.let_go()
+
+        async def none_left() -> bool:
+            return await terminating() is None
+
+        await home.true(none_left, "nothing is left of the cluster before")
+        await home.sleep()
+        assert (await home.condition("EngineReady"))[:2] == ("False", "Stopped")
+
+
+@pytest.mark.usefixtures("rayservices")
+@pytest.mark.parametrize("midway", [False, True])
+async def test_a_kuberay_that_takes_no_pods_away_is_told_until_it_does(home: Home, midway: bool) -> None:
+    async with home.operator():
+        await home.apply(scaling=SLEEPY)
+        await home.until("Ready", "True", "Serving")
+        home.kuberay.down, home.kuberay.goes_down_suspending = not midway, midway
+        await home.go_idle()
+        await home.until("EngineReady", "False", "WaitingForPods")
+        assert (await home.condition("ScaledToZero"))[:2] == ("False", "Idle")
+        assert (await home.condition("Degraded"))[0] == "False"
+        home.pass_time(61)
+        message = await home.until("Degraded", "True", "WaitingForKubeRay")
+        assert "2 pods still hold what they were given" in message
+        assert "whether KubeRay's operator runs" in message
+        assert await home.condition("EngineReady") == ("False", "WaitingForKubeRay", message)
+    async with home.operator():  # another one waits no minute more
+        home.report()
+        home.pass_time(1)
+        home.kuberay.down = home.kuberay.goes_down_suspending = False
+        await home.until("Degraded", "False", "Healthy")
+        await home.until("ScaledToZero", "True", "Idle")
+        assert len(home.kuberay.made) == 1
+
+
+@pytest.mark.usefixtures("rayservices")
+async def test_a_wake_before_kuberay_has_noticed_the_sleep_goes_on_with_what_is_there(home: Home) -> None:
+    async with home.operator():
+        await home.apply(scaling=SLEEPY)
+        await home.until("Ready", "True", "Serving")
+        home.kuberay.down = True
+        await home.go_idle()
+        await home.until("EngineReady", "False", "WaitingForPods")
+        assert (await home.get(RAY_SERVICES))["spec"]["suspend"] is True
+        home.report(**WAKE)
+        await home.until("Ready", "True", "Serving")
+        assert (await home.get(RAY_SERVICES))["spec"]["suspend"] is False
+        home.kuberay.down = False
+        await home.sleep()
+        assert len(home.kuberay.made) == 1, "the engine that was there all the time"
 
 
 @pytest.mark.usefixtures("rayservices")

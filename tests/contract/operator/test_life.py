@@ -66,7 +66,7 @@ async def test_nothing_is_written_once_all_is_as_wanted(home: House) -> None:
 
 async def test_goes_to_sleep_and_wakes_on_the_first_request(home: House) -> None:
     await sleep(home)
-    assert home.condition("ScaledToZero") == ("True", "Idle")
+    await home.until(lambda: home.condition("ScaledToZero") == ("True", "Idle"))
     assert home.condition("EngineReady") == ("False", "Stopped")
     home.report(assistant={"waiting": 1, "lastRequest": "2026-01-01T00:00:01.000000Z"})
     await home.ready()

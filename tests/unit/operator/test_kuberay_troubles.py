@@ -7,7 +7,8 @@ import pytest
 
 from gptoss_api.deployment_status import PullStatus
 from gptoss_operator.substrates.failures import failure_of
-from gptoss_operator.substrates.kuberay.pods import pull_of, remaining, trouble_of
+from gptoss_operator.substrates.kuberay.pods import pull_of, trouble_of
+from gptoss_operator.substrates.kuberay.remains import remaining
 
 PATIENT, IMPATIENT = 0, 3
 

@@ -22,6 +22,7 @@ from gptoss_operator.plan.observation import (
     Observation,
     Placement,
     Presence,
+    Remains,
     Revocation,
     Site,
     Trust,
@@ -167,8 +168,10 @@ EVENTS = [
     "time", "long", "demand", "quiet", "unknown", "ack", "answers", "mute", "fails", "refused", "lost", "unreachable",
     "reachable", "cluster", "cluster", "unsigned", "away", "signed", "resigned", "blind", "spec", "bounds", "suspend",
     "resume", "restart", "retry", "wake", "floor", "schedule", "drained", "kept", "pardoned", "grows",
-    "roomy", "small", "bare",
+    "roomy", "small", "bare", "told", "untold",
 ]  # fmt: skip
+WAITING = Failure(reason="WaitingForPods", message="2 pods")
+UNHEEDED = Failure(reason="WaitingForKubeRay", message="nobody")
 
 
 def happen(world: World, event: str) -> None:
@@ -196,6 +199,9 @@ def happen(world: World, event: str) -> None:
             world.view = replace(world.view, status="DEPLOY_FAILED", failure=failure)
         case "lost":
             world.view = ApplicationView(presence=Presence.ABSENT)
+        case "told" | "untold" if world.view.presence is Presence.ABSENT:
+            unheeded = UNHEEDED if event == "untold" else None
+            world.view = replace(world.view, remains=Remains(waiting=WAITING, unheeded=unheeded))
         case "unreachable" | "reachable":
             world.reachable = event == "reachable"
         case "cluster":
@@ -298,6 +304,44 @@ def test_what_serves_is_taken_away_only_asleep_suspended_or_broken(events: list[
                 assert world.phase in {Phase.SUSPENDED, Phase.IDLE}
             if world.phase is Phase.IDLE:
                 assert not unknown
+
+
+@settings(max_examples=150, deadline=None)
+@given(lives)
+def test_zero_is_reached_only_where_nothing_is_left(events: list[str]) -> None:
+    world = World()
+    for event in events:
+        happen(world, event)
+        world.settle()
+        if world.reachable and world.condition("ScaledToZero")[0] == "True":
+            assert world.view.presence is Presence.ABSENT
+            assert world.view.remains is None
+
+
+@settings(max_examples=150, deadline=None)
+@given(lives)
+def test_what_is_left_hinders_nothing_and_wakes_nothing(events: list[str]) -> None:
+    world, other = World(), World()
+    for event in events:
+        happen(world, event)
+        world.settle()
+        if event not in {"told", "untold"}:
+            happen(other, event)
+        other.settle()
+        assert (world.asked, world.phase) == (other.asked, other.phase)
+
+
+def test_an_engine_that_is_being_stopped_is_not_at_zero() -> None:
+    world = serving()
+    world.now += 61
+    world.settle()
+    world.demand = replace(QUIET, acknowledged=1)
+    world.settle()
+    assert world.condition("ScaledToZero") == ("False", "Idle")
+    assert message(world, "ScaledToZero") == "The engine is being stopped."
+    world.cluster()
+    world.settle()
+    assert world.condition("ScaledToZero") == ("True", "Idle")
 
 
 @settings(max_examples=80, deadline=None)

@@ -13,7 +13,6 @@ from typing import Any
 from gptoss_api.conditions import Reason
 from gptoss_api.deployment_status import PullStatus
 from gptoss_operator.plan.observation import FETCHING, Failure
-from gptoss_operator.plan.rayservice.pods import GRACE_SECONDS
 from gptoss_operator.plan.rayservice.workload import ROLE_LABEL, SOURCE_VOLUME, WEIGHTS_CONTAINER, WORKER
 from gptoss_operator.substrates.engine_words import LONGEST, last_line, translated
 
@@ -112,21 +111,17 @@ def cache_flaw_of(pods: Sequence[Mapping[str, Any]]) -> tuple[str, str] | None:
     return None
 
 
-def remaining(pods: Sequence[Mapping[str, Any]]) -> Failure | None:
-    """Return which pod of a Ray cluster that was taken away still holds what it was given, None if none does."""
-    names = sorted((not _lost(pod.get("status") or {}), pod["metadata"]["name"]) for pod in pods)
-    if not names:
-        return None
-    answers, name = names[0]
-    why = (
-        f"it may finish its requests first, for at most {GRACE_SECONDS} s"
-        if answers
-        else "its node does not answer: wait for the node; where it is gone for good, an administrator deletes it"
-    )
-    return Failure(
-        reason=Reason.WAITING_FOR_PODS,
-        message=f"pod {name} of the Ray cluster before still holds what it was given, and {why}",
-    )
+def is_lost(pod: Mapping[str, Any]) -> bool:
+    """Whether somebody else than its node's kubelet says that a pod is not ready.
+
+    The controller that gives a node up turns ``Ready`` alone and gives no reason, where a kubelet that finds containers
+    unready turns both. Source: Kubernetes' ``MarkPodsNotReady``.
+    """
+    conditions = (pod.get("status") or {}).get("conditions") or ()
+    now = {each.get("type"): each for each in conditions}
+    ready, containers = now.get("Ready") or {}, now.get("ContainersReady") or {}
+    gated = ready.get("reason") == "ReadinessGatesNotReady"
+    return ready.get("status") == "False" and containers.get("status") == "True" and not gated
 
 
 def advice_on(refusal: str) -> str:
@@ -146,7 +141,7 @@ def _of_pod(pod: Mapping[str, Any]) -> Iterator[Trouble]:
         unready = condition.get("type") == "PodReadyToStartContainers" and condition.get("status") == "False"
         if unready and status.get("phase") == "Pending":
             yield Trouble(failure=_not_set_up(name, status))
-    if _lost(status):
+    if is_lost(pod):
         yield Trouble(
             failure=Failure(
                 reason=Reason.NODE_LOST,
@@ -157,18 +152,6 @@ def _of_pod(pod: Mapping[str, Any]) -> Iterator[Trouble]:
         yield from _of_init_container(name, container)
     for container in status.get("containerStatuses") or ():
         yield from _of_container(name, container)
-
-
-def _lost(status: Mapping[str, Any]) -> bool:
-    """Whether somebody else than its node's kubelet says that a pod is not ready.
-
-    The controller that gives a node up turns ``Ready`` alone and gives no reason, where a kubelet that finds containers
-    unready turns both. Source: Kubernetes' ``MarkPodsNotReady``.
-    """
-    now = {each.get("type"): each for each in status.get("conditions") or ()}
-    ready, containers = now.get("Ready") or {}, now.get("ContainersReady") or {}
-    gated = ready.get("reason") == "ReadinessGatesNotReady"
-    return ready.get("status") == "False" and containers.get("status") == "True" and not gated
 
 
 def _not_set_up(pod: str, status: Mapping[str, Any]) -> Failure:

@@ -57,6 +57,11 @@ class SeenRayService:
         return (self.config or {}).get("revision")
 
     @property
+    def cluster_left(self) -> bool:
+        """Whether a Ray cluster may still be there although none is asked for."""
+        return self.suspending or self.newest is not None
+
+    @property
     def newest(self) -> str | None:
         """The cluster that is being made, else the one that serves."""
         return self.pending or self.active

@@ -6,7 +6,7 @@ answers becomes the same view that the Ray Serve substrate gives.
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, replace
 
 from gptoss_api.conditions import Reason
@@ -24,7 +24,8 @@ from gptoss_operator.plan.rayservice.workload import REVISION_LABEL, ROLE_LABEL,
 from gptoss_operator.substrates.failures import failure_of
 from gptoss_operator.substrates.kuberay.follow import KubeRayObjects
 from gptoss_operator.substrates.kuberay.nodes import hardware_for
-from gptoss_operator.substrates.kuberay.pods import advice_on, cache_flaw_of, pull_of, remaining, trouble_of
+from gptoss_operator.substrates.kuberay.pods import advice_on, cache_flaw_of, pull_of, trouble_of
+from gptoss_operator.substrates.kuberay.remains import holding_of, remaining, remains_of
 from gptoss_operator.substrates.kuberay.seen import SeenRayService, seen_rayservice
 from gptoss_operator.substrates.kuberay.steps import Step, leads_to, next_step
 from gptoss_operator.substrates.probes import Probes
@@ -144,19 +145,29 @@ class KubeRay:
         refusal = kept.refusal or kept.unmended
         if refusal is not None:
             trouble = (Reason.CONFIGURATION_REFUSED, refusal.message)
-        if seen is None:
-            return ApplicationView(presence=Presence.ABSENT, trouble=trouble)
-        if seen.owner_uid is None:
+        if seen is not None and seen.owner_uid is None:
             conflict = (
                 f"there is a RayService {key} that this operator did not make; remove it or give this deployment "
                 "another name"
             )
             return ApplicationView(presence=Presence.ABSENT, conflict=conflict)
-        if seen.suspend or seen.deleting:
-            # What it would run when it wakes is told too: it is to be kept if nothing else is wanted.
-            obstacle = remaining(self._objects.pods(rayservice)) if self._waits_for_pods(key) else None
-            return ApplicationView(presence=Presence.ABSENT, deployed=seen.config, obstacle=obstacle, trouble=trouble)
+        if seen is None or seen.suspend or seen.deleting:
+            return self._asleep_view(key, seen, trouble)
         return self._awake_view(key, seen, trouble)
+
+    def _asleep_view(
+        self, key: DeploymentKey, seen: SeenRayService | None, trouble: tuple[str, str] | None
+    ) -> ApplicationView:
+        pods = self._objects.pods(RayServiceKey(key.namespace, key.name))
+        return ApplicationView(
+            presence=Presence.ABSENT,
+            # What it would run when it wakes is told too: it is to be kept if nothing else is wanted.
+            deployed=seen.config if seen is not None else None,
+            obstacle=remaining(pods) if seen is not None and self._waits_for_pods(key) else None,
+            terminating=_replicas(holding_of(pods), seen),
+            remains=remains_of(pods, cluster_left=seen is not None and seen.cluster_left),
+            trouble=trouble,
+        )
 
     def _waits_for_pods(self, key: DeploymentKey) -> bool:
         """Tell whether what is wanted starts only once nothing of what was before is left."""
@@ -344,7 +355,10 @@ class KubeRay:
         elif leads != cluster:
             status = status if status == DEPLOY_FAILED else "DEPLOYING"
         failure, obstacle = self._trouble(rayservice, seen, current, application)
-        workers = [pod for pod in pods if _cluster(pod) == (leads or cluster) and _role(pod) == WORKER]
+        workers = [pod for pod in pods if _cluster(pod) == (leads or cluster) and _is_worker(pod) and _stays(pod)]
+        # What served before a roll-out stays a while for the streams that it has.
+        stand = {leads, seen.active, seen.pending}
+        going = [pod for pod in holding_of(pods) if _cluster(pod) not in stand or not _stays(pod)]
         return ApplicationView(
             presence=Presence.PRESENT,
             status=status,
@@ -354,7 +368,8 @@ class KubeRay:
             obstacle=obstacle,
             pull=pull_of(current),
             ready=sum(_is_ready(pod) for pod in workers) if answering else 0,
-            wanted=-(-len(workers) // _pods_per_replica(seen)),
+            wanted=_replicas(workers, seen),
+            terminating=_replicas(going, seen),
             trouble=trouble,
             flaw=cache_flaw_of(workers),
         )
@@ -367,8 +382,7 @@ class KubeRay:
         if application.get("status") == DEPLOY_FAILED and not given_up:
             deployments = application.get("serveDeploymentStatuses") or {}
             return failure_of({"deployments": deployments, "message": application.get("message")}), None
-        living = [pod for pod in pods if "deletionTimestamp" not in pod["metadata"]]
-        found = trouble_of(living, refused=seen.cluster_trouble)
+        found = trouble_of([pod for pod in pods if _stays(pod)], refused=seen.cluster_trouble)
         if found is not None and found.final and not given_up:
             return found.failure, None
         if found is not None:
@@ -407,10 +421,10 @@ def _application(seen: SeenRayService, cluster: str | None) -> Raw:
     return dict(next(iter(seen.applications.get(cluster or "", {}).values()), {}))
 
 
-def _pods_per_replica(seen: SeenRayService) -> int:
-    """Pods of one pipeline; of those only the first, with Serve's proxy, is ever ready."""
-    arguments = (seen.config or {}).get("args") or {}
-    return int(arguments.get("pipeline") or 1)
+def _replicas(pods: Iterable[Raw], seen: SeenRayService | None) -> int:
+    """Count replicas. The pods of one are one pipeline; of those only the first, with Serve's proxy, is ever ready."""
+    arguments = ((seen.config if seen is not None else None) or {}).get("args") or {}
+    return -(-sum(map(_is_worker, pods)) // int(arguments.get("pipeline") or 1))
 
 
 def _is_for(seen: SeenRayService, wish: Present) -> bool:
@@ -427,8 +441,12 @@ def _revision(pod: Raw) -> str | None:
     return (pod["metadata"].get("labels") or {}).get(REVISION_LABEL)
 
 
-def _role(pod: Raw) -> str | None:
-    return (pod["metadata"].get("labels") or {}).get(ROLE_LABEL)
+def _is_worker(pod: Raw) -> bool:
+    return (pod["metadata"].get("labels") or {}).get(ROLE_LABEL) == WORKER
+
+
+def _stays(pod: Raw) -> bool:
+    return "deletionTimestamp" not in pod["metadata"]
 
 
 def _is_ready(pod: Raw) -> bool:
