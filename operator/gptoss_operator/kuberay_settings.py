@@ -11,11 +11,16 @@ from gptoss_api.clusters import ClusterHardware
 from gptoss_api.hardware import Family, accelerators_of_product
 from gptoss_api.kuberay import EngineAccess
 from gptoss_api.model import Name, StrictModel
+from gptoss_api.names import MAX_REQUEST_SECONDS
 from gptoss_api.pod import ClassName, Pod, Quantity
 from gptoss_operator.file_roots import FileRoot, tell_apart
 from gptoss_operator.gcs_fault_tolerance import GcsFaultTolerance
 from gptoss_operator.workload_identity import WorkloadIdentity
 from gptoss_weights.location import Location
+
+MOVE_SECONDS = 60
+"""From KubeRay's move to another Ray cluster until nobody sends a request to the one before: our Service follows the
+move, proxies on nodes follow the Service, and gateways close the connections that they kept."""
 
 OLDEST_RAY = (2, 60)
 """Before, `ray.serve.llm` has no direct streaming as we use it."""
@@ -124,6 +129,11 @@ class KubeRaySettings(EngineAccess):
     )
     weights_size_limit: Quantity = Field(default="200Gi", description="Most that a node's verified copy may take.")
     shared_memory_size: Quantity = Field(default="8Gi", description="Size of /dev/shm, which counts as memory.")
+    ray_cluster_deletion_delay_seconds: Annotated[int, Field(ge=0, le=86400)] = Field(
+        default=MAX_REQUEST_SECONDS + MOVE_SECONDS,
+        description="Seconds that the Ray cluster before a BlueGreen roll-out stays, and holds its accelerators, once "
+        "another serves. The default lets the longest permitted request end there; answers that take longer break off.",
+    )
     cache_size_limit: Quantity = Field(default="30Gi", description="Most that compile caches may take.")
     env: dict[Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")], str] = Field(
         default_factory=dict, description="Further environment of Ray's containers. Nothing secret."

@@ -61,6 +61,7 @@ class KubeRayHouse(House):
             "kubeRay": {
                 "image": "registry.example.com/serving@sha256:" + "1" * 64,
                 "gatewayTokenFile": str(self.folder / "gateway-token"),
+                "rayClusterDeletionDelaySeconds": 0,  # there are not nodes for three
                 "serviceURL": f"http://127.0.0.1:{self.kuberay.port}/{{namespace}}/{{service}}",
             },
             "weightSources": {"s3": {"endpoint": self.store.endpoint, "region": self.store.region}},

@@ -20,7 +20,6 @@ from tests.e2e.house import (
     SUBJECT,
     SYSTEM,
     House,
-    Reply,
     talking,
     upload,
 )

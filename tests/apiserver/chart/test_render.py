@@ -435,6 +435,10 @@ def test_images_come_from_where_the_values_say(helm: Helm, values: Raw, image: s
             "/kubeRay/settings/gcsFaultTolerance/0/redisAddress",
         ),
         (
+            {"kubeRay": {"settings": {"rayClusterDeletionDelaySeconds": 86401}}},
+            "/kubeRay/settings/rayClusterDeletionDelaySeconds",
+        ),
+        (
             {"kubeRay": {"settings": {"fileRoots": [{"path": "models", "claimName": "models"}]}}},
             "/kubeRay/settings/fileRoots/0/path",
         ),

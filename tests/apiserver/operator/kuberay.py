@@ -3,8 +3,9 @@
 Services go when a RayService is suspended and come back as others; each resume makes a cluster with a
 new name from the specification of then; ``observedGeneration`` is not moved by a suspended RayService;
 an active cluster's applications are empty while another is made; the status lags; a change of the
-template with upgrade strategy None is ignored for ever. Pods that can't be made are tried again, and told of as
-ReplicaFailure; pods that are gone are made anew. There is no RayCluster: pods belong to the RayService itself.
+template with upgrade strategy None is ignored for ever; a cluster that was replaced stays for its delay. Pods that
+can't be made are tried again, and told of as ReplicaFailure; pods that are gone are made anew. There is no RayCluster:
+pods belong to the RayService itself.
 """
 
 import asyncio
@@ -44,6 +45,8 @@ class Cluster:
     started: bool = False
     """All its pods are there and ready."""
     served: bool = False
+    goes_at: float | None = None
+    """When it goes, once it is neither active nor pending: the delay counts that was asked for at that moment."""
 
 
 @dataclass
@@ -63,6 +66,8 @@ class StandInKubeRay:
     """Pods that are told to go stay until `let_go`."""
     hold: bool = False
     """New clusters don't start."""
+    skipped_seconds: float = 0.0
+    """Its clock is so far ahead of the loop's."""
     init_message: str | None = None
     """What the container that fetches weights ends with."""
     unschedulable: str | None = None
@@ -105,7 +110,8 @@ class StandInKubeRay:
             return
         if conditions.get("Suspending") == "True":  # to the end, whatever is asked for meanwhile
             if clusters:
-                await self._remove(name, clusters)
+                await self._remove(name, list(clusters.values()))
+                await self._remove_service(name)
             else:
                 await self._status(raw, Suspending="False", Suspended="True", Ready="False")
             return
@@ -123,6 +129,7 @@ class StandInKubeRay:
         active = clusters.get((status.get("activeServiceStatus") or {}).get("rayClusterName", ""))
         pending = clusters.get((status.get("pendingServiceStatus") or {}).get("rayClusterName", ""))
         strategy = raw["spec"]["upgradeStrategy"]["type"]
+        await self._remove(name, self._over(raw, [each for each in clusters.values() if each not in (active, pending)]))
         newest = pending or active
         if newest is None or (newest.template != template and strategy == "NewCluster"):
             pending = Cluster(
@@ -139,8 +146,6 @@ class StandInKubeRay:
         await self._look(newest)
         told = {"applicationStatuses": {application["name"]: self._application(newest)}, **made}
         if newest is pending and newest.started and self.fail_with is None:
-            if active is not None:
-                await self._remove(name, {active.name: clusters.pop(active.name)})
             await self._make_service(raw, newest.name)
             newest.served = True
             await self._status(raw, Ready="True", active={"rayClusterName": newest.name, **told}, pending={})
@@ -149,6 +154,16 @@ class StandInKubeRay:
             await self._status(raw, active=kept, pending={"rayClusterName": newest.name, **told})
         else:
             await self._status(raw, active={"rayClusterName": newest.name, **told})
+
+    def _over(self, raw: Raw, replaced: list[Cluster]) -> list[Cluster]:
+        """Of clusters that others took the place of, those whose time is over; where nothing is asked for, a minute."""
+        now, over = asyncio.get_running_loop().time() + self.skipped_seconds, []
+        for each in replaced:
+            if each.goes_at is None:
+                each.goes_at = now + raw["spec"].get("rayClusterDeletionDelaySeconds", 60)
+            elif now >= each.goes_at:
+                over.append(each)
+        return over
 
     def _application(self, cluster: Cluster) -> Raw:
         if self.fail_with is not None:
@@ -240,13 +255,15 @@ class StandInKubeRay:
         selector = f"ray.io/cluster={cluster.name}"
         return list((await self.kube.list(PODS, namespace=self.namespace, label_selector=selector)).items)
 
-    async def _remove(self, name: str, clusters: dict[str, Cluster]) -> None:
-        """Clusters, their pods, and every Service that KubeRay made for them."""
-        for cluster in list(clusters.values()):
+    async def _remove(self, name: str, clusters: list[Cluster]) -> None:
+        """Clusters and their pods."""
+        for cluster in clusters:
             for pod in await self._pods(cluster):
                 with contextlib.suppress(NotFound):
                     await self.kube.delete(PODS, pod["metadata"]["name"], namespace=self.namespace)
-            del clusters[cluster.name]
+            del self.clusters[name][cluster.name]
+
+    async def _remove_service(self, name: str) -> None:
         with contextlib.suppress(NotFound):
             await self.kube.delete(SERVICES, f"{name}-serve-svc", namespace=self.namespace)
 

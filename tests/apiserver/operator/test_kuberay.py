@@ -13,6 +13,7 @@ import aiohttp
 import pytest
 
 from gptoss_api.gateway_token import RETAIN_SECONDS
+from gptoss_api.names import MAX_REQUEST_SECONDS
 from gptoss_cli.local.control_plane import ControlPlane
 from gptoss_kube.client import Kube
 from gptoss_kube.errors import Forbidden, Invalid, KubeError
@@ -68,6 +69,7 @@ class Home:
     trust: TrustSays = field(default_factory=TrustSays)
     image: str = IMAGE
     file_roots: tuple[dict[str, str], ...] = ()
+    deletion_delay: int | None = None
     beats: int = 0
     uid: str = ""
     running: Operator | None = None
@@ -83,6 +85,7 @@ class Home:
                 "kubeRay": {
                     "image": self.image,
                     "fileRoots": self.file_roots,
+                    **({} if self.deletion_delay is None else {"rayClusterDeletionDelaySeconds": self.deletion_delay}),
                     "gatewayTokenFile": str(self.folder / "gateway-token"),
                     "serviceURL": f"http://127.0.0.1:{self.kuberay.port}/{{namespace}}/{{service}}",
                 },
@@ -482,6 +485,46 @@ async def test_blue_green_leads_to_the_old_cluster_until_the_new_one_serves(home
         home.kuberay.hold = False
         await home.until("Ready", "True", "Serving")
         assert await home.cluster() == home.kuberay.made[1]
+
+
+@pytest.mark.usefixtures("rayservices")
+async def test_a_replaced_cluster_holds_its_accelerators_for_the_longest_answer_or_as_an_administrator_says(
+    home: Home,
+) -> None:
+    scaling = {"minReplicas": 1, "maxReplicas": 3}
+
+    async def terminating() -> int | None:
+        return (await home.get(GPT_OSS_DEPLOYMENTS))["status"]["replicas"].get("terminating")
+
+    async def one() -> bool:
+        return await terminating() == 1
+
+    async def none() -> bool:
+        return await terminating() is None
+
+    async with home.operator():
+        await home.apply(scaling=scaling)
+        await home.until("Ready", "True", "Serving")
+        await home.apply(scaling=scaling, parallelism={"tensor": 2})
+        await home.true(_async(lambda: len(home.kuberay.made) == 2))
+        await home.until("Ready", "True", "Serving")
+        await home.true(one, "the cluster before is told of")
+        before = home.kuberay.clusters["assistant"][home.kuberay.made[0]]
+        await home.true(_async(lambda: before.goes_at is not None))
+        home.kuberay.skipped_seconds += MAX_REQUEST_SECONDS - 300
+        await home.apply(scaling={**scaling, "maxReplicas": 4}, parallelism={"tensor": 2})
+        await home.true(_async(lambda: home.kuberay.serve_puts), "KubeRay has looked at it once more")
+        assert await terminating() == 1, "an answer may still come from it"
+        home.kuberay.skipped_seconds += 600
+        await home.true(none, "it is gone")
+
+    home.deletion_delay = 0
+    async with home.operator():
+        await home.apply(scaling=scaling, parallelism={"tensor": 4})
+        await home.true(_async(lambda: len(home.kuberay.made) == 3))
+        await home.until("Ready", "True", "Serving")
+        await home.true(none, "its accelerators are free at once")
+        assert list(home.kuberay.clusters["assistant"]) == home.kuberay.made[2:]
 
 
 @pytest.mark.usefixtures("rayservices")

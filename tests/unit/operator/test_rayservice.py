@@ -15,6 +15,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from gptoss_api.accelerator import AcceleratorRequest
+from gptoss_api.names import MAX_REQUEST_SECONDS
 from gptoss_api.pod import Pod
 from gptoss_operator.kuberay_settings import KubeRaySettings, NamespaceLimits
 from gptoss_operator.plan.rayservice.render import Rendered, canonical, leading_to, render
@@ -367,7 +368,20 @@ def test_the_revision_stands_on_every_pod_so_that_kuberay_sees_a_change() -> Non
 def test_the_roll_out_strategy_becomes_kuberays(blue_green: bool, strategy: str) -> None:
     spec = render(workload(blue_green=blue_green), site()).rayservice["spec"]
     assert spec["upgradeStrategy"] == {"type": strategy}
-    assert spec["rayClusterDeletionDelaySeconds"] >= 3600, "streams on the old cluster may end"
+    assert spec["rayClusterDeletionDelaySeconds"] > MAX_REQUEST_SECONDS, "streams on the old cluster may end"
+
+
+@pytest.mark.parametrize("seconds", [0, 600, 86400])
+def test_an_administrator_says_how_long_a_replaced_cluster_stays_and_restarts_nothing(seconds: int) -> None:
+    chosen = render(workload(), site(settings=rayservices.settings(rayClusterDeletionDelaySeconds=seconds)))
+    assert chosen.rayservice["spec"]["rayClusterDeletionDelaySeconds"] == seconds
+    assert chosen.revision == render(workload(), site()).revision
+
+
+@pytest.mark.parametrize("seconds", [-1, 86401, "an hour"])
+def test_a_delay_out_of_bounds_is_refused_with_its_name(seconds: Any) -> None:
+    with pytest.raises(ValueError, match="rayClusterDeletionDelaySeconds"):
+        rayservices.settings(rayClusterDeletionDelaySeconds=seconds)
 
 
 def test_serve_gets_our_application() -> None:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from gptoss_api.kuberay import SERVE_PORT, engine_service
-from gptoss_api.names import MAX_REQUEST_SECONDS
 from gptoss_operator.gcs_fault_tolerance import GcsFaultTolerance
 from gptoss_operator.plan.rayservice.network import network_policies
 from gptoss_operator.plan.rayservice.pods import autoscaler_options, head_group, worker_group
@@ -70,7 +69,7 @@ def render(workload: Workload, site: KubeRaySite) -> Rendered:
             "suspend": False,
             # Also where the strategy is Recreate: then the change is made while it is suspended.
             "upgradeStrategy": {"type": "NewCluster" if workload.blue_green else "None"},
-            "rayClusterDeletionDelaySeconds": MAX_REQUEST_SECONDS,
+            "rayClusterDeletionDelaySeconds": site.settings.ray_cluster_deletion_delay_seconds,
             "serveConfigV2": serve_config(workload.application),
             "rayClusterConfig": _cluster(workload, site, revision),
         },
