@@ -12,7 +12,7 @@ from gptoss_api.hardware import Family, accelerators_of_product
 from gptoss_api.kuberay import EngineAccess
 from gptoss_api.model import Name, StrictModel
 from gptoss_api.names import MAX_REQUEST_SECONDS
-from gptoss_api.pod import ClassName, Pod, Quantity
+from gptoss_api.pod import ClassName, NodeSelector, Pod, Quantity, Toleration
 from gptoss_operator.file_roots import FileRoot, tell_apart
 from gptoss_operator.gcs_fault_tolerance import GcsFaultTolerance
 from gptoss_operator.workload_identity import WorkloadIdentity
@@ -116,13 +116,22 @@ class KubeRaySettings(EngineAccess):
         description="Serving image: Ray, vLLM and gptoss-operator[serving]. Pin it by digest."
     )
     image_pull_policy: Literal["IfNotPresent", "Always", "Never"] = "IfNotPresent"
-    image_pull_secrets: tuple[Name, ...] = Field(
+    image_pull_secrets: tuple[ClassName, ...] = Field(
         default=(), description="Secrets in the deployments' namespaces to pull the image with."
     )
     ray_version: str = Field(default="2.60.0", description="Version of Ray in the image.")
     run_as_user: Annotated[int, Field(ge=1)] = Field(default=1000, description="User id of Ray and the engine.")
     head_cpu: Quantity = "1"
     head_memory: Quantity = "6Gi"
+    head_node_selector: NodeSelector = Field(
+        default_factory=dict,
+        description="Labels that a head's node must have. It computes on no accelerator: what specifications choose of "
+        "nodes is about workers.",
+    )
+    head_tolerations: Annotated[tuple[Toleration, ...], Field(max_length=16)] = Field(
+        default=(),
+        description="Taints that heads tolerate, where all nodes have some; spec.pod.tolerations are about workers.",
+    )
     cpus_per_accelerator: Annotated[int, Field(ge=1, le=256)] = 4
     memory_gib_per_accelerator: Annotated[int, Field(ge=1, le=4096)] = Field(
         default=32, alias="memoryGiBPerAccelerator"

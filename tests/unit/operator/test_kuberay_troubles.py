@@ -18,9 +18,9 @@ def pod(role: str = "worker", name: str | None = None, **status: Any) -> dict[st
     return {"metadata": {"name": name or f"{role}-0", "labels": labels}, "status": status}
 
 
-def unscheduled(message: str) -> list[dict[str, Any]]:
+def unscheduled(message: str, role: str = "worker") -> list[dict[str, Any]]:
     condition = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": message}
-    return [pod(phase="Pending", conditions=[condition])]
+    return [pod(role, phase="Pending", conditions=[condition])]
 
 
 def fetching(message: str = "", code: int = 1, restarts: int = PATIENT, reason: str = "Error") -> list[dict[str, Any]]:
@@ -468,6 +468,26 @@ def test_what_will_not_pass_comes_before_what_may() -> None:
     found = trouble_of([*unscheduled(GPUS), *fetching(refused_weights("DigestMismatch", "bytes"))])
     assert found is not None
     assert found.failure.reason == "DigestMismatch"
+
+
+@pytest.mark.parametrize(
+    ("message", "advice"),
+    [
+        ("0/1: 1 Insufficient memory.", "kubeRay.headMemory"),
+        ("0/1: 1 Insufficient cpu.", "kubeRay.headCpu"),
+        (TAINT, "kubeRay.headTolerations"),
+        ("0/2 nodes are available: 2 node(s) had untolerated taint(s).", "kubeRay.headTolerations"),
+        (SELECTOR, "kubeRay.headNodeSelector"),
+        ("0/1: 1 node(s) had untolerated taint {node.kubernetes.io/not-ready: }.", "nodes are not well"),
+    ],
+)
+def test_a_head_without_a_node_names_what_an_administrator_can_change(message: str, advice: str) -> None:
+    found = trouble_of(unscheduled(message, role="head"))
+    assert found is not None
+    assert advice in found.failure.message
+    of_worker = trouble_of(unscheduled(message))
+    assert of_worker is not None
+    assert "kubeRay.headMemory" not in of_worker.failure.message
 
 
 ENGINE: list[tuple[str, str, str]] = [

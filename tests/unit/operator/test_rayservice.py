@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from gptoss_api.accelerator import AcceleratorRequest
 from gptoss_api.names import MAX_REQUEST_SECONDS
-from gptoss_api.pod import Pod
+from gptoss_api.pod import Pod, amount
 from gptoss_operator.kuberay_settings import KubeRaySettings, NamespaceLimits
 from gptoss_operator.plan.rayservice.render import Rendered, canonical, leading_to, render
 from gptoss_operator.plan.rayservice.resolve import check_kuberay, workload_of
@@ -108,9 +108,55 @@ def test_every_pod_is_restricted_and_bounded(of: Workload) -> None:
             assert not security["allowPrivilegeEscalation"]
             assert container["resources"]["requests"]["cpu"]
             assert container["resources"]["limits"]["memory"]
+            storage = [amount(container["resources"][kind]["ephemeral-storage"]) for kind in ("requests", "limits")]
+            assert 0 < storage[0] <= storage[1]
             mounted = {mount["name"] for mount in container["volumeMounts"]}
             assert mounted <= {volume["name"] for volume in pod["volumes"]}
             assert "api-token" not in mounted
+
+
+GIB = 2**30
+
+
+def test_a_pod_asks_for_the_disk_that_it_takes_and_may_fill_its_volumes() -> None:
+    def asked(model: str | None, **changes: Any) -> tuple[int, int]:
+        spec = deployment(model={"name": model, "uri": "s3://models/x"})
+        resolved = workload_of(spec, APPLICATION, DIGEST)
+        group = cluster(resolved, site(settings=rayservices.settings(**changes)))["workerGroupSpecs"][0]
+        pod = group["template"]["spec"]
+        (engine,), (fetch,) = pod["containers"], pod["initContainers"]
+        named = [each["resources"] for each in (engine, fetch)]
+        assert [each["limits"]["ephemeral-storage"] for each in named] == [
+            engine["resources"]["limits"]["ephemeral-storage"]
+        ] * 2
+        volumes = [each["emptyDir"] for each in pod["volumes"] if "medium" not in each.get("emptyDir", {"medium": ""})]
+        most = sum(amount(each["sizeLimit"]) for each in volumes)
+        request, limit = (amount(engine["resources"][kind]["ephemeral-storage"]) for kind in ("requests", "limits"))
+        assert limit > most, "a volume's own limit comes first, and names it"
+        return request, limit
+
+    small, large, other = asked("gpt-oss-20b"), asked("gpt-oss-120b"), asked("custom")
+    assert 13 * GIB < small[0] < 20 * GIB
+    assert 60 * GIB < large[0] < 70 * GIB
+    assert other[0] > 200 * GIB, "nobody knows its size, and it may take so much"
+    assert asked("custom", weightsSizeLimit="50Gi")[0] < 60 * GIB
+    assert asked("gpt-oss-120b", weightsSizeLimit="2Gi")[0] < 10 * GIB, "it can't take more"
+
+
+def test_a_head_goes_where_an_administrator_says() -> None:
+    plain = head(workload())["template"]["spec"]
+    assert plain.keys().isdisjoint({"nodeSelector", "tolerations"})
+    chosen = site(
+        settings=rayservices.settings(headNodeSelector={"pool": "system"}, headTolerations=[{"key": "nvidia.com/gpu"}])
+    )
+    of = workload(pod=Pod.model_validate({"nodeSelector": {"pool": "gpu"}, "tolerations": TOLERATIONS}))
+    made = cluster(of, chosen)
+    placed = made["headGroupSpec"]["template"]["spec"]
+    assert placed["nodeSelector"] == {"pool": "system"}
+    assert placed["tolerations"] == [{"key": "nvidia.com/gpu", "operator": "Exists", "value": ""}]
+    worker = made["workerGroupSpecs"][0]["template"]["spec"]
+    assert worker["nodeSelector"] == {"pool": "gpu"}
+    assert [each["key"] for each in worker["tolerations"]] == ["nvidia.com/gpu", "amd.com/gpu"]
 
 
 def test_only_the_fetching_container_writes_weights_and_knows_credentials() -> None:
@@ -289,7 +335,7 @@ def test_a_worker_holds_one_tensor_group(
 ) -> None:
     group = workers(workload(accelerator=AcceleratorRequest.model_validate(accelerator), tensor=tensor))
     limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
-    assert {name: count for name, count in limits.items() if name != "memory"} == resource
+    assert {name: count for name, count in limits.items() if name not in {"memory", "ephemeral-storage"}} == resource
     assert (group["rayStartParams"]["num-cpus"], group["rayStartParams"]["num-gpus"]) == params
 
 

@@ -4,10 +4,12 @@ The engine runs as another user than the container that fetched its weights, and
 read-only. Credentials for the source reach that container alone.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 from gptoss_api.kuberay import SERVE_PORT
 from gptoss_api.names import MAX_REQUEST_SECONDS
+from gptoss_api.pod import Toleration, amount
 from gptoss_operator.plan.rayservice.credentials import Credentials, credentials_of
 from gptoss_operator.plan.rayservice.workload import (
     CACHE_VOLUME,
@@ -47,6 +49,11 @@ _CLAIM_FOLDER = "gptoss-weights"
 _API_TOKEN = "/var/run/secrets/kubernetes.io/serviceaccount"  # noqa: S105 - a folder
 _OBJECT_STORE_BYTES = 512 * 1024 * 1024
 """Ray's object store: requests stream past it, so the least that Ray is at ease with."""
+_EPHEMERAL_STORAGE = "ephemeral-storage"
+_SCRATCH_BYTES = 4 * 2**30
+"""What Ray's logs and compile caches take as a rule, with the tokenizer's files; their volumes' limits are higher."""
+_LOG_BYTES = 2**30
+"""Containers' own output, which nodes rotate, and what a read-only container writes besides."""
 _RESTRICTED: Raw = {
     "allowPrivilegeEscalation": False,
     "capabilities": {"drop": ["ALL"]},
@@ -57,6 +64,14 @@ _RESTRICTED: Raw = {
 }
 
 
+@dataclass(frozen=True)
+class _Storage:
+    """A part of a container's resources."""
+
+    requests: Mapping[str, str]
+    limits: Mapping[str, str]
+
+
 def head_group(workload: Workload, site: KubeRaySite, revision: str) -> Raw:
     """Return KubeRay's head group: Ray's and Serve's own processes, and no engine."""
     settings = site.settings
@@ -64,15 +79,20 @@ def head_group(workload: Workload, site: KubeRaySite, revision: str) -> Raw:
     if workload.autoscales:
         volumes.append(_api_token_volume())
         volumes.append(_empty_dir("autoscaler-tmp", "1Gi"))
+    storage = _storage(volumes)
     container = _ray_container(
         "ray-head",
         workload,
         site,
-        requests={"cpu": settings.head_cpu, "memory": settings.head_memory},
-        limits={"memory": settings.head_memory},
+        requests={"cpu": settings.head_cpu, "memory": settings.head_memory, **storage.requests},
+        limits={"memory": settings.head_memory, **storage.limits},
         ports=[("gcs-server", 6379), ("dashboard", DASHBOARD_PORT), ("client", 10001), ("serve", SERVE_PORT)],
     )
     pod = _pod_spec(workload, site, [container], volumes)
+    if settings.head_node_selector:
+        pod["nodeSelector"] = dict(sorted(settings.head_node_selector.items()))
+    if settings.head_tolerations:
+        pod["tolerations"] = _tolerations(settings.head_tolerations)
     return {
         "rayStartParams": {
             "dashboard-host": "0.0.0.0",  # noqa: S104 - KubeRay asks it from its own pod; the token guards it
@@ -87,21 +107,23 @@ def head_group(workload: Workload, site: KubeRaySite, revision: str) -> Raw:
 def worker_group(workload: Workload, site: KubeRaySite, revision: str) -> Raw:
     """Return KubeRay's worker group: one pod for each tensor group."""
     settings, chosen = site.settings, workload.pod.resources
+    credentials = credentials_of(workload, site)
+    volumes = [*_scratch(site), *_tokens_volume(workload), _empty_dir("weights", settings.weights_size_limit)]
+    storage = _storage(volumes, weights=_weights_on_disk(workload, settings.weights_size_limit))
     requests = {
         "cpu": chosen.cpu or str(settings.cpus_per_accelerator * workload.tensor),
         "memory": chosen.memory or f"{settings.memory_gib_per_accelerator * workload.tensor}Gi",
+        **storage.requests,
     }
-    limits = {"memory": requests["memory"]}
+    limits = {"memory": requests["memory"], **storage.limits}
     if (resource := workload.accelerator.resource) is not None:
         requests[resource] = limits[resource] = str(workload.tensor)
     container = _ray_container(
         "ray-worker", workload, site, requests=requests, limits=limits, ports=[("serve", SERVE_PORT)]
     )
     container["volumeMounts"].append({"name": "weights", "mountPath": _WEIGHTS, "readOnly": True})
-    credentials = credentials_of(workload, site)
-    volumes = [*_scratch(site), *_tokens_volume(workload), _empty_dir("weights", settings.weights_size_limit)]
     pod = _pod_spec(workload, site, [container], [*volumes, *credentials.volumes])
-    pod["initContainers"] = [_weights_container(workload, site, credentials, cpu=requests["cpu"])]
+    pod["initContainers"] = [_weights_container(workload, site, credentials, cpu=requests["cpu"], storage=storage)]
     # Or each container's program is process 1, which a SIGTERM does not end: KubeRay's wait for the head is a shell,
     # and a pod that is told to go while it runs would stay for all its grace. No two containers run here at a time.
     pod["shareProcessNamespace"] = True
@@ -119,10 +141,7 @@ def worker_group(workload: Workload, site: KubeRaySite, revision: str) -> Raw:
     if selector:
         pod["nodeSelector"] = dict(sorted(selector.items()))
     if workload.pod.tolerations:
-        pod["tolerations"] = [
-            each.model_dump(by_alias=True, mode="json", exclude_none=True, exclude_defaults=False)
-            for each in workload.pod.tolerations
-        ]
+        pod["tolerations"] = _tolerations(workload.pod.tolerations)
     if workload.pod.runtime_class_name is not None:
         pod["runtimeClassName"] = workload.pod.runtime_class_name
     pod["topologySpreadConstraints"] = [
@@ -151,8 +170,8 @@ def autoscaler_options(site: KubeRaySite) -> Raw:
         "imagePullPolicy": site.settings.image_pull_policy,
         "securityContext": {**_RESTRICTED, "runAsUser": site.settings.run_as_user},
         "resources": {
-            "requests": {"cpu": "200m", "memory": "512Mi"},
-            "limits": {"memory": "512Mi"},
+            "requests": {"cpu": "200m", "memory": "512Mi", _EPHEMERAL_STORAGE: "256Mi"},
+            "limits": {"memory": "512Mi", _EPHEMERAL_STORAGE: "1Gi"},
         },
         "env": [{"name": "HOME", "value": "/tmp"}],  # noqa: S108 - the sidecar's own volume
         "volumeMounts": [
@@ -215,10 +234,13 @@ def _ray_container(
     }
 
 
-def _weights_container(workload: Workload, site: KubeRaySite, credentials: Credentials, *, cpu: str) -> Raw:
+def _weights_container(
+    workload: Workload, site: KubeRaySite, credentials: Credentials, *, cpu: str, storage: _Storage
+) -> Raw:
     """Return the container that fetches and verifies; the engine's pod starts only if it succeeds.
 
-    It asks for the engine's ``cpu``, which it has before the engine: more would make the pod larger than was chosen.
+    It asks for the engine's ``cpu`` and ``storage``, which it has before the engine: more would make the pod larger
+    than was chosen.
     """
     command = ["gptoss", "weights", "pull", workload.weights_uri, "--to", f"{_WEIGHTS}/{_COPIES}"]
     if workload.weights_revision is not None:
@@ -244,7 +266,10 @@ def _weights_container(workload: Workload, site: KubeRaySite, credentials: Crede
         # Kubernetes puts variables into a command, $(NAME), and some of these hold the namespace's keys.
         "command": [part.replace("$", "$$") for part in command],
         "env": [*_env({**site.settings.env, **environment}), *credentials.env],
-        "resources": {"requests": {"cpu": cpu, "memory": "1Gi"}, "limits": {"memory": "1Gi"}},
+        "resources": {
+            "requests": {"cpu": cpu, "memory": "1Gi", **storage.requests},
+            "limits": {"memory": "1Gi", **storage.limits},
+        },
         "securityContext": {**_RESTRICTED, "runAsUser": _WEIGHTS_USER, "runAsGroup": _WEIGHTS_USER},
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "volumeMounts": mounts,
@@ -306,6 +331,34 @@ def _scratch(site: KubeRaySite) -> list[Raw]:
 
 def _empty_dir(name: str, size: str, *, medium: str | None = None) -> Raw:
     return {"name": name, "emptyDir": {"sizeLimit": size, **({"medium": medium} if medium else {})}}
+
+
+def _tolerations(tolerations: Iterable[Toleration]) -> list[Raw]:
+    return [each.model_dump(by_alias=True, mode="json", exclude_none=True) for each in tolerations]
+
+
+def _storage(volumes: Iterable[Raw], *, weights: int = 0) -> _Storage:
+    """Return what a pod asks for of its node's disk, and the most that it may take.
+
+    Without a request a node under pressure evicts it first, for it takes more than it asked for; so it asks for what it
+    takes as a rule, and for ``weights`` bytes of weights. The limit is what its volumes may take together, and logs.
+    """
+    disks = [each["emptyDir"] for each in volumes if "emptyDir" in each and "medium" not in each["emptyDir"]]
+    most = sum(amount(each["sizeLimit"]) for each in disks) + _LOG_BYTES
+    return _Storage(
+        requests={_EPHEMERAL_STORAGE: _mebibytes(weights + _SCRATCH_BYTES)},
+        limits={_EPHEMERAL_STORAGE: _mebibytes(most)},
+    )
+
+
+def _weights_on_disk(workload: Workload, size_limit: str) -> int:
+    """Return the bytes of a pod's copy of the weights; where nobody knows them, the most that they may take."""
+    most = amount(size_limit)
+    return most if workload.weight_bytes is None else min(most, workload.weight_bytes)
+
+
+def _mebibytes(count: int) -> str:
+    return f"{-(-count // 2**20)}Mi"
 
 
 def _tokens_volume(workload: Workload) -> list[Raw]:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from gptoss_api.accelerator import AcceleratorRequest
+from gptoss_api.architecture import architecture_of
 from gptoss_api.deployment import GptOssDeployment
 from gptoss_api.pod import Pod
 from gptoss_operator.kuberay_settings import KubeRaySettings
@@ -40,6 +41,8 @@ def workload_of(deployment: GptOssDeployment, application: Mapping[str, Any], ma
     """Return a deployment's workload with its application and pinned weights."""
     spec = deployment.spec
     least = max(1, spec.scaling.min_replicas)
+    # Of the model as it is published, whatever this source holds: what pods ask for must not depend on a look at it.
+    architecture = architecture_of(spec.model.name)
     return Workload(
         namespace=deployment.namespace,
         name=deployment.name,
@@ -58,6 +61,7 @@ def workload_of(deployment: GptOssDeployment, application: Mapping[str, Any], ma
         manifest_digest=manifest_digest,
         cache_claim=spec.cache.claim if spec.cache is not None else None,
         cache_max_bytes=spec.cache.max_bytes if spec.cache is not None else None,
+        weight_bytes=architecture.checkpoint_bytes if architecture is not None else None,
     )
 
 

@@ -47,6 +47,7 @@ class Workload:
         manifest_digest: the digest they are pinned to.
         cache_claim: claim with weights that were fetched before, if there is one.
         cache_max_bytes: most that weights may take there.
+        weight_bytes: what the model's weights take, None if that is not known.
     """
 
     namespace: str
@@ -66,6 +67,7 @@ class Workload:
     weights_revision: str | None = None
     cache_claim: str | None = None
     cache_max_bytes: str | None = None
+    weight_bytes: int | None = None
 
     @property
     def autoscales(self) -> bool:

@@ -281,8 +281,9 @@ def _died(pod: str, container: Mapping[str, Any], ended: Mapping[str, Any]) -> F
 
 
 def _unscheduled(pod: Mapping[str, Any], message: str) -> Failure:
+    known = _SCHEDULING if _is_worker(pod) else (*_SCHEDULING_OF_HEADS, *_SCHEDULING)
     advice = _advice_on_missing_claim(pod, message) or next(
-        (advice for pattern, advice in _SCHEDULING if re.search(pattern, message)), "free capacity or add nodes"
+        (advice for pattern, advice in known if re.search(pattern, message)), "free capacity or add nodes"
     )
     lacking = sorted(set(re.findall(r"Insufficient ([\w./-]*\w)", message)))
     what = f" for want of {', '.join(lacking)}" if lacking else ""
@@ -306,6 +307,23 @@ def _advice_on_missing_claim(pod: Mapping[str, Any], message: str) -> str | None
     return "make the claim that spec.cache names, in the deployment's namespace, or remove spec.cache"
 
 
+_SCHEDULING_OF_HEADS = (
+    (
+        r"Insufficient (memory|cpu)",
+        "add nodes (a head needs no accelerator), or an administrator lowers kubeRay.headMemory or kubeRay.headCpu",
+    ),
+    (
+        r"untolerated taint\(?s?\)? \{(?!node\.kubernetes\.io/)",
+        "add nodes without the taint (a head needs no accelerator), or an administrator lists it in "
+        "kubeRay.headTolerations",
+    ),
+    (
+        r"didn't match Pod's node (affinity|selector)",
+        "no node has the labels of kubeRay.headNodeSelector: an administrator corrects it or labels nodes",
+    ),
+)
+"""Users choose nothing of heads, so advice that names what they choose is of no use there."""
+
 _SCHEDULING = (
     (r"Insufficient (nvidia\.com|amd\.com)/", "free accelerators, add nodes, or lower spec.parallelism.tensor"),
     (r"Insufficient memory", "lower spec.pod.resources.memory or add nodes"),
@@ -318,8 +336,9 @@ _SCHEDULING = (
     (r"untolerated taint \{", "tolerate the taint in spec.pod.tolerations, or use other nodes"),
     (  # from Kubernetes 1.36 on the scheduler names no taint
         r"untolerated taint",
-        "see the nodes' taints (kubectl describe nodes): tolerate them in spec.pod.tolerations, use other nodes, or "
-        "look at nodes that are not well (node.kubernetes.io/…)",
+        "see the nodes' taints (kubectl describe nodes): tolerate them in spec.pod.tolerations (of a head, an "
+        "administrator in kubeRay.headTolerations), use other nodes, or look at nodes that are not well "
+        "(node.kubernetes.io/…)",
     ),
     (
         r"didn't match Pod's node (affinity|selector)",
@@ -404,5 +423,8 @@ def _because(message: str, before: str = " (") -> str:
 
 
 def _rank(pod: Mapping[str, Any]) -> tuple[bool, str]:
-    labels = pod["metadata"].get("labels") or {}
-    return labels.get(ROLE_LABEL) != WORKER, pod["metadata"]["name"]
+    return not _is_worker(pod), pod["metadata"]["name"]
+
+
+def _is_worker(pod: Mapping[str, Any]) -> bool:
+    return (pod["metadata"].get("labels") or {}).get(ROLE_LABEL) == WORKER
