@@ -60,3 +60,11 @@ app.kubernetes.io/part-of: gptoss
 {{- $path := printf "%s/%s" (required "image.registry is empty: name the registry that holds your image of docker/operator.Dockerfile, such as registry.example.com/platform" $registry) $image.repository }}
 {{- if $image.digest }}{{ $path }}@{{ $image.digest }}{{ else }}{{ $path }}:{{ default .Chart.AppVersion $image.tag }}{{ end }}
 {{- end }}
+
+{{/* The replicas' image: a whole name, or one below global.imageRegistry. As everywhere, what stands before the first slash
+     is a registry if it has a dot or a port, or is localhost. */}}
+{{- define "gptoss.servingImage" -}}
+{{- $image := required "kubeRay.image is empty: name your image of docker/serving.Dockerfile, best by digest" .Values.kubeRay.image }}
+{{- $registry := .Values.global.imageRegistry }}
+{{- if or (not $registry) (regexMatch "^([^/]*[.:][^/]*|localhost)/" $image) }}{{ $image }}{{ else }}{{ $registry }}/{{ $image }}{{ end }}
+{{- end }}

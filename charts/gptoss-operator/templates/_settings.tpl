@@ -24,7 +24,11 @@
 {{- if $chosen }}{{ $_ := set $sources $kind $chosen }}{{ end }}
 {{- end }}
 {{- if $sources }}{{ $_ := set $settings "weightSources" $sources }}{{ end }}
-{{- if .Values.kubeRay.enabled }}{{ $_ := set $settings "kubeRay" (mergeOverwrite (dict "image" (required "kubeRay.image is empty: name your image of docker/serving.Dockerfile, best by digest" .Values.kubeRay.image) "gatewayTokenFile" "/etc/gptoss/kuberay/token") .Values.kubeRay.settings) }}{{ end }}
+{{- if .Values.kubeRay.enabled }}
+{{- $kubeRay := dict "image" (include "gptoss.servingImage" .) "gatewayTokenFile" "/etc/gptoss/kuberay/token" }}
+{{- with .Values.global.imagePullSecrets }}{{ $_ := set $kubeRay "imagePullSecrets" . }}{{ end }}
+{{- $_ := set $settings "kubeRay" (mergeOverwrite $kubeRay .Values.kubeRay.settings) }}
+{{- end }}
 {{- toYaml (mergeOverwrite $settings .Values.operator.settings) }}
 {{- end }}
 

@@ -12,6 +12,7 @@ import yaml
 from gptoss_cli.local.control_plane import ControlPlane
 from gptoss_cli.local.errors import StepError
 from gptoss_gateway.settings import GatewaySettings
+from gptoss_operator.kuberay_settings import KubeRaySettings
 from gptoss_operator.settings import SettingsError, load_settings
 from gptoss_weights.sources.endpoint import is_forbidden
 from tests.apiserver.chart.helm import CHART, VALUES_FILES, Helm, HelmError, Raw, of_kind
@@ -405,6 +406,45 @@ def test_tokens_are_mounted_where_the_settings_look_and_the_gateway_gets_no_dash
 def test_images_come_from_where_the_values_say(helm: Helm, values: Raw, image: str):
     deployments = of_kind(helm.render("gpt", values=values), "Deployment")
     assert {c["image"] for each in deployments for c in each["spec"]["template"]["spec"]["containers"]} == {image}
+
+
+@pytest.mark.parametrize(
+    ("registry", "image", "pulled"),
+    [
+        ("", "serving:1", "serving:1"),
+        ("mirror:5000/a", "serving:1", "mirror:5000/a/serving:1"),
+        ("mirror:5000/a", "team/serving@sha256:" + "1" * 64, "mirror:5000/a/team/serving@sha256:" + "1" * 64),
+        ("mirror:5000/a", "registry.example.com/serving:1", "registry.example.com/serving:1"),
+        ("mirror:5000/a", "registry:5000/serving", "registry:5000/serving"),
+        ("mirror:5000/a", "localhost/serving", "localhost/serving"),
+    ],
+)
+def test_replicas_come_from_the_common_registry_unless_they_name_one(
+    helm: Helm, tmp_path: Path, registry: str, image: str, pulled: str
+):
+    values = {"global": {"imageRegistry": registry}, "kubeRay": {"enabled": True, "image": image}}
+    assert kube_ray_settings(helm, tmp_path, values).image == pulled
+
+
+@pytest.mark.parametrize(
+    ("own", "used"), [({}, ("pull.example",)), ({"imagePullSecrets": ["other"]}, ("other",))], ids=["common", "own"]
+)
+def test_replicas_are_pulled_with_the_common_secrets_unless_others_are_named(
+    helm: Helm, tmp_path: Path, own: Raw, used: tuple[str, ...]
+):
+    kube_ray = {"enabled": True, "image": "images.test/gptoss-serving", "settings": own}
+    values = {"global": {"imagePullSecrets": ["pull.example"]}, "kubeRay": kube_ray}
+    assert kube_ray_settings(helm, tmp_path, values).image_pull_secrets == used
+
+
+def kube_ray_settings(helm: Helm, folder: Path, values: Raw) -> KubeRaySettings:
+    """What the operator is told of KubeRay, as it reads it."""
+    for each in of_kind(helm.render("gpt", values=values), "ConfigMap"):
+        for name, text in each["data"].items():
+            (folder / name).write_text(text)
+    settings = load_settings(folder / "operator.yaml").kube_ray
+    assert settings is not None
+    return settings
 
 
 @pytest.mark.parametrize(
