@@ -97,6 +97,7 @@ class Reason(StrEnum):
     GATEWAY_TOKEN_UNREADABLE = "GatewayTokenUnreadable"  # noqa: S105 - a reason's name
     CACHE_DAMAGED = "CacheDamaged"
     CACHE_NOT_USED = "CacheNotUsed"
+    IMAGE_CHANGED = "ImageChanged"
     # UpdateAvailable
     NEWER_SETTINGS = "NewerSettings"
     UP_TO_DATE = "UpToDate"

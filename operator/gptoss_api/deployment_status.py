@@ -50,6 +50,10 @@ class EngineStatus(ApiModel):
 
     line: Annotated[str, Field(max_length=4096)] = Field(description="Resolved engine arguments, as vLLM's flags.")
     profile_version: Annotated[str, Field(max_length=64)] = Field(description="Profile and its version.")
+    image: Annotated[str, Field(max_length=1024)] | None = Field(
+        default=None,
+        description="Image that replicas were first started with, by its digest as their nodes tell it, on KubeRay.",
+    )
     max_num_seqs: int | None = Field(
         default=None, description="Sequences that one replica works on at once.", json_schema_extra=INT32
     )
@@ -74,6 +78,11 @@ class WeightsStatus(ApiModel):
         description="Identity in the certificate that signed, in the form the authority expects; absent for a key.",
     )
     policy: Annotated[str, Field(max_length=253)] = Field(description="WeightTrustPolicy that allowed it.")
+    bytes: int | None = Field(
+        default=None,
+        description="Bytes of the tensors that nodes fetch; absent if the source does not tell.",
+        json_schema_extra=INT64,
+    )
     signer_waived: _Text | None = Field(
         default=None, description="Why no authority vouches for the signer, where mode Audit waives that."
     )

@@ -20,6 +20,7 @@ from gptoss_kube.client import Kube, Object
 from gptoss_kube.resources import GPT_OSS_DEPLOYMENTS
 
 _MIB = 1024**2
+_GIB = 1024**3
 _COLOURS = {"True": "green", "False": "red", "Unknown": "yellow"}
 _GOOD_WHEN_TRUE = {ConditionType.READY, ConditionType.FIT, ConditionType.WEIGHTS_VERIFIED}
 _GOOD_WHEN_FALSE = {ConditionType.STALLED, ConditionType.REVOKED, ConditionType.DEGRADED, ConditionType.NAME_CONFLICT}
@@ -75,6 +76,7 @@ def _summary(deployment: Mapping[str, Any]) -> dict[str, Any]:
         "upToDate": reported.get("observedGeneration") == metadata.get("generation"),
         "replicas": reported.get("replicas"),
         "endpoint": reported.get("endpoint"),
+        "engine": reported.get("engine"),
         "weights": reported.get("weights"),
         "pull": reported.get("pull"),
         "wake": reported.get("wake"),
@@ -116,11 +118,14 @@ def _print_one(deployment: Mapping[str, Any]) -> None:
     facts.add_row("Deployment", f"{summary['namespace']}/{summary['name']}")
     facts.add_row("Model", f"{summary['model']['name']} from {summary['model']['uri']}")
     facts.add_row("Endpoint", f"{endpoint['url']} (model {endpoint.get('model')})" if endpoint else "-")
-    facts.add_row("Weights", weights.get("manifestDigest", "-"))
+    size = f" ({weights['bytes'] / _GIB:.1f} GiB)" if "bytes" in weights else ""
+    facts.add_row("Weights", f"{weights.get('manifestDigest', '-')}{size}")
     if weights:
         signer = weights.get("identity") or weights.get("signer")
         signed = f"{weights.get('authority')} ({signer}), policy {weights.get('policy')}"
         facts.add_row("Signed by", signed)
+    if image := (summary["engine"] or {}).get("image"):
+        facts.add_row("Image", image)
     if pull := summary["pull"]:
         facts.add_row("Pull", _pull(pull))
     facts.add_row("Last wake", _seconds(wake))

@@ -161,6 +161,7 @@ class ApplicationView:
         pull: how far a pull for it is, None if none is known to run.
         conflict: why it was left out of the cluster's configuration.
         trouble: reason and message of a problem of the whole cluster.
+        images: what its replicas run, as their nodes tell it: more than one if they differ.
         flaw: reason and message of something that is not as it should be, though nothing stops for it.
     """
 
@@ -177,6 +178,7 @@ class ApplicationView:
     pull: PullStatus | None = None
     conflict: str | None = None
     trouble: tuple[str, str] | None = None
+    images: tuple[str, ...] = ()
     flaw: tuple[str, str] | None = None
 
 

@@ -18,6 +18,7 @@ from gptoss_api.deployment_status import (
     WeightsStatus,
 )
 from gptoss_operator.plan.applications import Absent, Present, covers
+from gptoss_operator.plan.arguments import Wanted
 from gptoss_operator.plan.observation import Distrusted, Observation, Presence, Site, Trusted
 from gptoss_operator.plan.releasing import left_of
 from gptoss_operator.plan.verdict import Phase, Verdict
@@ -34,8 +35,7 @@ _READY_AT_ZERO = {
 
 def status_for(observed: Observation, verdict: Verdict, site: Site) -> GptOssDeploymentStatus:
     """Return the status that says what was decided."""
-    before = observed.status
-    deployment = observed.deployment
+    deployment, engine = observed.deployment, _engine(observed, verdict)
     claims = {
         ConditionType.READY: _ready(observed, verdict),
         ConditionType.RECONCILING: _reconciling(observed, verdict),
@@ -45,7 +45,7 @@ def status_for(observed: Observation, verdict: Verdict, site: Site) -> GptOssDep
         ConditionType.ENGINE_READY: _engine_ready(observed, verdict),
         ConditionType.SCALED_TO_ZERO: _scaled_to_zero(observed, verdict),
         ConditionType.REVOKED: _revoked(observed, verdict),
-        ConditionType.DEGRADED: _degraded(observed, verdict),
+        ConditionType.DEGRADED: _degraded(observed, verdict, engine),
         ConditionType.NAME_CONFLICT: _name_conflict(observed),
         ConditionType.UPDATE_AVAILABLE: _update_available(observed, verdict),
     }
@@ -55,7 +55,7 @@ def status_for(observed: Observation, verdict: Verdict, site: Site) -> GptOssDep
         state=str(claims[ConditionType.READY][1]),
         replicas=_replicas(observed),
         endpoint=Endpoint(url=site.gateway_url, model=deployment.served_name) if site.gateway_url else None,
-        engine=_engine(verdict, before),
+        engine=engine,
         weights=_weights(observed, verdict),
         pull=observed.application.pull,
         wake=_wake(observed, verdict),
@@ -276,11 +276,24 @@ def _revoked(observed: Observation, verdict: Verdict) -> _Claim:
     return "True", revoked.reason, f"{revoked.message}; {effect}."
 
 
-def _degraded(observed: Observation, verdict: Verdict) -> _Claim:
+def _degraded(observed: Observation, verdict: Verdict, engine: EngineStatus | None) -> _Claim:
     left = left_of(verdict, observed) if verdict.unheeded else None
     unheeded = (left.reason, _sentence(left.message)) if left is not None else None
-    trouble = observed.application.trouble or unheeded or observed.application.flaw
+    application = observed.application
+    trouble = application.trouble or unheeded or application.flaw or _other_image(application.images, engine)
     return ("True", *trouble) if trouble is not None else ("False", Reason.HEALTHY, "")
+
+
+def _other_image(images: tuple[str, ...], engine: EngineStatus | None) -> tuple[str, str] | None:
+    others = [each for each in images if engine is not None and engine.image not in {None, each}]
+    if not others or engine is None:
+        return None
+    return (
+        Reason.IMAGE_CHANGED,
+        f"Replicas run {others[0]}, and this generation was started with {engine.image}: kubeRay.image's tag means "
+        "another image than it did. An administrator names it by digest; the next change of the specification makes "
+        "all replicas alike.",
+    )
 
 
 def _name_conflict(observed: Observation) -> _Claim:
@@ -350,16 +363,29 @@ def _replicas(observed: Observation) -> Replicas | None:
     return Replicas(ready=application.ready, desired=application.wanted, terminating=application.terminating or None)
 
 
-def _engine(verdict: Verdict, before: GptOssDeploymentStatus) -> EngineStatus | None:
+def _engine(observed: Observation, verdict: Verdict) -> EngineStatus | None:
     if isinstance(verdict.wish, Present) and verdict.wanted is not None:
         wanted = verdict.wanted
         return EngineStatus(
             line=wanted.line,
             profile_version=wanted.profile,
+            image=_image(observed, wanted),
             max_num_seqs=wanted.max_num_seqs,
             customized=wanted.customized,
         )
-    return before.engine
+    return observed.status.engine
+
+
+def _image(observed: Observation, wanted: Wanted) -> str | None:
+    """Return the image of the first start: it stays until the specification changes, whatever its tag comes to mean."""
+    engine, images = observed.status.engine, observed.application.images
+    recorded = engine.image if engine is not None else None
+    if recorded is not None and observed.status.proved_generation == observed.deployment.generation:
+        return recorded
+    deployed = observed.application.deployed or {}
+    if any(deployed.get(name) != wanted.config.get(name) for name in ("args", "import_path", "revision")):
+        return None  # its own engines are yet to come
+    return recorded if recorded in images or not images else images[0]
 
 
 def _weights(observed: Observation, verdict: Verdict) -> WeightsStatus | None:
@@ -379,12 +405,17 @@ def _weights(observed: Observation, verdict: Verdict) -> WeightsStatus | None:
         authority=trust.authority,
         identity=trust.identity,
         policy=trust.policy,
+        bytes=trust.weight_bytes if trust.weight_bytes is not None else _known_bytes(before, trust.manifest_digest),
         signer_waived=trust.waived,
         verified_at=trust.checked_at,
     )
     if before is not None and weights.model_copy(update={"verified_at": before.verified_at}) == before:
         return before
     return weights
+
+
+def _known_bytes(before: WeightsStatus | None, manifest_digest: str) -> int | None:
+    return before.bytes if before is not None and before.manifest_digest == manifest_digest else None
 
 
 def _wake(observed: Observation, verdict: Verdict) -> Wake | None:

@@ -71,6 +71,8 @@ class StandInKubeRay:
     init_message: str | None = None
     """What the container that fetches weights ends with."""
     unschedulable: str | None = None
+    image_id: str = "registry.example.com/serving@sha256:" + "1" * 64
+    """What nodes say that they pulled, of pods that are looked at from now on for the first time."""
     fail_with: str | None = None
     clusters: dict[str, dict[str, Cluster]] = field(default_factory=dict)
     serve_puts: list[Raw] = field(default_factory=list)
@@ -219,6 +221,8 @@ class StandInKubeRay:
         ready = not (self.hold or self.init_message or self.unschedulable)
         for pod in await self._pods(cluster):
             status: Raw = {"conditions": [{"type": "Ready", "status": "True" if ready else "False"}]}
+            if ready:
+                status["containerStatuses"] = [self._runs(each) for each in pod["spec"]["containers"]]
             if self.unschedulable is not None:
                 status["conditions"].append(
                     {
@@ -250,6 +254,11 @@ class StandInKubeRay:
                     field_manager="kubelet",
                     subresource="status",
                 )
+
+    def _runs(self, container: Raw) -> Raw:
+        running = {"running": {"startedAt": "2026-01-01T00:00:00Z"}}
+        told = {"image": container["image"], "imageID": self.image_id, "ready": True, "restartCount": 0}
+        return {"name": container["name"], **told, "state": running}
 
     async def _pods(self, cluster: Cluster) -> list[Raw]:
         selector = f"ray.io/cluster={cluster.name}"

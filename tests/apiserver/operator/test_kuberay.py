@@ -528,6 +528,31 @@ async def test_a_replaced_cluster_holds_its_accelerators_for_the_longest_answer_
 
 
 @pytest.mark.usefixtures("rayservices")
+async def test_the_image_of_the_first_start_stays_recorded_and_a_tag_that_moved_is_told(home: Home) -> None:
+    async def recorded() -> str | None:
+        return (await home.get(GPT_OSS_DEPLOYMENTS))["status"]["engine"].get("image")
+
+    first, second = home.kuberay.image_id, "registry.example.com/serving@sha256:" + "2" * 64
+    async with home.operator():
+        await home.apply(scaling=SLEEPY)
+        await home.until("Ready", "True", "Serving")
+        assert await recorded() == first
+        await home.sleep()
+        home.kuberay.image_id = second
+        home.report(**WAKE)
+        await home.until("Ready", "True", "Serving")
+        message = await home.until("Degraded", "True", "ImageChanged")
+        assert f"Replicas run {second}, and this generation was started with {first}" in message
+        assert await recorded() == first
+
+        await home.apply(scaling=SLEEPY, parallelism={"tensor": 2})
+        await home.true(_async(lambda: len(home.kuberay.made) == 3))
+        await home.until("Ready", "True", "Serving")
+        assert await recorded() == second
+        assert (await home.condition("Degraded"))[0] == "False"
+
+
+@pytest.mark.usefixtures("rayservices")
 async def test_recreate_gives_the_old_accelerators_back_first(home: Home) -> None:
     async with home.operator():
         await home.apply(scaling={"minReplicas": 1}, rolloutStrategy={"type": "Recreate"})

@@ -357,6 +357,27 @@ def test_messages_are_bounded_and_bytes_are_stable(events: list[str]) -> None:
         world.settle()
 
 
+def test_the_bytes_of_the_weights_are_told_and_kept_while_these_are_the_weights() -> None:
+    def told() -> int | None:
+        assert world.status.weights is not None
+        return world.status.weights.bytes
+
+    world = serving()
+    assert told() is None, "the source does not tell"
+    world.trust = replace(TRUSTED, weight_bytes=7)
+    world.settle()
+    assert told() == 7
+    world.trust = TRUSTED
+    world.settle()
+    assert told() == 7, "a later look that can't see them"
+    world = idle()
+    world.trust = replace(TRUSTED, weight_bytes=7)
+    world.settle()
+    world.trust = replace(TRUSTED, manifest_digest="sha256:" + "cd" * 32)
+    world.settle()
+    assert told() is None, "others, whose size nobody knows"
+
+
 def test_unknown_demand_restarts_the_idle_time() -> None:
     world = serving()
     world.demand = UNKNOWN

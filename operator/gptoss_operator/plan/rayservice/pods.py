@@ -13,6 +13,7 @@ from gptoss_api.pod import Toleration, amount
 from gptoss_operator.plan.rayservice.credentials import Credentials, credentials_of
 from gptoss_operator.plan.rayservice.workload import (
     CACHE_VOLUME,
+    ENGINE_CONTAINER,
     HEAD,
     REVISION_LABEL,
     ROLE_LABEL,
@@ -119,7 +120,7 @@ def worker_group(workload: Workload, site: KubeRaySite, revision: str) -> Raw:
     if (resource := workload.accelerator.resource) is not None:
         requests[resource] = limits[resource] = str(workload.tensor)
     container = _ray_container(
-        "ray-worker", workload, site, requests=requests, limits=limits, ports=[("serve", SERVE_PORT)]
+        ENGINE_CONTAINER, workload, site, requests=requests, limits=limits, ports=[("serve", SERVE_PORT)]
     )
     container["volumeMounts"].append({"name": "weights", "mountPath": _WEIGHTS, "readOnly": True})
     pod = _pod_spec(workload, site, [container], [*volumes, *credentials.volumes])

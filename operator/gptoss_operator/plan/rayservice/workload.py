@@ -20,6 +20,7 @@ MANAGED_BY = {"app.kubernetes.io/managed-by": FIELD_MANAGER}
 
 HEAD, WORKER = "head", "worker"
 WORKER_GROUP = "engine"
+ENGINE_CONTAINER = "ray-worker"
 WEIGHTS_CONTAINER = "weights"
 CACHE_VOLUME, SOURCE_VOLUME = "claim", "source"
 """A worker's volumes that are claims: of ``spec.cache``, and of a folder that ``spec.model.uri`` names."""

@@ -13,7 +13,13 @@ from typing import Any
 from gptoss_api.conditions import Reason
 from gptoss_api.deployment_status import PullStatus
 from gptoss_operator.plan.observation import FETCHING, Failure
-from gptoss_operator.plan.rayservice.workload import ROLE_LABEL, SOURCE_VOLUME, WEIGHTS_CONTAINER, WORKER
+from gptoss_operator.plan.rayservice.workload import (
+    ENGINE_CONTAINER,
+    ROLE_LABEL,
+    SOURCE_VOLUME,
+    WEIGHTS_CONTAINER,
+    WORKER,
+)
 from gptoss_operator.substrates.engine_words import LONGEST, last_line, translated
 
 _PATIENCE = 3
@@ -109,6 +115,17 @@ def cache_flaw_of(pods: Sequence[Mapping[str, Any]]) -> tuple[str, str] | None:
                 f"{str(problem)[:LONGEST]}",
             )
     return None
+
+
+def images_of(pods: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    """Return the images that engines run, by their digests as nodes tell them, each once."""
+    told = {
+        str(container["imageID"]).removeprefix("docker-pullable://")
+        for pod in pods
+        for container in (pod.get("status") or {}).get("containerStatuses") or ()
+        if container.get("name") == ENGINE_CONTAINER and container.get("imageID")
+    }
+    return tuple(sorted(told))
 
 
 def is_lost(pod: Mapping[str, Any]) -> bool:

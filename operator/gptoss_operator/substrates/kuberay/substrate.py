@@ -24,7 +24,7 @@ from gptoss_operator.plan.rayservice.workload import REVISION_LABEL, ROLE_LABEL,
 from gptoss_operator.substrates.failures import failure_of
 from gptoss_operator.substrates.kuberay.follow import KubeRayObjects
 from gptoss_operator.substrates.kuberay.nodes import hardware_for
-from gptoss_operator.substrates.kuberay.pods import advice_on, cache_flaw_of, pull_of, trouble_of
+from gptoss_operator.substrates.kuberay.pods import advice_on, cache_flaw_of, images_of, pull_of, trouble_of
 from gptoss_operator.substrates.kuberay.remains import holding_of, remaining, remains_of
 from gptoss_operator.substrates.kuberay.seen import SeenRayService, seen_rayservice
 from gptoss_operator.substrates.kuberay.steps import Step, leads_to, next_step
@@ -371,6 +371,7 @@ class KubeRay:
             wanted=_replicas(workers, seen),
             terminating=_replicas(going, seen),
             trouble=trouble,
+            images=images_of([pod for pod in current if _stays(pod) and _revision(pod) == seen.revision]),
             flaw=cache_flaw_of(workers),
         )
 
