@@ -89,6 +89,20 @@ class WeightsStatus(ApiModel):
     verified_at: _Time = Field(description="When signature and policy were checked.", json_schema_extra=DATE_TIME)
 
 
+class FitStatus(ApiModel):
+    """The estimate behind the condition Fit, for the smallest accelerator that it may run on. Bytes are of each."""
+
+    accelerator: Annotated[str, Field(max_length=64)] = Field(description="The accelerator, as gptoss fit names it.")
+    memory_bytes: int = Field(description="What it has.", json_schema_extra=INT64)
+    weights_bytes: int = Field(description="What the weights take.", json_schema_extra=INT64)
+    kv_cache_bytes: int = Field(
+        description="What is left for the KV cache; negative if nothing is.", json_schema_extra=INT64
+    )
+    largest_context: int = Field(
+        description="Longest context that one sequence may have, in tokens; 0 if none.", json_schema_extra=INT32
+    )
+
+
 class PullStatus(ApiModel):
     """A pull that runs. What nobody can tell is absent."""
 
@@ -158,6 +172,9 @@ class GptOssDeploymentStatus(ApiModel):
     endpoint: Endpoint | None = Field(default=None, description="Where clients go.")
     engine: EngineStatus | None = Field(default=None, description="What the engine was started with.")
     weights: WeightsStatus | None = Field(default=None, description="Verified weights.")
+    fit: FitStatus | None = Field(
+        default=None, description="The estimate behind the condition Fit; absent where there is none."
+    )
     pull: PullStatus | None = Field(
         default=None,
         description="How far nodes are with fetching and verifying weights. Of several, the one that is furthest "

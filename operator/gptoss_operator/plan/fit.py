@@ -6,13 +6,14 @@ has answered once is never stopped: the engine knows better than an estimate.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from gptoss_api.architecture import Architecture, architecture_of
 from gptoss_api.conditions import Reason
 from gptoss_api.deployment import GptOssDeploymentSpec
+from gptoss_api.deployment_status import FitStatus
 from gptoss_api.engine import EngineConfig, resolve
-from gptoss_api.fit import Fit, Verdict, assess, load_of
+from gptoss_api.fit import Estimate, Fit, Verdict, assess, load_of
 from gptoss_api.hardware import GIB, Accelerator, accelerators
 from gptoss_api.profiles import Profile
 from gptoss_operator.plan.observation import Hardware, Observation, Trusted
@@ -31,11 +32,15 @@ _PARTITIONS = (16 * GIB, 24 * GIB, 80 * GIB)
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """What is told of the fit: a condition's status, reason and message. ``blocks``: it must not be started."""
+    """What is told of the fit: a condition's status, reason and message, and the estimate behind it, if there is one.
+
+    ``blocks``: it must not be started.
+    """
 
     status: str
     reason: str
     message: str
+    estimate: FitStatus | None = None
     blocks: bool = False
 
 
@@ -113,16 +118,27 @@ def _together(hardware: Hardware, fits: list[tuple[Accelerator, Fit]]) -> Findin
     verdicts = {fit.verdict for _, fit in fits}
     if len(verdicts) == 1:
         # Candidates stand in order of memory: the smallest one's message holds for all.
-        _, fit = fits[0]
+        card, fit = fits[0]
         status, reason = _STATUS[fit.verdict]
+        estimate = _told(card, fit.estimate) if fit.estimate is not None else None
         if fit.verdict is Verdict.DOES_NOT_FIT:
-            return _on_no_node(hardware, fit.message)
-        return Finding(status=status, reason=reason, message=fit.message)
+            return replace(_on_no_node(hardware, fit.message), estimate=estimate)
+        return Finding(status=status, reason=reason, message=fit.message, estimate=estimate)
     told = "; ".join(f"{card.name}: {fit.verdict}" for card, fit in fits)
     return _unknown(
         Reason.DEPENDS_ON_NODE,
         f"In {hardware.where} are, or may be, accelerators of different kinds, and any may be taken ({told}); have it "
         f"run where there is one kind, or {hardware.how_to_tell}.",
+    )
+
+
+def _told(card: Accelerator, estimate: Estimate) -> FitStatus:
+    return FitStatus(
+        accelerator=card.name,
+        memory_bytes=estimate.memory,
+        weights_bytes=estimate.weights,
+        kv_cache_bytes=estimate.kv_available,
+        largest_context=estimate.largest_context,
     )
 
 

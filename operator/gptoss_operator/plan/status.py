@@ -11,6 +11,7 @@ from gptoss_api.deployment_status import (
     Condition,
     Endpoint,
     EngineStatus,
+    FitStatus,
     GptOssDeploymentStatus,
     Replicas,
     ScheduleStatus,
@@ -57,6 +58,7 @@ def status_for(observed: Observation, verdict: Verdict, site: Site) -> GptOssDep
         endpoint=Endpoint(url=site.gateway_url, model=deployment.served_name) if site.gateway_url else None,
         engine=engine,
         weights=_weights(observed, verdict),
+        fit=_estimate(observed, verdict),
         pull=observed.application.pull,
         wake=_wake(observed, verdict),
         schedule=_schedule(observed),
@@ -129,6 +131,13 @@ def _fit(observed: Observation, verdict: Verdict) -> _Claim:
         kept = _kept(observed, ConditionType.FIT)
         return kept or ("Unknown", Reason.NOT_CHECKED, "The accelerators that it would run on have not been looked at.")
     return verdict.fit.status, verdict.fit.reason, verdict.fit.message
+
+
+def _estimate(observed: Observation, verdict: Verdict) -> FitStatus | None:
+    """As the condition says, so of this generation: what an earlier one took is no answer for it."""
+    if verdict.fit is not None:
+        return verdict.fit.estimate
+    return observed.status.fit if _kept(observed, ConditionType.FIT) is not None else None
 
 
 def _weights_verified(observed: Observation, verdict: Verdict) -> _Claim:

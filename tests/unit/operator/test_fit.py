@@ -90,6 +90,49 @@ def test_what_rays_nodes_tell(nodes, spec, reason, parts) -> None:
     assert len(found.message) <= 1024
 
 
+@pytest.mark.parametrize(
+    ("nodes", "accelerator"),
+    [
+        ([gpu_node("H100", 8)], "H100-80GB"),
+        ([gpu_node("A100", 8)], "A100-40GB"),
+        ([gpu_node("L4", 1)], "L4"),
+        ([gpu_node("H100", 1), gpu_node("B200", 1)], "H100-80GB"),
+    ],
+)
+def test_the_estimate_is_that_of_the_smallest_accelerator(nodes: list[dict[str, Any]], accelerator: str) -> None:
+    found = finding(hardware_of(cluster(), nodes))
+    assert found is not None
+    told = found.estimate
+    assert told is not None
+    assert told.accelerator == accelerator
+    assert 12 * 2**30 < told.weights_bytes < 16 * 2**30
+    assert 0 < told.kv_cache_bytes < told.memory_bytes - told.weights_bytes
+    assert told.largest_context > 8192
+
+
+@pytest.mark.parametrize("case", ["either kind of A100 may be meant", "no node", "no MXFP4", "too few on a node"])
+def test_there_is_no_estimate_where_nothing_was_estimated(case: str) -> None:
+    nodes, spec, _, _ = CASES[case]
+    found = finding(hardware_of(cluster(), nodes), **spec)
+    assert found is not None
+    assert found.estimate is None
+
+
+def test_an_estimate_is_told_while_it_is_of_this_generation() -> None:
+    world = serving()
+    assert world.status.fit is None
+    world.hardware = ROOMY
+    world.settle()
+    told = world.status.fit
+    assert told is not None
+    world.hardware = None
+    world.settle()
+    assert world.status.fit == told, "while nobody looks"
+    world.generation += 1
+    world.settle()
+    assert world.status.fit is None, "nobody has looked at this one"
+
+
 def test_nothing_is_said_before_the_cluster_was_looked_at() -> None:
     assert finding(None) is None
 
