@@ -9,7 +9,8 @@
     └── WeightsRefusedError            the reason of the WeightsError that caused it
 
 Ray hands a failed replica's exception to others as a traceback, colours and all. So the reason stands
-in the message itself, behind a marker and on one line.
+in the message itself, behind a marker and on one line, and is read from the last such line alone: what
+others wrote may stand in a traceback too.
 """
 
 from typing import ClassVar

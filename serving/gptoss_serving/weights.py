@@ -66,7 +66,9 @@ def verified_copy(weights: WeightsArguments, node: Node) -> Path:
                 progress=progress,
             )
     except WeightsError as error:
-        raise WeightsRefusedError.because(error) from error
+        # Ray hands the whole traceback out, and a cause may quote what a store answered: that goes to the log alone.
+        _log.warning("the weights can't be used", exc_info=error)
+        raise WeightsRefusedError.because(error) from None
     _log.info(
         "verified %d bytes of %s in %.1f s (%d fetched)", copy.bytes, weights.subject, copy.seconds, copy.fetched_bytes
     )

@@ -2,7 +2,6 @@
 
 import http.client
 import json
-import re
 import time
 from collections.abc import Callable
 from contextlib import closing
@@ -13,6 +12,7 @@ import pytest
 
 from gptoss_api.names import GATEWAY_TOKEN_HEADER, route_prefix
 from gptoss_cli.local.ray_head import RayHead
+from gptoss_operator.substrates.failures import failure_of
 from gptoss_serving.drain import QUIET_SECONDS, is_replaced_proxy_left, proxy_is_busy, replicas_are_busy
 from tests.engine.conftest import SignedFolder
 from tests.engine.ray import GATEWAY_TOKEN, SECONDS, Applications, kill_ray, messages
@@ -78,8 +78,9 @@ def test_a_flipped_byte_fails_the_application_with_a_reason_and_the_files_name(
     source.flip_a_byte("model.safetensors")
     details = applications.wait(applications.put("flipped", weights=source.weights), "DEPLOY_FAILED")
 
-    assert _reason(details) == "DigestMismatch"
-    assert "model.safetensors" in messages(details)
+    found = failure_of(details)
+    assert found.reason == "DigestMismatch", messages(details)
+    assert "model.safetensors" in found.message
 
 
 @pytest.mark.parametrize(
@@ -99,7 +100,8 @@ def test_other_faults_of_the_source_keep_their_reason(
     change(source)
     application = applications.put(reason.lower(), weights=source.weights)
 
-    assert _reason(applications.wait(application, "DEPLOY_FAILED")) == reason
+    details = applications.wait(application, "DEPLOY_FAILED")
+    assert failure_of(details).reason == reason, messages(details)
 
 
 def test_a_killed_ray_comes_back_without_a_hand_on_it(
@@ -119,9 +121,3 @@ def _is_anything_passed_on(head: RayHead) -> bool:
     lines = ["\0".join(process.info["cmdline"] or ()) for process in psutil.process_iter(["cmdline"])]
     ours = [line.encode() for line in lines if str(head.temporary) in line]
     return proxy_is_busy(head.ports["metrics"]) or is_replaced_proxy_left(ours)
-
-
-def _reason(details: dict[str, object]) -> str:
-    found = re.search(r"gptoss-reason=([A-Za-z]+); ", messages(details))
-    assert found is not None, messages(details)
-    return found[1]

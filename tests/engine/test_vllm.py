@@ -3,7 +3,6 @@
 import asyncio
 import json
 import os
-import re
 import shutil
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -16,6 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from gptoss_api.names import application_name, engine_model_id
 from gptoss_cli.local import tiny_model
 from gptoss_gateway.server import Server
+from gptoss_operator.substrates.failures import failure_of
 from gptoss_serving.node import Node
 from gptoss_weights.sign import generate_key
 from tests.contract.gateway.house import KEY, House, model_object
@@ -44,10 +44,9 @@ def test_no_engine_process_starts_for_a_flipped_byte(
         application = applications.put("broken", weights=source.weights, import_path=SERVING, **ENGINE)
         details = applications.wait(application, "DEPLOY_FAILED", seconds=START_SECONDS)
 
-    found = re.search(r"gptoss-reason=([A-Za-z]+); ([^\n]*)", messages(details))
-    assert found is not None, messages(details)
-    assert found[1] == "DigestMismatch"
-    assert "model.safetensors" in found[2]
+    found = failure_of(details)
+    assert found.reason == "DigestMismatch", messages(details)
+    assert "model.safetensors" in found.message
     assert engines == []
     node = Node.from_environment(applications.head.node_environment())
     assert not Path(node.copy_of(source.weights)).exists(), "a copy was given out that never verified"
