@@ -31,14 +31,28 @@ def connection_pools() -> urllib3.PoolManager:
     return pools
 
 
+def checked(connected: socket.socket) -> socket.socket:
+    """Return a socket that leads to where sources may lie; close any other.
+
+    Raises:
+        SourceNotAllowedError: it leads to a link-local address or a cloud's metadata service.
+    """
+    if is_forbidden(str(connected.getpeername()[0])):
+        connected.close()
+        raise SourceNotAllowedError(
+            "a host of the weights' source leads to a link-local or metadata address; correct the settings"
+        )
+    return connected
+
+
 class _CheckedHTTP(HTTPConnection):
     def _new_conn(self) -> socket.socket:
-        return _checked(super()._new_conn())
+        return checked(super()._new_conn())
 
 
 class _CheckedHTTPS(HTTPSConnection):
     def _new_conn(self) -> socket.socket:
-        return _checked(super()._new_conn())
+        return checked(super()._new_conn())
 
 
 class _CheckedHTTPPool(HTTPConnectionPool):
@@ -53,12 +67,3 @@ def _without_queries(record: logging.LogRecord) -> bool:
     if isinstance(record.args, tuple):
         record.args = tuple(each.partition("?")[0] if isinstance(each, str) else each for each in record.args)
     return True
-
-
-def _checked(connected: socket.socket) -> socket.socket:
-    if is_forbidden(str(connected.getpeername()[0])):
-        connected.close()
-        raise SourceNotAllowedError(
-            "a host of the weights' source leads to a link-local or metadata address; correct the settings"
-        )
-    return connected

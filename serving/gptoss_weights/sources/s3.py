@@ -20,6 +20,7 @@ from gptoss_weights.errors import (
     MissingFileError,
     SourceChangedError,
     SourceError,
+    SourceNotAllowedError,
     SourceUnavailableError,
 )
 from gptoss_weights.location import Location
@@ -144,6 +145,8 @@ def _client(settings: SourceSettings) -> "S3Client":
     import botocore.session
     from botocore.config import Config
 
+    from gptoss_weights.sources.s3_connections import check_connections
+
     if settings.s3_endpoint is not None:
         check_endpoint(settings.s3_endpoint)
     if bool(settings.s3_access_key_id) != bool(settings.s3_secret_access_key):
@@ -178,7 +181,9 @@ def _client(settings: SourceSettings) -> "S3Client":
         aws_session_token=settings.s3_session_token,
         region_name=settings.s3_region or ("us-east-1" if settings.s3_endpoint else None),
     )
-    return session.client("s3", endpoint_url=settings.s3_endpoint, config=config)
+    client = session.client("s3", endpoint_url=settings.s3_endpoint, config=config)
+    check_connections(client)
+    return client
 
 
 def _told(answer: Any, what: str, name: str) -> Any:
@@ -220,17 +225,21 @@ def _setting_errors() -> Iterator[None]:
 
 @contextmanager
 def _source_errors(name: str) -> Iterator[None]:
+    # Messages of botocore quote addresses and answers: none goes on, not even as a cause. The type says enough.
     try:
         yield
     except ClientError as error:
-        raise _typed(name, error) from error
-    except _NO_CREDENTIALS_ERRORS as error:
-        raise AccessDeniedError(_NO_CREDENTIALS, file=name) from error
+        raise _typed(name, error) from None
+    except _NO_CREDENTIALS_ERRORS:
+        raise AccessDeniedError(_NO_CREDENTIALS, file=name) from None
     except (BotoCoreError, OSError) as error:
-        # Messages of botocore quote addresses and answers; the type says enough.
+        # botocore wraps what its connections raise.
+        refused = error.kwargs.get("error") if isinstance(error, BotoCoreError) else None
+        if isinstance(refused, SourceNotAllowedError):
+            raise SourceNotAllowedError(refused.message, file=name) from None
         raise SourceUnavailableError(
             f"{name} can't be read from the object store ({type(error).__name__})", file=name
-        ) from error
+        ) from None
 
 
 def _without_role(name: str, status: int, code: str) -> SourceError:

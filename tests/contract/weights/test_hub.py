@@ -19,7 +19,7 @@ from gptoss_weights.errors import (
 )
 from gptoss_weights.limits import PullLimits
 from gptoss_weights.sources import open_source
-from gptoss_weights.sources.connections import _checked
+from gptoss_weights.sources.connections import checked
 from gptoss_weights.sources.retry import retrying
 from gptoss_weights.sources.settings import SourceSettings
 from tests.contract.weights.conftest import SERVED, SHARD, nothing_is_visible
@@ -178,7 +178,7 @@ def test_a_connection_that_reached_a_metadata_service_sends_nothing(address):
 
     connected = Connected()
     with pytest.raises(SourceNotAllowedError, match="link-local or metadata"):
-        _checked(connected)
+        checked(connected)
     assert connected.closed
 
 
