@@ -11,7 +11,7 @@ from gptoss_api.policy import Authority, CertificateChain, SigstoreIdentity, Sig
 from gptoss_weights.certificates import check_chain, names_of, read_chain, read_roots
 from gptoss_weights.errors import BrokenSignatureError, InvalidPolicyError, UntrustedSignerError
 from gptoss_weights.identities import SigstoreInstance, certified
-from gptoss_weights.signature import Bundle, TrustedKey, find_signer, is_signed_by, key_fingerprint
+from gptoss_weights.signature import Bundle, TrustedKey, find_signer, is_signed_by, key_fingerprint, recovered_key
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -80,15 +80,17 @@ class Authorities:
                     )
 
     def signer(self, bundle: Bundle) -> Signer:
-        """Tell who made a bundle's signature.
+        """Tell who made a bundle's signature, whether anybody here knows them or not.
 
         Raises:
             BrokenSignatureError: the signature does not hold.
-            UntrustedSignerError: it names a key that nobody here holds.
             MalformedSignatureError: its certificates can't be read.
         """
         if not bundle.certificates:
-            return Signer(fingerprint=find_signer(bundle, [key for _, key in self._keys]).fingerprint)
+            held = [key for _, key in self._keys if key.hint == bundle.key_hint]
+            if held:
+                return Signer(fingerprint=find_signer(bundle, held).fingerprint)
+            return Signer(fingerprint=key_fingerprint(recovered_key(bundle)))
         chain = read_chain(bundle.certificates)
         key = chain[0].public_key()
         if not isinstance(key, ec.EllipticCurvePublicKey) or not is_signed_by(bundle, key):
@@ -105,10 +107,19 @@ class Authorities:
             UntrustedSignerError: none does.
         """
         if not signer.chain:
-            return [Voucher(authority=each) for each, key in self._keys if key.fingerprint == signer.fingerprint]
+            return self._by_key(signer)
         if bundle.log is not None:
             return self._by_identity(signer, bundle)
         return self._by_root(signer, now)
+
+    def _by_key(self, signer: Signer) -> list[Voucher]:
+        vouchers = [Voucher(authority=each) for each, key in self._keys if key.fingerprint == signer.fingerprint]
+        if not vouchers:
+            raise UntrustedSignerError(
+                f"model.sig was made with a key that no authority of the policy holds, {signer.fingerprint}; "
+                "sign with a trusted key, or add the signer's public key to the policy's authorities"
+            )
+        return vouchers
 
     def _by_root(self, signer: Signer, now: datetime) -> list[Voucher]:
         if not self._roots:

@@ -70,9 +70,8 @@ class TrustDecision:
 
     ``identity`` is whom the signer's certificate is made out to, None for a key.
     ``valid_until`` is when the authority or its certificates stop to count, None if they never do.
-    ``waived`` says why no authority vouches, where mode Audit waives that; ``authority_name`` is empty then,
-    and so is ``signer_fingerprint`` where nobody can tell whose signature it is. ``raises_release``: of the
-    model's releases it is the highest so far, which must be recorded before anything starts.
+    ``waived`` says why no authority vouches, where mode Audit waives that; ``authority_name`` is empty then.
+    ``raises_release``: of the model's releases it is the highest so far, which must be recorded before anything starts.
     """
 
     manifest_digest: str
@@ -201,7 +200,7 @@ def evaluate(
     higher = check_release(policy, accepted, model=manifest.subject, manifest_digest=parsed.manifest_digest)
     return TrustDecision(
         manifest_digest=parsed.manifest_digest,
-        signer_fingerprint=signer.fingerprint if signer is not None else "",
+        signer_fingerprint=signer.fingerprint,
         authority_name=voucher.authority.name if voucher is not None else "",
         identity=voucher.identity if voucher is not None else None,
         manifest=manifest,
@@ -216,7 +215,7 @@ def revocation(
 ) -> TrustError | None:
     """Return why what was accepted before is denied now, None if it is not.
 
-    ``signer`` is the fingerprint of the key that signed it, empty if nobody knows, ``identity`` whom its
+    ``signer`` is the fingerprint of the key that signed it, empty if that was not recorded, ``identity`` whom its
     certificate is made out to, if there was one. Reads nothing, so that a source that can't be reached
     hides no revocation.
     """
@@ -235,7 +234,7 @@ def _vouched(
     narrowing: Narrowing,
     now: datetime,
     trusted_roots: Mapping[str, str],
-) -> tuple[Signer | None, Voucher | None, str | None]:
+) -> tuple[Signer, Voucher | None, str | None]:
     """Return the signer, who vouches for it, and why nobody does where that is waived.
 
     Raises:
@@ -243,10 +242,9 @@ def _vouched(
             as `evaluate`.
     """
     authorities = Authorities(policy.authorities, trusted_roots=trusted_roots)
-    signer = None
+    signer = authorities.signer(bundle)
+    _refuse_denied(signer.fingerprints, signer.names, policy)
     try:
-        signer = authorities.signer(bundle)
-        _refuse_denied(signer.fingerprints, signer.names, policy)
         vouching = authorities.vouching(signer, bundle, now=now)
         for each in vouching:
             # A signer leaves out of the bundle what it would rather not show, such as a denied intermediate.

@@ -27,6 +27,7 @@ from gptoss_weights.errors import (
 from gptoss_weights.logentry import LogEntry, read_log_entry
 from gptoss_weights.manifest import MAX_PAYLOAD_BYTES, Manifest, manifest_digest, parse_manifest
 from gptoss_weights.members import base64_bytes, exact_keys, malformed
+from gptoss_weights.recovery import candidate_keys
 
 BUNDLE_MEDIA_TYPE: Final = "application/vnd.dev.sigstore.bundle.v0.3+json"
 PAYLOAD_TYPE: Final = "application/vnd.in-toto+json"
@@ -40,6 +41,7 @@ _CURVES: Final[dict[str, type[hashes.HashAlgorithm]]] = {
     "secp384r1": hashes.SHA384,
     "secp521r1": hashes.SHA512,
 }
+_KEY_CURVES: Final = (ec.SECP256R1(), ec.SECP384R1(), ec.SECP521R1())
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -160,6 +162,24 @@ def find_signer(bundle: Bundle, keys: Sequence[TrustedKey]) -> TrustedKey:
             return candidate
     raise BrokenSignatureError(
         f"model.sig names the key of {candidates[0].name}, but its signature does not hold; sign the folder again"
+    )
+
+
+def recovered_key(bundle: Bundle) -> ec.EllipticCurvePublicKey:
+    """Return the key that a bundle hints at, computed from its signature: it need not be anybody's that we know.
+
+    Raises:
+        BrokenSignatureError: no such key made the signature.
+    """
+    signed = pre_authentication_encoding(bundle.payload)
+    for curve in _KEY_CURVES:
+        digest = hashes.Hash(_CURVES[curve.name]())
+        digest.update(signed)
+        for key in candidate_keys(bundle.signature, digest.finalize(), curve):
+            if key_hint(key) == bundle.key_hint and is_signed_by(bundle, key):
+                return key
+    raise BrokenSignatureError(
+        "model.sig names a key of which its signature is not; sign the folder again, with a current signer"
     )
 
 

@@ -1,5 +1,6 @@
 """Policies fail closed, deny before they allow, and say what to change."""
 
+import base64
 import hashlib
 import json
 from datetime import UTC, datetime, timedelta
@@ -23,6 +24,7 @@ from gptoss_weights.errors import (
     PolicyNotFoundError,
     SourceNotAllowedError,
     SubjectMismatchError,
+    TrustError,
     UnsignedError,
     UntrustedSignerError,
 )
@@ -202,6 +204,26 @@ def test_audit_waives_the_signer_and_says_so(document, spec, problem):
     assert decision.manifest_digest == digest_of(statement())
 
 
+@pytest.mark.parametrize("curve", [ec.SECP256R1, ec.SECP384R1, ec.SECP521R1])
+def test_whose_signature_it_is_is_known_of_strangers_too(curve):
+    for _ in range(20):  # of the two keys that fit a signature, chance says which is tried first
+        stranger = ec.generate_private_key(curve())
+        fingerprint = key_fingerprint(stranger.public_key())
+        found = audited(bundle(key=stranger))
+        assert found.signer_fingerprint == fingerprint
+        assert fingerprint in found.waived
+        with pytest.raises(DeniedKeyError, match=fingerprint):
+            judge(bundle(key=stranger), policy(denied={"keyFingerprints": [fingerprint]}))
+
+
+@pytest.mark.parametrize("signature", [b"", b"x", b"0" * 70, bytes.fromhex("3006020101020101")])
+def test_what_is_no_signature_is_nobodys_in_audit_too(signature):
+    document = bundle(key=private_key("stranger"))
+    document["dsseEnvelope"]["signatures"][0]["sig"] = base64.b64encode(signature).decode()
+    with pytest.raises(TrustError):
+        audited(document)
+
+
 def test_audit_of_a_trusted_signer_is_as_good_as_enforcing():
     assert audited().waived is None
     assert audited().authority_name == "release-team"
@@ -219,6 +241,12 @@ def forged():
 
 
 STRANGER = private_key("stranger")
+
+
+def of_nobody():
+    """A stranger's hint, and another's signature: nobody here holds either key."""
+    document = bundle(key=STRANGER)
+    return {**document, "dsseEnvelope": bundle(key=private_key("another stranger"))["dsseEnvelope"]}
 
 
 @pytest.mark.parametrize(
@@ -243,11 +271,18 @@ STRANGER = private_key("stranger")
             {},
             DeniedKeyError,
         ),
+        (
+            lambda: bundle(key=STRANGER),
+            {"denied": {"keyFingerprints": [key_fingerprint(STRANGER.public_key())]}},
+            {},
+            DeniedKeyError,
+        ),
+        (of_nobody, {}, {}, BrokenSignatureError),
         (lambda: bundle(key=STRANGER), {"sources": [{"prefix": "s3://elsewhere"}]}, {}, SourceNotAllowedError),
     ],
     ids=[
         "unsigned", "malformed", "forged", "another subject", "unsafe names", "forbidden content", "another manifest",
-        "a denied manifest", "a denied key", "another place",
+        "a denied manifest", "a denied key", "a denied key of a stranger", "a signature of nobody", "another place",
     ],
 )  # fmt: skip
 def test_audit_waives_nothing_but_the_signer(document, spec, narrowing, error):
