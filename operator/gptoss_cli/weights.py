@@ -20,7 +20,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 
 from gptoss_cli.exit_codes import HELP, ExitCode
 from gptoss_cli.weights_trust import TrustOptions, claims, decide, trust_options
-from gptoss_weights.errors import StorageError, TrustError, UnsignedError, WeightsError
+from gptoss_weights.errors import SourceUnavailableError, StorageError, TrustError, UnsignedError, WeightsError
 from gptoss_weights.manifest import FileRole, Manifest, parse_manifest
 from gptoss_weights.signature import MAX_BUNDLE_BYTES, TrustedKey, parse_bundle, verify_bundle
 
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from gptoss_weights.cache import CachedPull
 
 _LINE_SECONDS = 10.0
+_PATIENCE_SECONDS = 360.0
+"""How long a signature may take, which is asked for up to five times."""
 _MIB = 1024**2
 _GIB = 1024**3
 _LONGEST_MESSAGE = 600
@@ -273,6 +275,7 @@ def _bundle_at(place: str, revision: str | None = None) -> bytes:
     from gptoss_weights.folder import read_local_bundle
     from gptoss_weights.sources import open_source
     from gptoss_weights.trust import read_bundle
+    from gptoss_weights.watch import within
 
     if "://" not in place:
         path = Path(place)
@@ -284,8 +287,14 @@ def _bundle_at(place: str, revision: str | None = None) -> bytes:
             return read_local_bundle(path)
         with path.open("rb") as stream:
             return stream.read(MAX_BUNDLE_BYTES + 1)
-    with open_source(place, revision=revision, settings=_settings()) as source:
-        bundle = read_bundle(source)
+
+    def read() -> bytes | None:
+        with open_source(place, revision=revision, settings=_settings()) as source:
+            return read_bundle(source)
+
+    seconds = _PATIENCE_SECONDS
+    late = SourceUnavailableError(f"{place} has not answered for {seconds:.0f} s; check the network to the source")
+    bundle = within(read, seconds=seconds, late=late)
     if bundle is None:
         raise UnsignedError(f"there is no model.sig at {place}; sign the folder and upload it")
     return bundle

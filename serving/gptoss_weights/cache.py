@@ -12,24 +12,34 @@ does: it says so, and fetches from the source.
 import logging
 import os
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final, Protocol, TypeVar
 
-from gptoss_weights.errors import BusyError, SourceError, StorageError, TrustError
+from gptoss_weights.errors import (
+    BusyError,
+    HungStorageError,
+    SourceError,
+    StalledTransferError,
+    StorageError,
+    TrustError,
+)
 from gptoss_weights.limits import PullLimits
 from gptoss_weights.location import Location
 from gptoss_weights.materialise import Materialised, PullProgress, pull
 from gptoss_weights.sources import SourceSettings
 from gptoss_weights.storage import PrivateCopy, prepare_directory, storage_errors
+from gptoss_weights.watch import within
 
 _KEEP_SECONDS: Final = 60.0
 """No engine opens a copy of the cache, and who reads one holds its lock: it need not be kept for long."""
 _PATIENCE_SECONDS: Final = 120.0
 """Longest wait for somebody else who fills the cache with the same weights and gets no further."""
+
+T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
 
@@ -128,13 +138,16 @@ class _Use:
         self.evicted: list[str] = []
 
     def copy_of(self, location: Location, *, manifest_digest: str) -> PrivateCopy:
-        with storage_errors():
-            _close(self._cache.directory)
-        directory = prepare_directory(self._cache.directory)
-        copy = PrivateCopy.of(directory, manifest_digest=manifest_digest, location=location)
-        with storage_errors():
-            copy.unplant()
-        return copy
+        def found() -> PrivateCopy:
+            with storage_errors():
+                _close(self._cache.directory)
+            directory = prepare_directory(self._cache.directory)
+            copy = PrivateCopy.of(directory, manifest_digest=manifest_digest, location=location)
+            with storage_errors():
+                copy.unplant()
+            return copy
+
+        return self._touching(found)
 
     def taken(self, copy: PrivateCopy, *, take: _Take) -> Materialised:
         """Return the private copy, taken from the cache.
@@ -142,10 +155,12 @@ class _Use:
         What it holds is not looked at before: bytes that are hashed on their way need no reading twice. All of it is
         verified, and mended from the source, once they are found to be other ones than were signed.
         """
-        if not copy.ready.is_dir():
+        if not self._touching(copy.ready.is_dir):
             self._fill(copy)
         try:
             return self._copied(copy, take=take)
+        except StalledTransferError as stall:
+            raise self._hung() from stall
         except (TrustError, SourceError) as damage:
             _log.warning("the cached copy %s can't be used as it is (%s): verifying it", copy.name, damage.reason)
         self._fill(copy)
@@ -164,12 +179,12 @@ class _Use:
         )
         deadline = time.monotonic() + self._limits.lock_seconds
         while True:
-            before = copy.size()
+            before = self._touching(copy.size)
             try:
                 filled = self._bring(directory=self._cache.directory, limits=limits)
                 break
             except BusyError:
-                if copy.size() == before or time.monotonic() > deadline:
+                if self._touching(copy.size) == before or time.monotonic() > deadline:
                     raise
         self.fetched += filled.fetched_bytes
         self.damaged |= set(filled.damaged)
@@ -177,9 +192,26 @@ class _Use:
 
     def _copied(self, copy: PrivateCopy, *, take: _Take) -> Materialised:
         # Under its lock the copy is neither mended nor removed meanwhile, by those who ask.
-        with storage_errors(), copy.locked(exclusive=False, timeout_seconds=_PATIENCE_SECONDS):
-            copy.touch()
+        with storage_errors(), self._locked(copy):
+            self._touching(copy.touch)
             return take(cached=copy)
+
+    @contextmanager
+    def _locked(self, copy: PrivateCopy) -> Iterator[None]:
+        lock = copy.locked(exclusive=False, timeout_seconds=_PATIENCE_SECONDS)
+        self._touching(lock.__enter__, further_seconds=_PATIENCE_SECONDS)
+        try:
+            yield
+        finally:
+            self._touching(lambda: lock.__exit__(None, None, None))
+
+    def _touching(self, step: Callable[[], T], *, further_seconds: float = 0.0) -> T:
+        """Take a short step in the cache's folder, which may lie on a file server that is away."""
+        return within(step, seconds=self._limits.stall_seconds + further_seconds, late=self._hung())
+
+    def _hung(self) -> HungStorageError:
+        seconds = self._limits.stall_seconds
+        return HungStorageError(f"the cache has not answered for {seconds:.0f} s; look at the file server it lies on")
 
 
 def _close(directory: Path) -> None:

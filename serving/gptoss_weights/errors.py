@@ -33,6 +33,7 @@
     │       └── SourceChangedError   SourceUnavailable   (a file was replaced while it was read)
     ├── StorageError                 StorageFailed: the node's own folder for verified copies
     │   ├── NoSpaceError             NoSpace             (retryable)
+    │   ├── HungStorageError         StorageFailed       (retryable: it does not answer)
     │   └── BusyError                StorageFailed       (retryable: another process pulls the same)
     └── SigningError                 SigningFailed       (only while signing)
 
@@ -57,6 +58,7 @@ __all__ = [
     "DeniedKeyError",
     "DigestMismatchError",
     "ForbiddenContentError",
+    "HungStorageError",
     "InvalidPolicyError",
     "MalformedManifestError",
     "MalformedSignatureError",
@@ -277,6 +279,12 @@ class NoSpaceError(StorageError):
     """The folder's file system is too full for the weights."""
 
     reason = TrustReason.NO_SPACE
+    retryable = True
+
+
+class HungStorageError(StorageError):
+    """The folder's file system does not answer, as one on a file server that is away."""
+
     retryable = True
 
 

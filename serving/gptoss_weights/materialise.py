@@ -11,8 +11,8 @@ import logging
 import stat
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,7 +22,6 @@ from gptoss_weights.content import TENSORS_SUFFIX, Contents, check_size, largest
 from gptoss_weights.errors import (
     ForbiddenContentError,
     ManifestChangedError,
-    StalledTransferError,
     SubjectMismatchError,
     UnsignedError,
 )
@@ -30,7 +29,7 @@ from gptoss_weights.eviction import Evicted, make_room
 from gptoss_weights.hashing import hash_file
 from gptoss_weights.limits import PullLimits
 from gptoss_weights.location import Location
-from gptoss_weights.manifest import MAX_PAYLOAD_BYTES, Manifest, ManifestFile, parse_manifest
+from gptoss_weights.manifest import MAX_PAYLOAD_BYTES, SIGNATURE_FILE, Manifest, ManifestFile, parse_manifest
 from gptoss_weights.manifest import manifest_digest as digest_of
 from gptoss_weights.signature import parse_bundle
 from gptoss_weights.sources import ObjectVersion, Source, SourceSettings, open_source
@@ -45,11 +44,12 @@ from gptoss_weights.storage import (
     storage_errors,
     write_atomically,
 )
-from gptoss_weights.transfer import Tally, Transfer
+from gptoss_weights.transfer import SLOW, Tally, Transfer
 from gptoss_weights.trust import read_bundle
+from gptoss_weights.watch import FAREWELL_SECONDS, LOOK_SECONDS, Watch, in_threads, watched
 
-_WATCH_SECONDS: Final = 0.1
-_FAREWELL_SECONDS: Final = 10.0
+_TRIES: Final = 3
+"""How many times as patient a watch is with a whole request, which is tried several times, as with a stream's bytes."""
 _NAMED: Final = 5
 _SMALL_BYTES: Final = 1024 * 1024
 
@@ -106,7 +106,8 @@ def pull(
 
     Blocks; safe to call from several processes and threads of a node at once. ``revision`` is the commit of
     an ``hf://`` source. ``progress`` is called from the calling thread. Interrupted pulls go on where they
-    were. ``limits`` are the environment's unless given. Where room is needed, copies that nobody used for an
+    were. What hangs in a dead mount is left behind in its thread, which holds the copy's lock for as long as it
+    does. ``limits`` are the environment's unless given. Where room is needed, copies that nobody used for an
     hour go. ``readable`` lets other users of the node read the copy; nobody else may ever write to it. ``cached`` is a
     copy in another folder that is read in the place of the source, and believed no more than one.
 
@@ -120,13 +121,13 @@ def pull(
         revision=revision,
         manifest_digest=manifest_digest,
         subject=subject,
-        directory=prepare_directory(directory, readable=readable),
+        directory=directory,
+        readable=readable,
         settings=settings,
-        progress=progress or (lambda _: None),
         limits=limits or PullLimits.from_environment(),
         cached=cached,
     )
-    size, fetched = job.run()
+    size, fetched = job.run(progress or (lambda _: None))
     return Materialised(
         path=job.copy.ready,
         manifest_digest=manifest_digest,
@@ -151,40 +152,68 @@ class _Pull:
         manifest_digest: str,
         subject: str,
         directory: Path,
+        readable: bool,
         settings: SourceSettings,
-        progress: Callable[[PullProgress], None],
         limits: PullLimits,
         cached: PrivateCopy | None,
     ) -> None:
         self._uri = uri
         self._revision = revision
+        self._location = Location.parse(uri, revision=revision)
         self._digest = manifest_digest
         self._subject = subject
         self._directory = directory
+        self._readable = readable
         self._settings = settings
-        self._progress = progress
         self._limits = limits
         self._cached = cached
-        self.copy = PrivateCopy.of(
-            directory, manifest_digest=manifest_digest, location=Location.parse(uri, revision=revision)
-        )
+        self._watch = Watch()
+        self._source: Source | None = None
+        self._counts: Callable[[], PullProgress | None] = lambda: None
+        self.copy: PrivateCopy
         self.damaged: tuple[str, ...] = ()
         self.evicted: list[Evicted] = []
 
-    def run(self) -> tuple[int, int]:
-        """Return the size of the ready copy and how many bytes were fetched for it."""
-        with storage_errors():
-            with self.copy.locked(exclusive=False, timeout_seconds=self._limits.lock_seconds):
+    def run(self, progress: Callable[[PullProgress], None]) -> tuple[int, int]:
+        """Return the size of the ready copy and how many bytes were fetched for it, watching how far it is."""
+
+        def look() -> None:
+            now = self._counts()
+            if now is not None:
+                progress(now)
+
+        return watched(
+            self._run, watch=self._watch, seconds=self._limits.stall_seconds, look=look, give_up=self._close_source
+        )
+
+    def _run(self) -> tuple[int, int]:
+        with storage_errors(), self._watch.folder():
+            self._directory = prepare_directory(self._directory, readable=self._readable)
+            self.copy = PrivateCopy.of(self._directory, manifest_digest=self._digest, location=self._location)
+            with self._locked(exclusive=False):
                 size = self._verified_size()
                 if size is not None:
                     self.copy.touch()
                     return size, 0
-            with self.copy.locked(exclusive=True, timeout_seconds=self._limits.lock_seconds):
+            with self._locked(exclusive=True):
                 # Somebody else may have finished it while this call waited.
                 size = self._verified_size()
                 done = (size, 0) if size is not None else self._pull()
                 self.copy.touch()
                 return done
+
+    @contextmanager
+    def _locked(self, *, exclusive: bool) -> Iterator[None]:
+        def sleep(seconds: float) -> None:
+            self._watch.sleep(seconds)
+            self._watch.alive()
+
+        with self.copy.locked(exclusive=exclusive, timeout_seconds=self._limits.lock_seconds, sleep=sleep):
+            yield
+
+    def _close_source(self) -> None:
+        if self._source is not None:
+            self._source.close()
 
     def _verified_size(self) -> int | None:
         """Hash and check a ready copy; None when there is none, or it is not exactly the manifest's files."""
@@ -204,7 +233,7 @@ class _Pull:
             if (entry := found.get(file.name)) and stat.S_ISREG(entry.st_mode) and entry.st_size <= largest(file.name)
         ]
         total = sum(entry.st_size for entry in found.values())
-        tally = Tally()
+        tally = Tally(self._watch)
 
         # Signed bytes may still be such that no engine may load them, and who put them here may have asked nobody:
         # an earlier release with fewer rules, or somebody else than a pull.
@@ -212,13 +241,15 @@ class _Pull:
 
         def verify(file: ManifestFile) -> bool:
             path = self.copy.ready / file.name
-            if hash_file(path, advance=tally.hashed) != file.sha256:
+            if hash_file(path, advance=tally.hashed, waiting=self._watch.folder) != file.sha256:
                 return False
-            contents.check(path, name=file.name)
+            with self._watch.folder(patience=SLOW):
+                contents.check(path, name=file.name)
             return True
 
         largest_first = sorted(regular, key=lambda file: found[file.name].st_size, reverse=True)
-        good = self._in_parallel(largest_first, verify, tally=tally, total=total)
+        self._tell(tally, total=total, files_total=len(regular))
+        good = self._in_parallel(largest_first, verify)
         kept = {file.name for file, fits in zip(largest_first, good, strict=True) if fits}
         self.damaged = tuple(sorted((listed | found.keys()) - (kept & listed)))
         if self.damaged:
@@ -228,8 +259,7 @@ class _Pull:
 
     def _pull(self) -> tuple[int, int]:
         begun = datetime.now(UTC)
-        with self._opened() as source:
-            manifest, payload = self._manifest(source) if self._cached is None else self._cached_manifest(self._cached)
+        with self._watch.folder(patience=SLOW), self._opened() as (source, manifest, payload):
             write_atomically(self.copy.manifest, payload)
             if self.copy.ready.is_dir():
                 self._throw_out()
@@ -238,29 +268,41 @@ class _Pull:
             versions = self._versions(source, manifest)
             total = sum(version.size for version in versions.values())
             self.evicted = make_room(self._directory, self.copy, total=total, limits=self._limits)
-            tally = Tally()
+            tally = Tally(self._watch)
             transfer = Transfer(
                 source=source,
                 staging=self.copy.staging,
                 tally=tally,
+                watch=self._watch,
                 lanes=Lanes(self._limits.parallel_files, most_ahead=self._limits.ranges_ahead),
                 max_attempts=self._settings.max_attempts,
             )
             self._bring_all(transfer, manifest, versions, total)
             fetched = tally.counts()[1]
-        self.copy.publish()
-        self._write_receipt(manifest, versions, begun=begun, fetched=fetched)
+            self.copy.publish()
+            self._write_receipt(manifest, versions, begun=begun, fetched=fetched)
         return total, fetched
 
     @contextmanager
-    def _opened(self) -> Iterator[Source]:
-        if self._cached is None:
-            with open_source(self._uri, revision=self._revision, settings=self._settings) as source:
-                yield source
-        else:
-            folder = self._cached.ready
-            place = Location(scheme="file", bucket="", segments=folder.parts[1:])
-            yield FileSource(place, settings=SourceSettings(file_roots=(folder,)))
+    def _opened(self) -> Iterator[tuple[Source, Manifest, bytes]]:
+        """Yield the source, and the manifest that it holds with its text."""
+        with ExitStack() as stack:
+            with self._request(SIGNATURE_FILE):
+                if self._cached is None:
+                    opened = open_source(self._uri, revision=self._revision, settings=self._settings)
+                    self._source = source = stack.enter_context(opened)
+                    manifest, payload = self._manifest(source)
+                else:
+                    folder = self._cached.ready
+                    place = Location(scheme="file", bucket="", segments=folder.parts[1:])
+                    source = FileSource(place, settings=SourceSettings(file_roots=(folder,)))
+                    manifest, payload = self._cached_manifest(self._cached)
+            yield source, manifest, payload
+
+    def _request(self, name: str) -> AbstractContextManager[None]:
+        """Watch a whole request, which is tried several times unless it is one to a file system."""
+        local = self._cached is not None or self._location.scheme == "file"
+        return self._watch.source(name, patience=1 if local else _TRIES)
 
     def _cached_manifest(self, cached: PrivateCopy) -> tuple[Manifest, bytes]:
         payload = cached.payload(limit=MAX_PAYLOAD_BYTES)
@@ -306,7 +348,11 @@ class _Pull:
                 (self.copy.staging / name).unlink()
 
     def _versions(self, source: Source, manifest: Manifest) -> dict[str, ObjectVersion]:
-        found = self._in_parallel(manifest.served, lambda file: source.stat(file.name), tally=Tally(), total=0)
+        def look(file: ManifestFile) -> ObjectVersion:
+            with self._request(file.name):
+                return source.stat(file.name)
+
+        found = self._in_parallel(manifest.served, look)
         versions = {file.name: version for file, version in zip(manifest.served, found, strict=True)}
         for name, version in versions.items():
             check_size(name, version.size)
@@ -329,67 +375,48 @@ class _Pull:
         def bring(file: ManifestFile) -> None:
             with transfer.lanes.file():
                 transfer.bring(file, versions[file.name])
-                contents.check(transfer.staging / file.name, name=file.name)
+                with self._watch.folder(patience=SLOW):
+                    contents.check(transfer.staging / file.name, name=file.name)
+
+        self._tell(transfer.tally, total=total, files_total=len(served))
 
         for group in (
             [file for file in served if _comes_first(file, versions)],
             [file for file in served if not _comes_first(file, versions)],
         ):
-            self._in_parallel(
-                group,
-                bring,
-                tally=transfer.tally,
-                total=total,
-                files_total=len(served),
-                give_up=transfer.source.close,
-            )
+            self._in_parallel(group, bring)
         contents.check_together()
 
-    def _in_parallel(
-        self,
-        files: Sequence[ManifestFile],
-        work: Callable[[ManifestFile], T],
-        *,
-        tally: Tally,
-        total: int,
-        files_total: int | None = None,
-        give_up: Callable[[], None] = lambda: None,
-    ) -> list[T]:
-        """Do the work for every file, a few at a time, watching it. The first failure ends all."""
-        executor = ThreadPoolExecutor(self._limits.parallel_files, thread_name_prefix="gptoss-weights")
-        tasks = [executor.submit(work, file) for file in files]
+    def _in_parallel(self, files: Sequence[ManifestFile], work: Callable[[ManifestFile], T]) -> list[T]:
+        """Do the work for every file, a few at a time. The first failure ends all."""
+        tasks = in_threads(work, files, threads=self._limits.parallel_files)
         try:
             pending: set[Future[T]] = set(tasks)
             while pending:
-                done, pending = wait(pending, timeout=_WATCH_SECONDS, return_when=FIRST_COMPLETED)
-                self._report(tally, total, files_total or len(files))
+                done, pending = wait(pending, timeout=LOOK_SECONDS, return_when=FIRST_COMPLETED)
                 for task in done:
                     task.result()
-                self._check_stalled(tally)
+                self._watch.alive()  # it is the workers that are watched
             return [task.result() for task in tasks]
         finally:
             if not all(task.done() for task in tasks):
-                tally.cancelled.set()
-                give_up()
-            executor.shutdown(wait=False, cancel_futures=True)
-            # Workers notice at their next chunk, of which giving up rids them. One that hangs in a dead mount
-            # writes no more either.
-            wait([task for task in tasks if not task.cancelled()], timeout=_FAREWELL_SECONDS)
+                self._watch.cancelled.set()
+                self._close_source()
+                # Workers notice at their next chunk, of which closing the source rids them. One that hangs in a dead
+                # mount writes no more either.
+                begun = [task for task in tasks if not task.cancel()]
+                wait(begun, timeout=FAREWELL_SECONDS)
 
-    def _report(self, tally: Tally, total: int, files_total: int) -> None:
-        done, _, files_done = tally.counts()
-        if total:
-            self._progress(
-                PullProgress(bytes_done=done, bytes_total=total, files_done=files_done, files_total=files_total)
-            )
+    def _tell(self, tally: Tally, *, total: int, files_total: int) -> None:
+        """Have whoever watches count by this tally from now on."""
 
-    def _check_stalled(self, tally: Tally) -> None:
-        name = tally.stalled(self._limits.stall_seconds)
-        if name is not None:
-            raise StalledTransferError(
-                f"no byte of {name} came for {self._limits.stall_seconds:.0f} s; check the network to the source",
-                file=name,
-            )
+        def counts() -> PullProgress | None:
+            done, _, files_done = tally.counts()
+            if not total:
+                return None
+            return PullProgress(bytes_done=done, bytes_total=total, files_done=files_done, files_total=files_total)
+
+        self._counts = counts
 
     def _write_receipt(
         self, manifest: Manifest, versions: dict[str, ObjectVersion], *, begun: datetime, fetched: int

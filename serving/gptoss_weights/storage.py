@@ -21,7 +21,7 @@ import os
 import shutil
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
@@ -64,13 +64,15 @@ class PrivateCopy:
         return cls(directory, f"{manifest_digest.replace(':', '-')}-{origin}")
 
     @contextmanager
-    def locked(self, *, exclusive: bool, timeout_seconds: float) -> Iterator[None]:
+    def locked(
+        self, *, exclusive: bool, timeout_seconds: float, sleep: Callable[[float], None] = time.sleep
+    ) -> Iterator[None]:
         """Hold this copy's lock: shared to verify, exclusive to write.
 
         Raises:
             BusyError: another process holds it for longer than ``timeout_seconds``.
         """
-        with locked_file(self._lock, exclusive=exclusive, timeout_seconds=timeout_seconds):
+        with locked_file(self._lock, exclusive=exclusive, timeout_seconds=timeout_seconds, sleep=sleep):
             yield
 
     def hold(self) -> None:
@@ -180,7 +182,9 @@ def copies(directory: Path) -> list[PrivateCopy]:
 
 
 @contextmanager
-def locked_file(path: Path, *, exclusive: bool = True, timeout_seconds: float) -> Iterator[None]:
+def locked_file(
+    path: Path, *, exclusive: bool = True, timeout_seconds: float, sleep: Callable[[float], None] = time.sleep
+) -> Iterator[None]:
     """Hold the lock that a file stands for. It ends with the process, however that ends.
 
     Raises:
@@ -196,7 +200,7 @@ def locked_file(path: Path, *, exclusive: bool = True, timeout_seconds: float) -
                     f"another process of this node has been pulling the same weights for {timeout_seconds:.0f} s; "
                     "it goes on, and the next try finds what it pulled"
                 )
-            time.sleep(_LOCK_POLL_SECONDS)
+            sleep(_LOCK_POLL_SECONDS)
         yield
     finally:
         os.close(descriptor)

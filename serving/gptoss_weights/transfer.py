@@ -10,9 +10,8 @@ whole file's hash fits, so a partial that a crash damaged costs one more fetch a
 import hashlib
 import os
 import threading
-import time
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -24,22 +23,19 @@ from gptoss_weights.sources import ObjectVersion, Source
 from gptoss_weights.sources.ahead import Lanes, read_in_order
 from gptoss_weights.sources.protocol import CloningSource
 from gptoss_weights.storage import PARTIAL_SUFFIX, open_own, storage_errors
+from gptoss_weights.watch import Watch
 
+SLOW: Final = 10
+"""How many times as patient a watch is with what takes its time, such as a large file's fsync or check of contents."""
 _READ_ONLY: Final = 0o444
-
-
-class CancelledTransferError(Exception):
-    """Another file's failure ended the pull. Never leaves this package."""
 
 
 class Tally:
     """Counts of a running pull, kept by its workers and read by whoever watches them."""
 
-    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
-        self.cancelled = threading.Event()
-        self._clock = clock
+    def __init__(self, watch: Watch) -> None:
+        self._watch = watch
         self._lock = threading.Lock()
-        self._waiting: dict[str, float] = {}
         self._done = 0
         self._fetched = 0
         self._files = 0
@@ -51,13 +47,13 @@ class Tally:
 
     def hashed(self, count: int) -> None:
         """Count bytes that were hashed from disk."""
-        self.check()
+        self._watch.check()
         with self._lock:
             self._done += count
 
     def fetched(self, count: int) -> None:
         """Count bytes that came from the source."""
-        self.check()
+        self._watch.check()
         with self._lock:
             self._done += count
             self._fetched += count
@@ -72,31 +68,6 @@ class Tally:
         with self._lock:
             self._done -= count
 
-    def check(self) -> None:
-        """Stop the calling worker if the pull was cancelled."""
-        if self.cancelled.is_set():
-            raise CancelledTransferError
-
-    def sleep(self, seconds: float) -> None:
-        """Wait before a retry; a cancelled pull ends it."""
-        self.cancelled.wait(seconds)
-        self.check()
-
-    def waits_for_source(self, name: str, *, waits: bool) -> None:
-        """Note that a worker began or ended waiting for bytes."""
-        with self._lock:
-            if waits:
-                self._waiting[name] = self._clock()
-            else:
-                self._waiting.pop(name, None)
-
-    def stalled(self, seconds: float) -> str | None:
-        """Return the name of a file of which no byte came for so long, if there is one."""
-        now = self._clock()
-        with self._lock:
-            late = [name for name, since in self._waiting.items() if now - since > seconds]
-        return min(late, default=None)
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Transfer:
@@ -105,6 +76,7 @@ class Transfer:
     source: Source
     staging: Path
     tally: Tally
+    watch: Watch
     lanes: Lanes
     max_attempts: int
 
@@ -116,13 +88,13 @@ class Transfer:
             SourceError, StorageError: it can't be read or written.
         """
         target = self.staging / file.name
-        with storage_errors():
+        with storage_errors(), self.watch.folder(patience=SLOW):
             target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             if not self._is_there(target, file):
                 partial = target.with_name(target.name + PARTIAL_SUFFIX)
                 if not self._fetch(partial, file, version):
                     self._fetch(partial, file, version)
-                self.tally.check()
+                self.watch.check()
                 partial.chmod(_READ_ONLY)
                 partial.rename(target)
         self.tally.finished()
@@ -131,7 +103,7 @@ class Transfer:
         if not target.exists():
             return False
         before = target.stat().st_size
-        if hash_file(target, advance=self.tally.hashed) == file.sha256:
+        if hash_file(target, advance=self.tally.hashed, waiting=self.watch.folder) == file.sha256:
             return True
         self.tally.forget(before)
         target.unlink()
@@ -145,10 +117,12 @@ class Transfer:
             if os.fstat(descriptor).st_size > version.size:
                 os.ftruncate(descriptor, 0)
             running = hashlib.sha256()
-            held = absorb(descriptor, running, advance=self.tally.fetched if cloned else self.tally.hashed)
+            count = self.tally.fetched if cloned else self.tally.hashed
+            held = absorb(descriptor, running, advance=count, waiting=self.watch.folder)
             for chunk in self._chunks(file.name, version, held):
                 running.update(chunk)
-                _write_all(descriptor, chunk)
+                with self.watch.folder():
+                    _write_all(descriptor, chunk)
                 self.tally.fetched(len(chunk))
             if running.hexdigest() == file.sha256:
                 os.fsync(descriptor)
@@ -169,7 +143,7 @@ class Transfer:
     def _clone(self, descriptor: int, name: str, version: ObjectVersion) -> bool:
         if not isinstance(self.source, CloningSource):
             return False
-        with self._waiting(name):
+        with self.watch.source(name):
             return self.source.clone(name, version=version, into=descriptor)
 
     def _chunks(self, name: str, version: ObjectVersion, offset: int) -> Iterator[bytes]:
@@ -180,25 +154,15 @@ class Transfer:
             offset=offset,
             lanes=self.lanes,
             max_attempts=self.max_attempts,
-            sleep=self.tally.sleep,
+            sleep=self.watch.sleep,
         )
         with closing(stream):
             while True:
-                with self._waiting(name):
+                with self.watch.source(name):
                     chunk = next(stream, None)
-                # After the wait: whoever gave up on this pull may have let another begin.
-                self.tally.check()
                 if chunk is None:
                     return
                 yield chunk
-
-    @contextmanager
-    def _waiting(self, name: str) -> Iterator[None]:
-        self.tally.waits_for_source(name, waits=True)
-        try:
-            yield
-        finally:
-            self.tally.waits_for_source(name, waits=False)
 
 
 def _write_all(descriptor: int, chunk: bytes) -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from gptoss_weights.errors import SourceChangedError, SourceUnavailableError
 from gptoss_weights.sources import ObjectVersion, ahead, retry
 from gptoss_weights.sources.ahead import Lanes, read_in_order
-from gptoss_weights.transfer import CancelledTransferError, Tally
+from gptoss_weights.watch import CancelledTransferError, Watch
 from tests.contract.weights.blobs import blobs
 from tests.contract.weights.conftest import SHARD, settings_for, small_ranges
 from tests.contract.weights.proxy import Cut, on
@@ -70,8 +70,8 @@ def lanes_for(total, *, most_ahead=16):
     return Lanes(total, most_ahead=most_ahead)
 
 
-def reading(source, *, offset=0, lanes=None, total=4, tally=None, clock=time.monotonic):
-    sleep = (tally or Tally()).sleep
+def reading(source, *, offset=0, lanes=None, total=4, watch=None, clock=time.monotonic):
+    sleep = (watch or Watch()).sleep
     return read_in_order(
         source,
         "a",
@@ -248,18 +248,18 @@ def test_a_range_that_nobody_wants_is_not_tried_again(monkeypatch):
 
 
 def test_a_pull_that_is_given_up_waits_for_no_range_that_hangs():
-    released, tally = threading.Event(), Tally()
+    released, watch = threading.Event(), Watch()
 
     def hangs(offset, attempt):
         if offset:
             released.wait(SECONDS)
 
-    stream = reading(Ranged(fault=hangs), tally=tally)
+    stream = reading(Ranged(fault=hangs), watch=watch)
     try:
         read = b""
         while len(read) < RANGE:
             read += next(stream)
-        tally.cancelled.set()
+        watch.cancelled.set()
         with pytest.raises(CancelledTransferError):
             next(stream)
     finally:

@@ -391,6 +391,8 @@ def test_a_lock_that_nobody_lets_go_of_is_waited_for_in_vain_but_not_for_ever(we
 def test_who_fills_the_cache_is_waited_for_as_long_as_it_grows(weights, new_pod, served_by, monkeypatch):
     """The first brings one chunk whenever the second has lost patience once more."""
     monkeypatch.setattr("gptoss_weights.cache._PATIENCE_SECONDS", 0.05)
+    # Below, the two are told apart by their threads.
+    monkeypatch.setattr("gptoss_weights.cache.within", lambda step, **_: step())
     step, waiting = threading.Semaphore(0), threading.Event()
     real = PrivateCopy.size
 
