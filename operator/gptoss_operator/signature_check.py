@@ -6,6 +6,7 @@ It blocks, and remembers nothing; ``trust`` runs it in threads and remembers wha
 import hashlib
 import logging
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
 from datetime import datetime
 from pathlib import Path
 from typing import Protocol
@@ -17,12 +18,15 @@ from gptoss_operator.plan.observation import Trusted
 from gptoss_operator.plan.sources import mark
 from gptoss_weights.errors import MissingFileError, SourceError, SourceUnavailableError
 from gptoss_weights.identities import MAX_ROOT_BYTES
+from gptoss_weights.manifest import ManifestFile
 from gptoss_weights.policy import Narrowing, check_source, evaluate, select_policy
-from gptoss_weights.sources import SourceSettings, open_source
+from gptoss_weights.sources import ObjectVersion, Source, SourceSettings, open_source
 from gptoss_weights.trust import read_bundle
+from gptoss_weights.watch import in_threads
 
 _log = logging.getLogger(__name__)
 _NO_FILES: Mapping[str, Path] = {}
+_LOOKS_AT_ONCE = 8
 
 
 class Check(Protocol):
@@ -86,9 +90,9 @@ class SignatureCheck:
             versions = hashlib.sha256(decision.manifest_digest.encode())
             weight_bytes: int | None = 0
             seen = True
-            for file in decision.manifest.served:
+            for file, look in _looks(source, decision.manifest.served):
                 try:
-                    version = source.stat(file.name)
+                    version = look.result()
                     if file.name.endswith(".safetensors") and weight_bytes is not None:
                         weight_bytes += version.size
                     versions.update(f"\n{file.name} {version.size} {version.etag}".encode())
@@ -128,6 +132,18 @@ class SignatureCheck:
                 except (OSError, UnicodeDecodeError) as error:
                     _log.error("the trusted root %s can't be read: %s", name, type(error).__name__)
         return found
+
+
+def _looks(source: Source, files: Sequence[ManifestFile]) -> list[tuple[ManifestFile, Future[ObjectVersion]]]:
+    """Look at files at once, but at the first one alone: where that can't be seen, none can."""
+
+    def look(file: ManifestFile) -> ObjectVersion:
+        return source.stat(file.name)
+
+    looks = in_threads(look, files[:1], threads=1)
+    if all(isinstance(each.exception(), MissingFileError | None) for each in looks):
+        looks += in_threads(look, files[1:], threads=_LOOKS_AT_ONCE)
+    return list(zip(files, looks, strict=False))
 
 
 def policy_of(deployment: GptOssDeployment, policies: Sequence[WeightTrustPolicy], cache: Cache) -> WeightTrustPolicy:

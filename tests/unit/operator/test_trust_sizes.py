@@ -1,5 +1,6 @@
 """The check of a signature also learns how large the weights are, and whether the source has changed."""
 
+import threading
 from pathlib import Path
 
 import pytest
@@ -88,6 +89,25 @@ def test_a_source_that_is_away_tells_of_no_change_and_is_not_asked_for_every_fil
     with pytest.raises(SourceUnavailableError):
         check(asked, [policy], WALL, {})
     assert len(asked_for) == 1
+
+
+def test_files_are_looked_at_together_once_the_first_was_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, policy, asked = signed(tmp_path)
+    stat, together, asked_for = FileSource.stat, threading.Barrier(3, timeout=60), []
+
+    def seen(source: FileSource, name: str) -> ObjectVersion:
+        asked_for.append(name)
+        if len(asked_for) > 1:
+            together.wait()  # none is answered before the others are asked for
+        return stat(source, name)
+
+    check = SignatureCheck(cache=Cache(), sources=SourceSettings(file_roots=(tmp_path,)))
+    before = check(asked, [policy], WALL, {})
+    monkeypatch.setattr(FileSource, "stat", seen)
+    found = check(asked, [policy], WALL, {})
+    assert found.weight_bytes == (folder / "model.safetensors").stat().st_size
+    assert found.source == before.source
+    assert len(asked_for) == 4
 
 
 @pytest.mark.parametrize("error", [AccessDeniedError("no right to stat it"), SourceError("no size, no ETag")])
