@@ -3,7 +3,8 @@
 Every address names the commit, so the hub itself can't change what is read. It answers for a small file, or
 redirects: within itself to a copy of the same commit, or for large files to a download host. The first kind is
 followed as long as it stays in the repository, the second only to hosts that an administrator lists; the token
-goes to the hub alone.
+goes to the hub alone. The address that a large file is redirected to is used for all its ranges while it is good,
+for hubs count requests.
 """
 
 import re
@@ -69,6 +70,7 @@ class HubSource:
         self._timeout = urllib3.Timeout(connect=settings.connect_timeout_seconds, read=settings.read_timeout_seconds)
         self._lock = threading.Lock()
         self._open: set[urllib3.BaseHTTPResponse] = set()
+        self._places: dict[tuple[str, ObjectVersion], SplitResult] = {}
         self._closed = False
 
     def stat(self, name: str) -> ObjectVersion:
@@ -81,8 +83,13 @@ class HubSource:
 
     def stream(self, name: str, *, version: ObjectVersion, offset: int = 0) -> Iterator[bytes]:
         """Yield a file's bytes from ``offset`` on, of exactly this version."""
-        with self._asked("GET", name, {"Range": f"bytes={offset}-"}, version=version) as answer:
-            _check_range(answer, name, version, offset)
+        return self.stretch(name, version=version, offset=offset, end=version.size)
+
+    def stretch(self, name: str, *, version: ObjectVersion, offset: int, end: int) -> Iterator[bytes]:
+        """Yield a file's bytes from ``offset`` up to ``end``, of exactly this version."""
+        last = "" if end == version.size else str(end - 1)
+        with self._asked_again(name, {"Range": f"bytes={offset}-{last}"}, version) as answer:
+            _check_range(answer, name, version, offset, end)
             while chunk := answer.read(_CHUNK_BYTES):
                 yield chunk
 
@@ -114,6 +121,25 @@ class HubSource:
         return found
 
     @contextmanager
+    def _asked_again(
+        self, name: str, headers: Mapping[str, str], version: ObjectVersion
+    ) -> Iterator[urllib3.BaseHTTPResponse]:
+        """Ask for bytes of a version where it was found before, or else, and once that failed, ask the hub where."""
+        place = self._places.get((name, version))
+        try:
+            if place is None:
+                with self._asked("GET", name, headers, version=version) as answer:
+                    yield answer
+                return
+            with _source_errors(name), self._answered("GET", place, headers, name, at_hub=False) as answer:
+                if answer.status != 206:
+                    raise SourceUnavailableError(f"the address of {name} is good no more", file=name)
+                yield answer
+        except SourceError:
+            self._places.pop((name, version), None)
+            raise
+
+    @contextmanager
     def _asked(
         self, method: str, name: str, headers: Mapping[str, str], *, version: ObjectVersion | None = None
     ) -> Iterator[urllib3.BaseHTTPResponse]:
@@ -131,6 +157,8 @@ class HubSource:
                     if answer.status not in _REDIRECTS:
                         _check_status(answer, name, at_hub=at_hub)
                         self._check_commit(commit, name)
+                        if version is not None and not at_hub:
+                            self._places[(name, version)] = url
                         yield answer
                         return
                     following = _following(url, answer.headers.get("Location", ""), name)
@@ -273,7 +301,7 @@ def _check_version(answer: urllib3.BaseHTTPResponse, name: str, version: ObjectV
         raise SourceChangedError(f"{name} was replaced while it was being read", file=name)
 
 
-def _check_range(answer: urllib3.BaseHTTPResponse, name: str, version: ObjectVersion, offset: int) -> None:
+def _check_range(answer: urllib3.BaseHTTPResponse, name: str, version: ObjectVersion, offset: int, end: int) -> None:
     if answer.headers.get("Content-Encoding", "identity") != "identity":
         _refuse_hub(f"answers with a compressed {name}", name)
     served = _CONTENT_RANGE.fullmatch(answer.headers.get("Content-Range", ""))
@@ -281,7 +309,7 @@ def _check_range(answer: urllib3.BaseHTTPResponse, name: str, version: ObjectVer
         raise SourceChangedError(f"{name} was replaced while it was being read", file=name)
     length = answer.headers.get("Content-Length")
     starts_right = int(served[1]) == offset if served is not None else not offset
-    if length != str(version.size - offset) or not starts_right:
+    if length != str(end - offset) or not starts_right:
         raise SourceError(f"the hub answered another range of {name} than asked for", file=name)
 
 

@@ -37,6 +37,7 @@ class Asked(Request):
 
     host: str = "hub"
     authorization: str = ""
+    range: str = ""
 
 
 @dataclass
@@ -67,6 +68,10 @@ class Hub:
         values = {"hf_endpoint": self.endpoint, "hf_download_hosts": (urlsplit(self.download).netloc,), **changes}
         return SourceSettings(**values)
 
+    def ranges(self, name: str) -> list[str]:
+        """What was asked of the download host, as the header says it."""
+        return [each.range for each in self.requests if (each.host, each.method, each.name) == ("files", "GET", name)]
+
     def starts(self, name: str) -> list[int]:
         return [each.start for each in self.requests if (each.host, each.method, each.name) == ("files", "GET", name)]
 
@@ -88,7 +93,7 @@ class _Handler(BaseHTTPRequestHandler):
         name = unquote(urlsplit(self.path).path).rpartition("/")[2]
         request = Asked(
             self.command, name, int(byte_range.removeprefix("bytes=").partition("-")[0]) if byte_range else 0, 1,
-            host=self.host, authorization=self.headers.get("Authorization", ""),
+            host=self.host, authorization=self.headers.get("Authorization", ""), range=byte_range or "",
         )  # fmt: skip
         with self.hub.lock:
             same = (self.host, self.command, name)
@@ -129,15 +134,16 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(307, {"Location": copy, **commit}, b"Temporary Redirect")
 
     def _send(self, content: bytes, headers: dict[str, str], request: Asked, fault: Cut | Trickle | None) -> None:
-        whole = self.headers.get("Range") is None
-        extent = {} if whole else {"Content-Range": f"bytes {request.start}-{len(content) - 1}/{len(content)}"}
-        self.send_response(200 if whole else 206)
-        for header, value in {**headers, **extent, "Content-Length": str(len(content) - request.start)}.items():
+        last = request.range.rpartition("-")[2]
+        end = int(last) + 1 if last else len(content)
+        extent = {"Content-Range": f"bytes {request.start}-{end - 1}/{len(content)}"} if request.range else {}
+        self.send_response(206 if request.range else 200)
+        for header, value in {**headers, **extent, "Content-Length": str(end - request.start)}.items():
             self.send_header(header, value)
         self.end_headers()
         if self.command == "HEAD":
             return
-        send_body(self, content[request.start :], request, fault, self.hub.closed)
+        send_body(self, content[request.start : end], request, fault, self.hub.closed)
 
     def _answer(self, status: int, headers: dict[str, str], body: bytes) -> None:
         self.send_response(status)

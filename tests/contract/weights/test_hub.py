@@ -284,3 +284,49 @@ def test_a_download_host_that_is_none_is_named_before_anything_is_asked_for(hub,
     assert repr(wrong) in told.value.message
     assert "write host, host:port or *.domain" in told.value.message
     assert not hub.requests
+
+
+# ---- ranges
+
+
+def test_a_large_file_comes_by_ranges_and_the_hub_is_asked_for_its_address_once(hub, pull, weights, ranged):
+    hub.token = TOKEN
+    found = pull(ranged, hf_token=TOKEN)
+    assert (found.path / SHARD).read_bytes() == weights.files[SHARD]
+    starts = hub.starts(SHARD)
+    assert len(set(starts)) == len(starts) > 1
+    assert found.fetched_bytes == found.bytes == sum(len(weights.files[name]) for name in SERVED)
+    asked = [each for each in hub.of(SHARD) if (each.host, each.method) == ("hub", "GET")]
+    assert len(asked) == 1
+    assert {each.authorization for each in hub.requests if each.host == "files"} == {""}
+
+
+def test_an_address_that_is_good_no_more_is_asked_for_again(hub, pull, weights, ranged):
+    def ends(request):
+        if (request.host, request.name) == ("files", SHARD) and request.number in (3, 7):
+            hub.signatures.clear()
+
+    hub.fault = ends
+    found = pull(ranged)
+    assert (found.path / SHARD).read_bytes() == weights.files[SHARD]
+    assert len([each for each in hub.of(SHARD) if (each.host, each.method) == ("hub", "GET")]) > 1
+
+
+def test_a_range_that_is_cut_goes_on_where_it_was(hub, pull, weights, ranged):
+    hub.fault = on(SHARD, Cut(100_000), until=4)
+    found = pull(ranged)
+    assert (found.path / SHARD).read_bytes() == weights.files[SHARD]
+    assert len(hub.starts(SHARD)) == len(set(hub.ranges(SHARD)))
+
+
+def test_a_download_host_that_answers_another_range_is_noticed(hub, pull, ranged, tmp_path):
+    def shifted(request):
+        first, _, last = request.range.removeprefix("bytes=").partition("-")
+        if (request.host, request.name) == ("files", SHARD) and request.start and last:
+            request.start += 1
+            request.range = f"bytes={int(first) + 1}-{int(last) + 1}"
+
+    hub.fault = shifted
+    with pytest.raises(SourceError, match="another range"):
+        pull(ranged)
+    assert nothing_is_visible(tmp_path)
