@@ -90,8 +90,12 @@ def target_ongoing_requests(spec: GptOssDeploymentSpec, sequences: int) -> int:
 
 
 def max_ongoing_requests(spec: GptOssDeploymentSpec, sequences: int) -> int:
-    """Return how many requests one replica takes at once; the others queue before it."""
-    return max(sequences, target_ongoing_requests(spec, sequences))
+    """Return how many requests one replica takes at once; the others queue before it.
+
+    Where another replica may come, they are more than the target: with no more than that, none would be called for.
+    """
+    more = 1 if spec.scaling.max_replicas > 1 else 0
+    return max(sequences, target_ongoing_requests(spec, sequences) + more)
 
 
 def serving_arguments(

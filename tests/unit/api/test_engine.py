@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from gptoss_api.application import is_ours, server_deployment_name
 from gptoss_api.architecture import architecture_of
-from gptoss_api.engine import resolve, serving_arguments
+from gptoss_api.engine import max_ongoing_requests, resolve, serving_arguments, target_ongoing_requests
 from gptoss_api.engine_arguments import PERMITTED, typed
 from gptoss_api.fit import Verdict, assess, load_of
 from gptoss_api.hardware import Family, accelerator_named, accelerators
@@ -196,3 +196,17 @@ def test_only_an_application_with_our_marker_is_ours() -> None:
 def test_an_unknown_model_lists_the_profiles_there_are() -> None:
     with pytest.raises(ValueError, match="gpt-oss-120b"):
         profile_for("llama")
+
+
+@given(st.none() | st.integers(1, 4096), st.integers(1, 4096), st.integers(1, 256))
+def test_replicas_that_are_full_call_for_another(target: int | None, sequences: int, replicas: int) -> None:
+    spec = deployment(scaling={"maxReplicas": 256} | ({"targetOngoingRequests": target} if target else {})).spec
+    full = replicas * max_ongoing_requests(spec, sequences)
+    assert full / target_ongoing_requests(spec, sequences) > replicas, "as Ray Serve divides and rounds up"
+
+
+@pytest.mark.parametrize(("replicas", "full"), [(1, 5), (2, 6)])
+def test_a_replica_takes_what_it_works_on_or_its_target(replicas: int, full: int) -> None:
+    scaling = {"maxReplicas": replicas, "targetOngoingRequests": 5}
+    assert max_ongoing_requests(deployment(scaling=scaling).spec, 4) == full
+    assert max_ongoing_requests(deployment(scaling=scaling).spec, 8) == 8
