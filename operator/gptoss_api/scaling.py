@@ -82,6 +82,17 @@ class Scaling(ApiModel):
         "engine's maxNumSeqs.",
         json_schema_extra=INT32,
     )
+    scale_up_delay_seconds: Annotated[int, Field(ge=0, le=3600)] = Field(
+        default=30,
+        description="Seconds for which the load must call for more replicas before they are started.",
+        json_schema_extra=INT32,
+    )
+    scale_down_delay_seconds: Annotated[int, Field(ge=0, le=86400)] = Field(
+        default=600,
+        description="Seconds for which the load must do with fewer replicas before the others go, each when its "
+        "requests have ended. The last one goes by idleSeconds.",
+        json_schema_extra=INT32,
+    )
     idle_seconds: Annotated[int, Field(ge=5, le=604800)] = Field(
         default=900,
         description="Seconds without a request after which the model goes to sleep.",

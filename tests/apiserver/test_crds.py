@@ -104,6 +104,8 @@ ACCEPTED: dict[str, dict[str, Any]] = {
     "one stage on a Ray cluster": {"parallelism": {"pipeline": 1}, "substrate": {"rayServe": {"clusterName": "x"}}},
     "equal bounds": {"scaling": {"minReplicas": 3, "maxReplicas": 3}},
     "part of scaling": {"scaling": {"maxReplicas": 4}},
+    "no delay": {"scaling": {"scaleUpDelaySeconds": 0, "scaleDownDelaySeconds": 0}},
+    "long delays": {"scaling": {"scaleUpDelaySeconds": 3600, "scaleDownDelaySeconds": 86400}},
     "office hours": {"scaling": {"maxReplicas": 2, "schedules": [HOURS | {"minReplicas": 2}]}},
     "a night over midnight": {"scaling": {"schedules": [HOURS | {"start": "22:00", "end": "06:00", "days": ["Sun"]}]}},
     "whole days": {"scaling": {"schedules": [HOURS | {"start": "00:00", "end": "24:00", "timeZone": "UTC"}]}},
@@ -262,6 +264,9 @@ REJECTED: dict[str, tuple[dict[str, Any], str]] = {
     "an unknown mode": ({"verification": {"mode": "Warn"}}, "spec.verification.mode"),
     "a negative floor": ({"scaling": {"minReplicas": -1}}, "spec.scaling.minReplicas"),
     "no replica at all": ({"scaling": {"maxReplicas": 0}}, "spec.scaling.maxReplicas"),
+    "a delay of hours": ({"scaling": {"scaleUpDelaySeconds": 3601}}, "spec.scaling.scaleUpDelaySeconds"),
+    "a delay of days": ({"scaling": {"scaleDownDelaySeconds": 86401}}, "spec.scaling.scaleDownDelaySeconds"),
+    "a negative delay": ({"scaling": {"scaleDownDelaySeconds": -1}}, "spec.scaling.scaleDownDelaySeconds"),
     "an unknown strategy": ({"rolloutStrategy": {"type": "Canary"}}, "spec.rolloutStrategy.type"),
     "an unknown field": ({"replicas": 3}, 'unknown field "spec.replicas"'),
     "a url for a cluster": (
@@ -313,6 +318,8 @@ async def test_defaults_are_stored_in_full(kube: Kube, namespace: str):
     assert stored["spec"]["scaling"] == {
         "minReplicas": 0,
         "maxReplicas": 1,
+        "scaleUpDelaySeconds": 30,
+        "scaleDownDelaySeconds": 600,
         "idleSeconds": 900,
         "wakeTimeoutSeconds": 600,
         "startTimeoutSeconds": 3600,

@@ -112,14 +112,14 @@ async def test_serves_sleeps_wakes_and_goes_while_a_strangers_application_stays_
     assert replicas(after) == replicas(theirs)
 
 
-async def test_more_replicas_and_a_restarted_operator_restart_no_engine(
+async def test_other_bounds_other_delays_and_a_restarted_operator_restart_no_engine(
     home: House, applications: Applications, signed: Callable[..., SignedFolder]
 ) -> None:
     spec = use(home, signed("bounds"))
     home.apply(**spec)
     await ready(home)
     before = replicas((await asyncio.to_thread(applications.all))[APP])
-    home.apply(**spec, scaling={"maxReplicas": 3})
+    home.apply(**spec, scaling={"maxReplicas": 3, "scaleUpDelaySeconds": 5, "scaleDownDelaySeconds": 60})
     await home.until(lambda: home.status()["observedGeneration"] == 2)
     await ready(home)
     await home.restart()
@@ -127,7 +127,9 @@ async def test_more_replicas_and_a_restarted_operator_restart_no_engine(
     await home.settled()
     await ready(home)
     application = (await asyncio.to_thread(applications.all))[APP]
-    assert application["deployed_app_config"]["deployments"][0]["autoscaling_config"]["max_replicas"] == 3
+    (server,) = application["deployed_app_config"]["deployments"]
+    in_place = {"max_replicas": 3, "upscale_delay_s": 5, "downscale_delay_s": 60}
+    assert server["autoscaling_config"].items() >= in_place.items()
     assert replicas(application) == before
     home.delete()
     await gone(applications, APP)

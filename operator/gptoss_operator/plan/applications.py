@@ -101,6 +101,8 @@ def application_config(
                     "min_replicas": max(1, min_replicas),
                     "max_replicas": max(1, scaling.max_replicas),
                     "target_ongoing_requests": target_ongoing_requests(deployment.spec, engine.max_num_seqs),
+                    "upscale_delay_s": scaling.scale_up_delay_seconds,
+                    "downscale_delay_s": scaling.scale_down_delay_seconds,
                 },
                 # More than gateways send: in a replica that takes no more, the question whether it answers queues too.
                 "max_ongoing_requests": _FILLS * max_ongoing_requests(deployment.spec, engine.max_num_seqs)

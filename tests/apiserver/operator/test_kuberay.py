@@ -567,13 +567,14 @@ async def test_recreate_gives_the_old_accelerators_back_first(home: Home) -> Non
 
 
 @pytest.mark.usefixtures("rayservices")
-async def test_bounds_change_in_place(home: Home) -> None:
+async def test_bounds_and_delays_change_in_place(home: Home) -> None:
     async with home.operator():
         await home.apply(scaling={"minReplicas": 1, "maxReplicas": 3})
         await home.until("Ready", "True", "Serving")
-        await home.apply(scaling={"minReplicas": 1, "maxReplicas": 4})
+        await home.apply(scaling={"minReplicas": 1, "maxReplicas": 4, "scaleDownDelaySeconds": 60})
         await home.true(_async(lambda: home.kuberay.serve_puts))
-        assert home.kuberay.serve_puts[0]["deployments"][0]["autoscaling_config"]["max_replicas"] == 4
+        changed = home.kuberay.serve_puts[0]["deployments"][0]["autoscaling_config"]
+        assert (changed["max_replicas"], changed["downscale_delay_s"]) == (4, 60)
         await home.until("Ready", "True", "Serving")
         assert len(home.kuberay.made) == 1
 

@@ -48,7 +48,13 @@ FOREIGN = {"name": "theirs", "route_prefix": "/theirs", "import_path": "their.ap
 
 def test_what_may_change_in_place_is_there_from_the_first_write() -> None:
     (server,) = config(scaling={"maxReplicas": 4}, rolloutStrategy={"type": "Recreate"})["deployments"]
-    assert server["autoscaling_config"] == {"min_replicas": 1, "max_replicas": 4, "target_ongoing_requests": 192}
+    assert server["autoscaling_config"] == {
+        "min_replicas": 1,
+        "max_replicas": 4,
+        "target_ongoing_requests": 192,
+        "upscale_delay_s": 30,
+        "downscale_delay_s": 600,
+    }
     assert server["max_surge_percent"] == 0
     assert server["graceful_shutdown_timeout_s"] == 3600
     assert config()["deployments"][0]["max_surge_percent"] == 100
@@ -62,8 +68,15 @@ def test_a_replica_that_is_full_for_gateways_still_says_that_it_answers() -> Non
     assert server["max_ongoing_requests"] > sum(joining), "gateways that join two full ones, and questions"
 
 
-def test_bounds_never_reach_the_arguments() -> None:
-    assert config(scaling={"maxReplicas": 4})["args"] == config()["args"]
+def test_delays_are_those_of_the_specification() -> None:
+    (server,) = config(scaling={"scaleUpDelaySeconds": 0, "scaleDownDelaySeconds": 86400})["deployments"]
+    scaling = server["autoscaling_config"]
+    assert (scaling["upscale_delay_s"], scaling["downscale_delay_s"]) == (0, 86400)
+
+
+def test_how_it_scales_never_reaches_the_arguments() -> None:
+    scaling = {"maxReplicas": 4, "scaleUpDelaySeconds": 1, "scaleDownDelaySeconds": 1}
+    assert config(scaling=scaling)["args"] == config()["args"]
 
 
 def test_bytes_are_stable() -> None:
