@@ -2,7 +2,8 @@
 
 Ray's router and HAProxy, our arguments, preflight, weights, pruned routes and the gateway's token. Only
 the engine is not there. A request may say how its answer comes: ``chunks`` and ``pace`` (seconds
-between them), and a stream says which replica it comes from: ``system_fingerprint``. The node's
+between them), or ``until``, a file on this machine: the stream goes on until it is there. A stream says
+which replica it comes from: ``system_fingerprint``. The node's
 GPTOSS_STANDIN_START_SECONDS makes the start longer.
 """
 
@@ -10,6 +11,8 @@ import asyncio
 import json
 import os
 import time
+from itertools import count, takewhile
+from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -114,12 +117,16 @@ async def _chat_stream(model_id: str, body: dict[str, Any]) -> Any:
     head["system_fingerprint"] = str(os.getpid())
     words = ANSWER.split(" ")
     chunks = int(body.get("chunks", len(words)))
+    until = Path(body["until"]) if "until" in body else None
+
+    def goes_on(number: int) -> bool:
+        return number < chunks if until is None else not until.exists()
 
     def event(**choice: Any) -> str:
         return f"data: {json.dumps({**head, 'choices': [{'index': 0, 'finish_reason': None, **choice}]})}\n\n"
 
     yield event(delta={"role": "assistant", "content": ""})
-    for number in range(chunks):
+    for number in takewhile(goes_on, count()):
         word = words[number] if number < len(words) else "more"
         yield event(delta={"content": word if number == 0 else f" {word}"})
         await asyncio.sleep(float(body.get("pace", 0)))

@@ -1,9 +1,12 @@
 """The main job and its faults on a real API server and a real Ray; only the engine is a stand-in."""
 
 import json
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,10 +14,14 @@ from gptoss_api.application import ROUTER_DEPLOYMENT
 from gptoss_api.names import application_name
 from gptoss_cli.local.control_plane import ControlPlane
 from gptoss_cli.local.ray_head import RayHead
+from gptoss_gateway.report import HEARTBEAT_SECONDS
+from gptoss_operator.plan.demand import FRESH_SECONDS
 from gptoss_serving.node import Node
 from gptoss_weights.sign import KeyPair, generate_key
+from tests.controlplane import GATEWAY_USER
 from tests.engine.conftest import SignedFolder
 from tests.engine.ray import Applications, kill_ray
+from tests.engine.relay import Relay
 from tests.engine.standin import ANSWER
 from tests.engine.whole import Whole
 
@@ -280,6 +287,75 @@ def test_a_killed_gateway_costs_its_connections_only(whole: Whole, source: Signe
         assert whole.status("sleepy").get("drainEpoch", 0) == drains, "it was put to sleep meanwhile"
 
 
+def test_a_gateway_that_is_cut_off_holds_sleep_up_for_as_long_as_it_may_live_and_loses_no_stream(
+    whole: Whole, source: SignedFolder, applications: Applications, tmp_path: Path
+) -> None:
+    """Nobody hears of its stream any more. Once it admits no requests, the model goes to sleep by what the others say,
+    and the engine that is taken away ends what it has, as Ray lets it.
+    """
+    relay = Relay(whole.plane.kubeconfig_for(GATEWAY_USER), tmp_path / "relay.kubeconfig")
+    whole.start_gateway(1, kubeconfig=relay.kubeconfig)
+    whole.apply("sleepy", source.folder.as_uri(), scaling=SLEEPY)
+    whole.until(lambda: "sleepy" in _models(whole, 1), what="the gateway knows the model")
+    ends = tmp_path / "stream-ends"
+    with whole.stream("sleepy", gateway=1, until=str(ends), pace=0.5) as lines:
+        assert _goes_on(lines)
+        relay.cut()
+        cut = time.monotonic()
+        whole.wait("sleepy", "ScaledToZero", "True", "Idle")
+        # Its last heartbeat may have been seen as long before as it takes to the next.
+        assert time.monotonic() - cut > FRESH_SECONDS - HEARTBEAT_SECONDS
+        applications.until(
+            lambda: applications.all().get(_application(whole, "sleepy"), {}).get("status") in (None, "DELETING"),
+            what="the engine is taken away",
+        )
+        assert all(_goes_on(lines) for _ in range(20))
+        ends.touch()
+        assert _is_whole(list(lines))
+    applications.until(lambda: _application(whole, "sleepy") not in applications.all(), what="the engine has ended")
+
+
+def test_load_brings_a_replica_and_its_end_takes_one_away_and_every_stream_ends_whole(
+    whole: Whole, source: SignedFolder, applications: Applications, tmp_path: Path
+) -> None:
+    """Ray decides by what the gateway sends to engines. Whichever replica it takes away then, a stream is there."""
+    delays = {"scaleUpDelaySeconds": 1, "scaleDownDelaySeconds": 1}
+    scaling = {**AWAKE, "maxReplicas": 2, "targetOngoingRequests": 4, **delays}
+    whole.apply("busy", source.folder.as_uri(), scaling=scaling, engine={"maxNumSeqs": 4})
+    whole.wait("busy", "Ready", "True", "Serving")
+
+    def states() -> list[str]:
+        return _states(applications, whole, "busy")
+
+    load_ends, streams_end = tmp_path / "load-ends", tmp_path / "streams-end"
+    with ThreadPoolExecutor(4) as pool, ExitStack() as streams:
+
+        def opened(until: Path) -> Iterator[str]:
+            return streams.enter_context(whole.stream("busy", until=str(until), pace=0.5))
+
+        first = opened(streams_end)
+        replica = _replica(first)
+        load = [pool.submit(list, opened(load_ends)) for _ in range(4)]
+        whole.until(lambda: states() == ["RUNNING", "RUNNING"], what="there is another replica")
+        second = _stream_of_another(whole, "busy", than=replica, streams=streams, until=str(streams_end), pace=0.5)
+
+        load_ends.touch()
+        assert all(_is_whole(each.result()) for each in load)
+
+        def one_goes() -> bool:
+            assert _goes_on(first)
+            assert _goes_on(second)
+            return states() == ["RUNNING", "STOPPING"]
+
+        whole.until(one_goes, what="a replica is on its way out")
+        assert whole.chat("busy").status == 200
+        assert states() == ["RUNNING", "STOPPING"], "it waits for its stream"
+        streams_end.touch()
+        assert _is_whole(list(first))
+        assert _is_whole(list(second))
+    whole.until(lambda: states() == ["RUNNING"], what="the replica has gone")
+
+
 def test_a_name_claimed_twice_is_a_condition(whole: Whole, source: SignedFolder) -> None:
     shared = {"servedName": "shared"}
     for name in ("one", "two"):
@@ -310,6 +386,38 @@ def _most(applications: Applications, whole: Whole, name: str) -> int | None:
 
 def _pids_of(applications: Applications, whole: Whole, name: str) -> list[int]:
     return _config_and_pids(applications.all()[_application(whole, name)])[1]
+
+
+def _states(applications: Applications, whole: Whole, name: str) -> list[str]:
+    deployments = applications.all()[_application(whole, name)]["deployments"]
+    (server,) = (each for deployment, each in deployments.items() if deployment != ROUTER_DEPLOYMENT)
+    return sorted(replica["state"] for replica in server["replicas"])
+
+
+def _stream_of_another(whole: Whole, name: str, *, than: str, streams: ExitStack, **more: Any) -> Iterator[str]:
+    """Open streams until one comes from another replica; the others are left."""
+    found: list[Iterator[str]] = []
+
+    def came() -> bool:
+        with ExitStack() as attempt:
+            lines = attempt.enter_context(whole.stream(name, **more))
+            if _replica(lines) != than:
+                found.append(lines)
+                streams.enter_context(attempt.pop_all())
+        return bool(found)
+
+    whole.until(came, what="a stream of the other replica")
+    return found[0]
+
+
+def _replica(lines: Iterator[str]) -> str:
+    piece = next(line for line in lines if line.startswith("data: {"))
+    return str(json.loads(piece[6:])["system_fingerprint"])
+
+
+def _is_whole(lines: list[str]) -> bool:
+    said = [line for line in lines if line.startswith("data: ")]
+    return said[-1] == "data: [DONE]" and not any('"error"' in line for line in said)
 
 
 def _models(whole: Whole, gateway: int = 0) -> set[str]:

@@ -83,9 +83,11 @@ class Whole:
             "weightSources": {"fileRoots": [str(root) for root in self.head.file_roots]},
             "metrics": {"host": "127.0.0.1", "port": self._ports["operator"]},
         }
-        self._start("operator", "gptoss_operator", OPERATOR_USER, settings, self._ports["operator"])
+        kubeconfig = self.plane.kubeconfig_for(OPERATOR_USER)
+        self._start("operator", "gptoss_operator", kubeconfig, settings, self._ports["operator"])
 
-    def start_gateway(self, number: int = 0) -> None:
+    def start_gateway(self, number: int = 0, *, kubeconfig: Path | None = None) -> None:
+        """Start a gateway, with a kubeconfig of its own where one is given."""
         settings = {
             **self._common(),
             "listen": {"host": "127.0.0.1", "port": self._ports[f"gateway-{number}"]},
@@ -95,7 +97,8 @@ class Whole:
         }
         name = f"gateway-{number}"
         self.gateways.append(name)
-        self._start(name, "gptoss_gateway", GATEWAY_USER, settings, self._ports[f"admin-{number}"])
+        kubeconfig = kubeconfig or self.plane.kubeconfig_for(GATEWAY_USER)
+        self._start(name, "gptoss_gateway", kubeconfig, settings, self._ports[f"admin-{number}"])
 
     def kill(self, name: str) -> None:
         """SIGKILL one of our processes and return when it is gone; its supervisor starts it again."""
@@ -264,11 +267,11 @@ class Whole:
         }
         return {"systemNamespace": SYSTEM, "defaultRayCluster": "shared", "rayClusters": [ray]}
 
-    def _start(self, name: str, module: str, user: str, settings: dict[str, Any], health: int) -> None:
+    def _start(self, name: str, module: str, kubeconfig: Path, settings: dict[str, Any], health: int) -> None:
         path = self._folder / f"{name}.yaml"
         path.write_text(yaml.safe_dump(settings))
         command = [sys.executable, "-P", "-m", module, "--settings", str(path)]
-        command += ["--kubeconfig", str(self.plane.kubeconfig_for(user))]
+        command += ["--kubeconfig", str(kubeconfig)]
         self._programs.start(Program(name=name, command=command, environment={}, restart=True))
         self._programs.wait(name, lambda: _is_ready(health), seconds=SECONDS)
 
