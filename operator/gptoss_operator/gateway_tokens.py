@@ -13,7 +13,7 @@ from pathlib import Path
 from gptoss_api.conditions import Reason
 from gptoss_api.gateway_token import RETAIN_SECONDS, tokens_of
 from gptoss_operator.clock import Clock
-from gptoss_operator.threads import Threads
+from gptoss_operator.token_file import TokenFile
 
 _log = logging.getLogger(__name__)
 LOOK_SECONDS = 5.0
@@ -24,12 +24,11 @@ class AcceptedTokens:
     """The tokens of a file, and for a while those that were in it: gateways see a change at another time."""
 
     def __init__(self, file: Path, *, clock: Clock) -> None:
-        self._file = file
+        self._file = TokenFile(file)
         self._clock = clock
         self._in_file: frozenset[str] = frozenset()
         self._seen_at: dict[str, float] = {}
         self._fault: str | None = None
-        self._threads = Threads(1, name="gateway-tokens")
 
     def hashes(self) -> tuple[str, ...]:
         """Return the SHA-256 of each token that counts now, in hexadecimal digits and a fixed order.
@@ -54,8 +53,8 @@ class AcceptedTokens:
         """Read the file."""
         now = self._clock.now()
         try:
-            async with asyncio.timeout(_READ_SECONDS), self._threads.turn() as turn:
-                tokens = tokens_of(await turn.run(self._file.read_text))
+            async with asyncio.timeout(_READ_SECONDS):
+                tokens = tokens_of(await self._file.read())
         except TimeoutError:
             self._doubt("can't be read in time")
         except (OSError, ValueError) as error:
@@ -85,5 +84,5 @@ class AcceptedTokens:
 
     def _doubt(self, fault: str) -> None:
         if fault != self._fault:
-            _log.warning("the tokens of gateways stay as they were: %s %s", self._file, fault)
+            _log.warning("the tokens of gateways stay as they were: %s %s", self._file.path, fault)
         self._fault = fault

@@ -37,6 +37,7 @@ from gptoss_operator.substrates.dashboard import RayDashboard, engine_answers
 from gptoss_operator.substrates.kuberay.follow import KubeRayObjects
 from gptoss_operator.substrates.kuberay.substrate import KubeRay
 from gptoss_operator.substrates.rayserve import RayServe
+from gptoss_operator.token_file import TokenFile
 from gptoss_operator.trust import TrustDesk
 from gptoss_operator.workqueue import Priority, QueueClosedError, WorkQueue
 
@@ -156,11 +157,12 @@ class Operator:
             everything=partial(self.intake.everything, Priority.CHANGE),
         )
         self.metrics.follow(objects.follows)
+        gateway_token = TokenFile(kube_ray.gateway_token_file)
         return KubeRay(
             kube_ray,
             objects,
             tokens=tokens,
-            ask_engine=lambda url: engine_answers(session, url, kube_ray.gateway_token_file),
+            ask_engine=lambda url: engine_answers(session, url, gateway_token),
             leadership=leadership,
             news=self.queue.add,
         )

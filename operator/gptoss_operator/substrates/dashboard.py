@@ -14,7 +14,6 @@ import asyncio
 import json
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
@@ -23,6 +22,7 @@ import aiohttp
 from gptoss_api.clusters import RayCluster
 from gptoss_api.gateway_token import tokens_of
 from gptoss_api.names import GATEWAY_TOKEN_HEADER
+from gptoss_operator.token_file import TokenFile
 
 _PATH = "/api/serve/applications/"
 _NODES_PATH = "/api/v0/nodes?limit=10000"
@@ -54,6 +54,8 @@ class RayDashboard:
     def __init__(self, cluster: RayCluster, session: aiohttp.ClientSession) -> None:
         self._cluster = cluster
         self._session = session
+        self._token = TokenFile(cluster.token_file) if cluster.token_file is not None else None
+        self._gateway_token = TokenFile(cluster.gateway_token_file)
 
     async def applications(self) -> Mapping[str, Any]:
         """Return Serve's applications with status and deployed configuration.
@@ -115,40 +117,46 @@ class RayDashboard:
 
     async def answers(self, prefix: str) -> bool:
         """Tell whether an engine itself answers under a prefix: RUNNING alone does not say so."""
-        return await engine_answers(
-            self._session, f"{self._cluster.serve_url}{prefix}", self._cluster.gateway_token_file
-        )
+        return await engine_answers(self._session, f"{self._cluster.serve_url}{prefix}", self._gateway_token)
 
     async def _call(
         self, method: str, document: Mapping[str, Any] | None, seconds: float, *, path: str = _PATH
     ) -> tuple[int, bytes]:
         try:
-            headers = {"Accept": "application/json"}
-            if self._cluster.token_file is not None:
-                headers["Authorization"] = f"Bearer {_read(self._cluster.token_file)}"
-            async with self._session.request(
-                method,
-                self._cluster.dashboard_url + path,
-                json=document,
-                headers=headers,
-                timeout=aiohttp.ClientTimeout(total=seconds, sock_connect=5.0),
-                allow_redirects=False,
-            ) as response:
-                chunks, length = [], 0
-                async for chunk in response.content.iter_chunked(65536):
-                    length += len(chunk)
-                    if length > _LONGEST_ANSWER:
-                        raise ClusterUnreachableError(f"{self._name()} answered with more than 64 MiB")
-                    chunks.append(chunk)
-                return response.status, b"".join(chunks)
+            async with asyncio.timeout(seconds):
+                return await self._exchange(method, document, path)
         except TimeoutError as error:
             raise ClusterUnreachableError(f"{self._name()} did not answer in time") from error
-        except aiohttp.ClientError as error:
+        except (aiohttp.ClientError, OSError) as error:
             raise ClusterUnreachableError(f"{self._name()} can't be reached ({type(error).__name__})") from error
-        except OSError as error:
-            raise ClusterUnreachableError(
-                f"the token file of Ray cluster {self._cluster.name} can't be read ({type(error).__name__})"
-            ) from error
+
+    async def _exchange(self, method: str, document: Mapping[str, Any] | None, path: str) -> tuple[int, bytes]:
+        async with self._session.request(
+            method,
+            self._cluster.dashboard_url + path,
+            json=document,
+            headers=await self._headers(),
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=5.0),
+            allow_redirects=False,
+        ) as response:
+            chunks, length = [], 0
+            async for chunk in response.content.iter_chunked(65536):
+                length += len(chunk)
+                if length > _LONGEST_ANSWER:
+                    raise ClusterUnreachableError(f"{self._name()} answered with more than 64 MiB")
+                chunks.append(chunk)
+            return response.status, b"".join(chunks)
+
+    async def _headers(self) -> dict[str, str]:
+        headers = {"Accept": "application/json"}
+        if self._token is not None:
+            try:
+                headers["Authorization"] = f"Bearer {(await self._token.read()).strip()}"
+            except (OSError, UnicodeDecodeError) as error:
+                raise ClusterUnreachableError(
+                    f"the token file of Ray cluster {self._cluster.name} can't be read ({type(error).__name__})"
+                ) from error
+        return headers
 
     def _unexpected(self, status: int) -> ClusterError:
         if status in {401, 403}:
@@ -161,14 +169,14 @@ class RayDashboard:
         return f"the dashboard of Ray cluster {self._cluster.name}"
 
 
-async def engine_answers(session: aiohttp.ClientSession, url: str, gateway_token_file: Path) -> bool:
+async def engine_answers(session: aiohttp.ClientSession, url: str, gateway_token: TokenFile) -> bool:
     """Tell whether an engine itself answers under a URL, within a deadline of its own.
 
     While the gateway's token changes there are two: replicas may not know the newer one yet.
     """
     try:
         async with asyncio.timeout(_PROBE_SECONDS):
-            for token in tokens_of(_read(gateway_token_file)):
+            for token in tokens_of(await gateway_token.read()):
                 status, body = await _models(session, url, token)
                 if status != HTTPStatus.UNAUTHORIZED:
                     return status == HTTPStatus.OK and isinstance(json.loads(body), dict)
@@ -181,8 +189,3 @@ async def _models(session: aiohttp.ClientSession, url: str, token: str) -> tuple
     headers = {GATEWAY_TOKEN_HEADER: token, "Accept": "application/json"}
     async with session.get(f"{url}/v1/models", headers=headers, allow_redirects=False) as response:
         return response.status, await response.content.read(1024 * 1024)
-
-
-def _read(path: Path) -> str:
-    # Read each time: tokens are rotated under running processes.
-    return path.read_text().strip()
