@@ -162,12 +162,12 @@ class Gateway:
         if self._audit is not None:
             await asyncio.to_thread(self._audit.close)
 
-    def refresh(self) -> None:
-        """Take over changed keys and tokens; called once a second."""
-        self._keys.refresh()
+    async def refresh(self) -> None:
+        """Take over changed keys and tokens, read beside the event loop; called once a second."""
         self._limiter.sweep()
-        self.upstreams.refresh()
         self._lines.sweep()
+        await asyncio.to_thread(self._keys.refresh)
+        await asyncio.to_thread(self.upstreams.refresh)
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer one request; the handler of the listener for clients."""

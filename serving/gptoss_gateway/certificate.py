@@ -52,19 +52,22 @@ class Certificate:
         return self._loaded.expires_at
 
     def refresh(self) -> None:
-        """Take over changed files; called once a second. ``is_stale`` tells that they can't be used."""
+        """Take over changed files; called once a second, beside the event loop.
+
+        ``is_stale`` tells that they can't be used.
+        """
         fingerprints = self._fingerprints()
         if fingerprints == self._seen:
             return
-        self._seen = fingerprints
         try:
             self._loaded = _load(self._settings)
         except SettingsError as error:
             self.is_stale = True
             _log.error("certificate not reloaded, the last good one stays in force", extra={"error": str(error)})
-            return
-        self.is_stale = False
-        _log.info("certificate reloaded", extra={"expires_at": int(self.expires_at)})
+        else:
+            self.is_stale = False
+            _log.info("certificate reloaded", extra={"expires_at": int(self.expires_at)})
+        self._seen = fingerprints
 
     def _fingerprints(self) -> tuple[tuple[int, int, int] | None, ...]:
         files = (self._settings.cert_file, self._settings.key_file, self._settings.client_ca_file)

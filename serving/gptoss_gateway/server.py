@@ -144,17 +144,17 @@ class Server:
         seconds, failed = self.gateway.settings.limits.head_seconds, self.gateway.metering.handshake_failed
         return ClientListener(self._door, self._certificate, seconds=seconds, failed=failed)
 
-    def refresh(self) -> None:
-        """Take over changed files; called once a second."""
-        self.gateway.refresh()
+    async def refresh(self) -> None:
+        """Take over changed files, read beside the event loop; called once a second."""
+        await self.gateway.refresh()
         if self._certificate is not None:
-            self._certificate.refresh()
+            await asyncio.to_thread(self._certificate.refresh)
 
     async def _keep_fresh(self) -> None:
         while True:
             await asyncio.sleep(_REFRESH_SECONDS)
             try:
-                self.refresh()
+                await self.refresh()
             except Exception:  # noqa: BLE001 - the next change must not go unseen for it
                 _log.exception("changed files were not all taken over")
 

@@ -64,7 +64,7 @@ class Upstreams:
         return Upstream(url=url, token=self._tokens[cluster.name].value)
 
     def refresh(self) -> None:
-        """Take over tokens that changed; called once a second."""
+        """Take over tokens that changed; called once a second, beside the event loop."""
         for token in self._tokens.values():
             token.refresh()
         if self._kube_ray_token is not None:

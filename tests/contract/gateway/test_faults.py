@@ -157,7 +157,7 @@ async def test_a_refused_gateway_token_is_not_the_clients_401(awake, house, stat
     token = house.folder / "token"
     token.write_text("another")
     os.utime(token, (0, 0))  # long enough ago that every replica should know it
-    server.gateway.refresh()
+    await server.gateway.refresh()
     async with client(server) as api:
         with pytest.raises(openai.InternalServerError) as caught:
             await ask(api)

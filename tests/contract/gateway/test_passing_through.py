@@ -200,12 +200,12 @@ async def test_keys_are_reloaded_and_bad_files_leave_the_last_good_ones(awake, h
     from tests.contract.gateway.house import hashed
 
     house.write_keys([{"name": "ml", "keys": [hashed("gptoss-new")], "namespaces": ["ml"]}])
-    server.gateway.refresh()
+    await server.gateway.refresh()
     async with client(server) as api:
         with pytest.raises(openai.AuthenticationError):
             await api.models.list()
     house.keys_file.write_text("tenants: nonsense\n# longer than before")
-    server.gateway.refresh()
+    await server.gateway.refresh()
     async with client(server, key="gptoss-new") as api:
         assert [model.id async for model in api.models.list()] == ["assistant"]
 

@@ -75,7 +75,7 @@ async def test_refusals_and_places_are_counted_by_tenant(awake, house):
             {"name": "other", "keys": [hashed(OTHER_KEY)], "namespaces": ["ml"], "limits": {"concurrent": 1}},
         ]
     )
-    server.refresh()
+    await server.refresh()
     house.apply(model_object("idle", name="asleep", uid="u-2"))
     application.paused.clear()
     value = server.gateway.metering.registry.get_sample_value
@@ -167,7 +167,7 @@ async def test_limits_are_reloaded_with_the_keys(awake, house):
         with pytest.raises(openai.RateLimitError):
             await ask(api)
         house.write_keys([tenant()])
-        server.gateway.refresh()
+        await server.gateway.refresh()
         assert "x-ratelimit-limit-requests" not in (await ask(api)).headers
 
 

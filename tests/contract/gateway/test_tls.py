@@ -113,7 +113,7 @@ async def test_a_new_certificate_is_shown_to_new_clients_while_an_open_stream_go
         renewed = authority.issue(days=90)
         assert renewed.serial != before.serial
         secret.pair(renewed)
-        server.refresh()
+        await server.refresh()
         assert (await handshake(server, authority.trusting())).serial == renewed.serial
         application.paused.set()
         assert [chunk.choices[0].delta.content async for chunk in answer] == [" world"]
@@ -158,14 +158,14 @@ async def test_a_certificate_that_cannot_be_used_leaves_the_last_good_one_in_for
     server, _ = await awake(house, secret)
     before = await handshake(server, authority.trusting())
     broken(authority, secret)
-    server.refresh()
+    await server.refresh()
     assert (await handshake(server, authority.trusting())).serial == before.serial
     assert "gptoss_gateway_certificate_stale 1.0" in await metrics(server)
     assert "the last good one stays in force" in caplog.text
     assert "PRIVATE KEY" not in caplog.text
     healed = authority.issue()
     secret.pair(healed)
-    server.refresh()
+    await server.refresh()
     assert (await handshake(server, authority.trusting())).serial == healed.serial
     assert "gptoss_gateway_certificate_stale 0.0" in await metrics(server)
 
@@ -205,7 +205,7 @@ async def test_only_clients_of_the_given_authority_get_as_far_as_a_key(house, se
     assert not await gets_in(None)
     assert not await gets_in(tmp_path / "new.pem")
     secret.pair(authority.issue(), ca_crt=new.pem)
-    server.refresh()
+    await server.refresh()
     assert await gets_in(tmp_path / "new.pem")
     assert not await gets_in(tmp_path / "old.pem")
 
