@@ -201,6 +201,7 @@ class Inference:
                 )
             except UpstreamUnavailableError as error:
                 self._admission.doubt(visit.uid)
+                exchange.tally.forget()
                 visit.claim.wait()
                 costly += error.reached_engine
                 if costly >= MAX_ATTEMPTS_REACHING_ENGINE:

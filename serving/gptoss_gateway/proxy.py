@@ -63,6 +63,7 @@ async def relay(
         async with asyncio.timeout(max_seconds) as attempt.patience:
             return await _attempt(lines, attempt, path, parcel=parcel, headers=headers)
     except TimeoutError as error:
+        attempt.exchange.tally.made = attempt.cut is None
         failure = _cut_short(attempt, max_seconds)
         if not attempt.exchange.answered:
             raise failure from error
@@ -142,6 +143,7 @@ def _cut_off() -> UpstreamFailedError:
 
 
 async def _pass_document(answer: Answer, exchange: Exchange, parcel: Parcel) -> Outcome:
+    exchange.tally.made = True
     body = await _read(answer, MAX_ANSWER_BYTES, parcel)
     if not _is_object(body):
         raise UpstreamUnavailableError("the engine's answer is not a whole JSON object", reached_engine=True)
@@ -180,6 +182,7 @@ async def _pass_failure(answer: Answer, exchange: Exchange, parcel: Parcel) -> O
         )
     if document is None or status < 400:
         raise UpstreamFailedError(f"The engine's side answered {status} in a form that is not the API's.")
+    exchange.tally.reported = usage_of(body)
     await exchange.answer(status, body)
     return Outcome()
 

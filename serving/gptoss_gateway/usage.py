@@ -38,25 +38,32 @@ class Tally:
         reported: what the engine told.
         events: events of the stream that carried a piece of the answer; about one token each.
         sent: the prompt's size in bytes, once an engine has it.
+        made: the engine worked for as long as it was let, and what it made was not a stream.
     """
 
     hidden: bool = False
     reported: Usage | None = None
     events: int = 0
     sent: int | None = None
+    made: bool = False
 
     def begin(self, size: int) -> None:
-        """Note that an engine gets the prompt; what an earlier attempt brought is forgotten."""
-        self.sent, self.events = size, 0
+        """Note that an engine gets the prompt."""
+        self.sent = size
+
+    def forget(self) -> None:
+        """Note that the attempt failed on the engine's side: whatever it brought, nobody got it."""
+        self.reported, self.events, self.sent, self.made = None, 0, None, False
 
     def usage(self, *, status: int | None) -> Usage | None:
         """Return the tokens of a request that ended with ``status``, None for a client that left.
 
-        An error costs nothing that anybody could count, unless a piece of an answer came before it.
+        An error of the engine costs what the engine says, and nothing if it says nothing. An answer that was made and
+        could not be passed on, or that its client did not wait for, costs its prompt and what was seen of it.
         """
         if self.reported is not None:
             return self.reported
-        if self.sent is None or (self.events == 0 and status is not None):
+        if self.sent is None or not (self.events or self.made or status is None):
             return None
         return Usage(input=-(-self.sent // BYTES_PER_TOKEN), output=self.events, estimated=True)
 

@@ -78,7 +78,9 @@ class Engines:
             return web.Response()
         if fault == "text-500":
             return web.Response(status=500, text="Internal Server Error")
-        if fault == "text-503":
+        if fault == "away":  # and so it stays
+            app.deploying = True
+        if fault in ("text-503", "away"):
             return web.Response(status=503, text="no replica", headers={"X-Serve-Reason": "no replica"})
         if fault == "text-404":
             return web.Response(status=404, text=TEXT_404 % request.path)
@@ -86,6 +88,11 @@ class Engines:
             status = int(fault.removeprefix("json-"))
             error = {"message": f"vLLM says {status}", "type": "InternalServerError", "param": None, "code": status}
             return web.json_response({"error": error}, status=status)
+        if fault == "usage-500":
+            error = {"message": "lost half-way", "type": "InternalServerError", "param": None, "code": 500}
+            return web.json_response({"error": error, "usage": _answer(app, rest)["usage"]}, status=500)
+        if fault == "no-usage":
+            return web.json_response({**_answer(app, rest), "usage": None})
         if fault == "json-400":
             return web.json_response(
                 {"error": {"message": "max_tokens too large", "type": "BadRequestError", "param": None, "code": 400}},
