@@ -19,16 +19,23 @@ from aiohttp import web
 from gptoss_api.report import DeploymentDemand
 from gptoss_gateway import prober
 from gptoss_gateway.admission import Admission
-from gptoss_gateway.audit import AuditLog
+from gptoss_gateway.audit import AuditLog, Entry
 from gptoss_gateway.catalogue import Catalogue, ServedModel
 from gptoss_gateway.census import Census
 from gptoss_gateway.demand import Ledger
-from gptoss_gateway.errors import ClientLeftError, Dialect, NotFoundError, NotReadyError, RequestError
+from gptoss_gateway.errors import (
+    ClientLeftError,
+    Dialect,
+    ForbiddenError,
+    NotFoundError,
+    NotReadyError,
+    RequestError,
+)
 from gptoss_gateway.exchange import Exchange
 from gptoss_gateway.hold import WaitingRoom
 from gptoss_gateway.inference import ROUTES, Inference
 from gptoss_gateway.intake import Intake
-from gptoss_gateway.keys import Authenticator
+from gptoss_gateway.keys import Authenticator, Caller
 from gptoss_gateway.limits import Limiter
 from gptoss_gateway.lines import Lines
 from gptoss_gateway.metering import Metering
@@ -128,7 +135,6 @@ class Gateway:
             vigil=self._vigil,
             limiter=self._limiter,
             metering=self.metering,
-            audit=self._audit,
             closing=lambda: self.closing,
         )
         self._vigil.start()
@@ -179,43 +185,57 @@ class Gateway:
             dialect=route.dialect if route else Dialect.OPENAI,
             closing=lambda: self.closing,
         )
-        with self._counted(exchange):
+        entry = Entry(request_id=exchange.request_id, route=route.path if route else None)
+        with self._counted(exchange), self._audited(entry):
             try:
                 self._require_catalogue()
                 if route is not None:
-                    caller = self._keys.authenticate(request.headers)
+                    caller = self._known(request, entry)
                     with self._limiter.admitted(caller) as standing:
                         exchange.tell(standing)
-                        await self._inference.answer(request, route, exchange, caller)
+                        await self._inference.answer(request, route, exchange, caller, entry)
                 else:
-                    await self._read_catalogue(request, exchange)
+                    await self._read_catalogue(request, exchange, entry)
             except ClientLeftError:
                 pass
             except RequestError as error:
-                self.metering.request_refused(error.status)
-                self.metering.note_limit(error)
-                await exchange.give_up(error)
+                await self._refuse(error, exchange, entry)
             except Exception:  # noqa: BLE001 - a client is answered whatever broke
                 _log.exception("request failed inside the gateway")
-                self.metering.request_refused(500)
-                await exchange.give_up(RequestError("The gateway failed on this request; its log says why."))
+                failure = RequestError("The gateway failed on this request; its log says why.")
+                await self._refuse(failure, exchange, entry)
         return exchange.response or web.Response(status=499)
+
+    def _known(self, request: web.BaseRequest, entry: Entry) -> Caller:
+        caller = self._keys.authenticate(request.headers)
+        entry.tenant = caller.tenant
+        return caller
+
+    async def _refuse(self, error: RequestError, exchange: Exchange, entry: Entry) -> None:
+        if isinstance(error, ForbiddenError):
+            entry.model = self.catalogue.get(error.uid)
+        entry.failed(error)
+        self.metering.request_refused(error.status)
+        self.metering.note_limit(error)
+        await exchange.give_up(error)
 
     def _require_catalogue(self) -> None:
         if not self.catalogue.synced:
             raise NotReadyError("This gateway does not know the models yet: try again.", retry_after=1)
 
-    async def _read_catalogue(self, request: web.BaseRequest, exchange: Exchange) -> None:
+    async def _read_catalogue(self, request: web.BaseRequest, exchange: Exchange, entry: Entry) -> None:
         path = request.rel_url.path
         if request.method == "GET" and path == _MODELS:
-            caller = self._keys.authenticate(request.headers)
-            entries = [_entry(name, model) for name, model in self.catalogue.visible(caller)]
-            await exchange.answer(200, json.dumps({"object": "list", "data": entries}).encode())
+            entry.route = _MODELS
+            caller = self._known(request, entry)
+            listed = [_listed(name, model) for name, model in self.catalogue.visible(caller)]
+            await exchange.answer(200, json.dumps({"object": "list", "data": listed}).encode())
         elif request.method == "GET" and path.startswith(_MODELS + "/"):
-            caller = self._keys.authenticate(request.headers)
+            entry.route = _MODELS + "/{id}"
+            caller = self._known(request, entry)
             name = path.removeprefix(_MODELS + "/")
-            model = self.catalogue.resolve(caller, name)
-            await exchange.answer(200, json.dumps(_entry(name, model)).encode())
+            entry.model = self.catalogue.resolve(caller, name)
+            await exchange.answer(200, json.dumps(_listed(name, entry.model)).encode())
         elif path.startswith("/v1/responses/"):
             raise NotFoundError("Responses are not stored here: send the conversation with each request.")
         else:
@@ -223,6 +243,7 @@ class Gateway:
                 f"There is no {request.method} {path[:200]}: this gateway answers GET {_MODELS} and POST "
                 f"{', '.join(ROUTES)}."
             )
+        entry.status = exchange.status
 
     async def _ask_engine(self, upstream: Upstream, model_id: str) -> bool:
         assert self._session is not None  # noqa: S101 - started
@@ -243,6 +264,17 @@ class Gateway:
             if not self._open:
                 self._none_open.set()
 
+    @contextlib.contextmanager
+    def _audited(self, entry: Entry) -> Iterator[None]:
+        """Write one line for a request, whatever becomes of it."""
+        now = asyncio.get_running_loop().time
+        began = now()
+        try:
+            yield
+        finally:
+            if self._audit is not None:
+                self._audit.record(entry, seconds=now() - began)
+
     def _demands(self) -> tuple[DeploymentDemand, ...]:
         return self.ledger.demands()
 
@@ -250,7 +282,7 @@ class Gateway:
         return [(model, *self.ledger.counts(model.uid)) for model in self.catalogue.all()]
 
 
-def _entry(name: str, model: ServedModel) -> dict[str, object]:
+def _listed(name: str, model: ServedModel) -> dict[str, object]:
     return {"id": name, "object": "model", "created": model.created, "owned_by": model.namespace}
 
 

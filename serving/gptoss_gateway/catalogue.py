@@ -158,7 +158,7 @@ class Catalogue:
             model = self._models.get(self._uids.get((namespace, own_name), ""))
             if model is not None and caller.may_see(model):
                 return model
-            forbidden = model is not None and caller.is_bound_to(namespace)
+            forbidden = model if caller.is_bound_to(namespace) else None
         else:
             claimants = self._claimants(caller, name)
             if len(claimants) == 1:
@@ -170,9 +170,12 @@ class Catalogue:
                     code="model_name_ambiguous",
                     param="model",
                 )
-            forbidden = any(caller.is_bound_to(self._models[uid].namespace) for uid in self._claims.get(name, ()))
-        if forbidden:
-            raise ForbiddenError(f"Your key may not use the model {name!r}: GET /v1/models lists those it may.")
+            claimed = (self._models[uid] for uid in sorted(self._claims.get(name, ())))
+            forbidden = next((model for model in claimed if caller.is_bound_to(model.namespace)), None)
+        if forbidden is not None:
+            raise ForbiddenError(
+                f"Your key may not use the model {name!r}: GET /v1/models lists those it may.", uid=forbidden.uid
+            )
         raise NotFoundError(
             f"The model {name!r} does not exist or your key has no access to it: GET /v1/models lists what it may use.",
             code="model_not_found",

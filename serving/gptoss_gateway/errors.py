@@ -147,11 +147,15 @@ class UnauthorizedError(RequestError):
 
 
 class ForbiddenError(RequestError):
-    """The key is known, and may not use this model."""
+    """The key is known, and may not use this model, whose deployment's ``uid`` is for the audit alone."""
 
     status = 403
     type = "permission_error"
     code = "model_not_allowed"
+
+    def __init__(self, message: str, *, uid: str) -> None:
+        super().__init__(message)
+        self.uid = uid
 
 
 class NotFoundError(RequestError):

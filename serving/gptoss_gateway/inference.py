@@ -10,7 +10,7 @@ from aiohttp import web
 
 from gptoss_api.names import MAX_REQUEST_SECONDS
 from gptoss_gateway.admission import Admission, Visit
-from gptoss_gateway.audit import AuditLog
+from gptoss_gateway.audit import Entry
 from gptoss_gateway.body import parse_body
 from gptoss_gateway.catalogue import Catalogue, ServedModel
 from gptoss_gateway.demand import Ledger
@@ -71,6 +71,7 @@ class _Errand:
     caller: Caller
     parcel: Parcel
     exchange: Exchange
+    entry: Entry
     headers: dict[str, str]
     arrived: float
 
@@ -92,7 +93,6 @@ class Inference:
         vigil: Vigil,
         limiter: Limiter,
         metering: Metering,
-        audit: AuditLog | None,
         closing: Callable[[], bool],
     ) -> None:
         self._catalogue = catalogue
@@ -103,11 +103,12 @@ class Inference:
         self._vigil = vigil
         self._limiter = limiter
         self._metering = metering
-        self._audit = audit
         self._closing = closing
 
-    async def answer(self, request: web.BaseRequest, route: Route, exchange: Exchange, caller: Caller) -> None:
-        """Answer one request.
+    async def answer(
+        self, request: web.BaseRequest, route: Route, exchange: Exchange, caller: Caller, entry: Entry
+    ) -> None:
+        """Answer one request, and enter what came of it.
 
         Raises:
             RequestError: it never came as far as a model; nothing was answered yet.
@@ -119,7 +120,7 @@ class Inference:
             if route.dialect is Dialect.RESPONSES:
                 require_stateless(body)
             exchange.stream = body.stream
-            model = self._catalogue.resolve(caller, body.model)
+            entry.model = model = self._catalogue.resolve(caller, body.model)
             asking = asking_for_usage(body, route.path)
             exchange.tally.hidden = bool(asking)
             parcel.body = body.addressed_to(model.engine_id, asking)
@@ -132,13 +133,14 @@ class Inference:
                     caller=caller,
                     parcel=parcel,
                     exchange=exchange,
+                    entry=entry,
                     headers=headers,
                     arrived=arrived,
                 )
             )
 
     async def _visit(self, errand: _Errand) -> None:
-        model, exchange, caller = errand.model, errand.exchange, errand.caller
+        model, exchange, caller, entry = errand.model, errand.exchange, errand.caller, errand.entry
         claim = self._ledger.open(model, caller.tenant)
         visit = Visit(
             uid=model.uid,
@@ -151,28 +153,27 @@ class Inference:
             patience=patience(exchange.preferences),
         )
         keep = True
-        status: int | None = None
         try:
             outcome = await self._serve(errand, visit)
-            status = exchange.status
+            entry.status = exchange.status
             if outcome.broken:
                 self._metering.broke(model)
                 _log.warning("the engine's answer was cut short", extra={"deployment": model.qualified_name})
         except RequestError as error:
             keep = not isinstance(error, ModelRefusedError | NotFoundError)
             self._metering.note_limit(error)
-            status = error.status
+            entry.failed(error)
             await exchange.give_up(error)
         except asyncio.CancelledError:
             if self._closing():
                 stopping = ShuttingDownError("This gateway is stopping: send the request again.", retry_after=1)
-                status = stopping.status
+                entry.failed(stopping)
                 await exchange.give_up(stopping)
             raise
         finally:
             claim.close(keep=keep)
-            self._metering.request_ended(model, route=errand.route.path, status=status)
-            self._account(errand, status=status)
+            self._metering.request_ended(model, route=errand.route.path, status=entry.status)
+            self._account(errand)
 
     async def _serve(self, errand: _Errand, visit: Visit) -> Outcome:
         model, exchange = errand.model, errand.exchange
@@ -200,8 +201,8 @@ class Inference:
                     max_seconds=MAX_REQUEST_SECONDS,
                 )
             except UpstreamUnavailableError as error:
-                self._admission.doubt(visit.uid)
                 exchange.tally.forget()
+                self._admission.doubt(visit.uid)
                 visit.claim.wait()
                 costly += error.reached_engine
                 if costly >= MAX_ATTEMPTS_REACHING_ENGINE:
@@ -219,22 +220,12 @@ class Inference:
                 await asyncio.sleep(_BACKOFF_SECONDS[min(failures, len(_BACKOFF_SECONDS) - 1)])
                 failures += 1
 
-    def _account(self, errand: _Errand, *, status: int | None) -> None:
-        model, exchange, tenant = errand.model, errand.exchange, errand.caller.tenant
-        usage = exchange.tally.usage(status=status)
+    def _account(self, errand: _Errand) -> None:
+        entry, tenant = errand.entry, errand.caller.tenant
+        entry.usage = usage = errand.exchange.tally.usage(status=entry.status)
         if usage is not None:
-            self._metering.tokens(model, tenant, usage)
+            self._metering.tokens(errand.model, tenant, usage)
             self._limiter.charge(tenant, usage.input + usage.output)
-        if self._audit is not None:
-            self._audit.record(
-                model,
-                tenant=tenant,
-                request_id=exchange.request_id,
-                route=errand.route.path,
-                status=status,
-                usage=usage,
-                seconds=_now() - errand.arrived,
-            )
 
 
 def _engine_headers(request: web.BaseRequest, exchange: Exchange) -> dict[str, str]:
