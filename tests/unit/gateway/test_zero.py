@@ -1,7 +1,8 @@
 """Going to zero under requests: gateways and a small operator, each hearing of the other late.
 
 Reports and statuses travel with random delays. Whatever their order, no engine is stopped while a
-request is in flight, no request is let go to a stopped engine, and every request is answered.
+request is in flight, or was waiting when its gateway last said that none was; no request is let go to a
+stopped engine, and every request is answered.
 """
 
 import asyncio
@@ -34,7 +35,9 @@ class Gateway:
     def __init__(self) -> None:
         self.catalogue = Catalogue()
         self.inbox: deque[dict[str, Any]] = deque()
-        self.outbox: deque[tuple[DeploymentDemand, ...]] = deque()
+        self.outbox: deque[tuple[int, tuple[DeploymentDemand, ...]]] = deque()
+        self.asked = 0
+        self.waiting: set[int] = set()
         self.ledger = Ledger(
             monotonic=lambda: asyncio.get_running_loop().time(), timestamp=lambda: "now", changed=self.report
         )
@@ -50,7 +53,7 @@ class Gateway:
         )
 
     def report(self) -> None:
-        self.outbox.append(self.ledger.demands())
+        self.outbox.append((self.asked, self.ledger.demands()))
 
 
 class World:
@@ -64,6 +67,8 @@ class World:
         self.state, self.epoch = "serving", 1
         self.gateways = [Gateway(), Gateway()]
         self.heard: list[DeploymentDemand | None] = [None, None]
+        self.told = [0, 0]
+        """How many requests had come to each gateway when it said what was heard of it last."""
         for gateway in self.gateways:
             gateway.catalogue.on_change(model_object("serving"))
 
@@ -74,7 +79,8 @@ class World:
             if self.random.random() < 0.05:
                 gateway.report()  # a heartbeat
             if gateway.outbox and self.random.random() < 0.3:
-                self.heard[number] = next(iter(gateway.outbox.popleft()), None)
+                self.told[number], demands = gateway.outbox.popleft()
+                self.heard[number] = next(iter(demands), None)
 
     def operate(self) -> None:
         wanted = any(demand and demand.waiting + demand.in_flight for demand in self.heard)
@@ -87,6 +93,8 @@ class World:
             demand and demand.drain_epoch_seen == self.epoch for demand in self.heard
         ):
             assert self.flying == 0, "an engine was stopped under a request"
+            for gateway, told in zip(self.gateways, self.told, strict=True):
+                assert all(number >= told for number in gateway.waiting), "an engine was stopped that was waited for"
             self.engine_up = False
             self.slept += 1
             self.tell("idle")
@@ -105,7 +113,10 @@ class World:
         gateway = self.random.choice(self.gateways)
         claim = gateway.ledger.open(gateway.catalogue.get(UID))
         visit = Visit(uid=UID, claim=claim, size=1, arrived=asyncio.get_running_loop().time(), heartbeat=silent)
+        number, gateway.asked = gateway.asked, gateway.asked + 1
+        gateway.waiting.add(number)
         await gateway.admission.admit(visit)
+        gateway.waiting.remove(number)
         assert self.engine_up, "a request was let go to a stopped engine"
         self.flying += 1
         for _ in range(self.random.randrange(20)):

@@ -48,6 +48,10 @@ class Gateway:
         self.inbox: deque[dict[str, Any]] = deque()
         self.tasks: set[asyncio.Task[None]] = set()
         self.flights: set[Claim] = set()
+        self.waiting: set[int] = set()
+        self.asked = 0
+        self.told: dict[int, int] = {}
+        """How many requests had come, by the heartbeat of each report."""
         self.catalogue = Catalogue()
         self.ledger = Ledger(monotonic=lambda: world.now, timestamp=self.time_of_day, changed=self.hurry)
         self.admission = Admission(
@@ -93,6 +97,7 @@ class Gateway:
             renewed_at=self.time_of_day(),
             deployments=self.ledger.demands(),
         )
+        self.told[self.heartbeat] = self.asked
         self.world.reports[self.name] = spec
         self.world.news.append((self.name, spec))
 
@@ -117,8 +122,11 @@ class Gateway:
         claim = self.ledger.open(self.catalogue.get(UID))
         visit = Visit(uid=UID, claim=claim, size=1, arrived=world.now, heartbeat=silent)
         returning = False
+        number, self.asked = self.asked, self.asked + 1
         while True:
+            self.waiting.add(number)
             await self.admission.admit(visit, returning=returning)
+            self.waiting.remove(number)
             by_status = self.catalogue.get(UID).engine_ready
             if world.engine_up:
                 break
@@ -176,13 +184,23 @@ class World:
         while self.news and self.random.random() < 0.5:
             name, spec = self.news.popleft()
             self.followed[name] = demand.follow(self.followed, name, spec, clock, first_look=False)
-        before = self.life.status
+        before, phase = self.life.status, self.life.phase
         self.life.now = clock
         self.life.demand = demand.demand_for(UID, self.followed, clock)
         self.life.step()
+        if phase is not Phase.IDLE and self.life.phase is Phase.IDLE:
+            self.nobody_was_waiting()
         if self.life.status != before:
             for gateway in self.gateways:
                 gateway.inbox.append(self.raw)
+
+    def nobody_was_waiting(self) -> None:
+        """Whoever waits now came after its gateway said that nobody did: then the model wakes at once."""
+        for gateway in self.gateways:
+            followed = self.followed.get(gateway.name)
+            if gateway.believed and followed is not None:
+                told = gateway.told[followed.heartbeat]
+                assert all(number >= told for number in gateway.waiting), "a model sleeps that was waited for"
 
     def run_cluster(self) -> None:
         up = self.engine_up
@@ -230,6 +248,11 @@ class World:
         if requests and (burst or (drains and self.random.random() < 0.5)):
             self.random.choice(self.gateways).ask()
             self.asked += 1
+        # And somebody else once a gateway knows of it: only its report keeps the engine up then.
+        for gateway in self.gateways if requests else ():
+            if gateway.catalogue.get(UID).draining_epoch is not None and self.random.random() < 0.1:
+                gateway.ask()
+                self.asked += 1
         await asyncio.sleep(0)
 
 
