@@ -519,3 +519,60 @@ async def test_killed_gateways_do_not_disturb_the_others(house: House):
         assert set(house.reports.specs) == {"gateway-1"}
         house.deploy()
         assert (await kept).choices[0].message.content == "Hello world"
+
+
+async def test_held_requests_of_a_gateway_that_stops_are_answered_within_its_grace(house: House):
+    house.apply(model_object("idle", scaling={"wakeTimeoutSeconds": 600}))
+    server = await house.open_gateway(shutdown={"graceSeconds": 600})
+    async with client(server) as api:
+        held = [ask(api), ask(api, stream=True)]
+        await eventually(lambda: server.gateway.ledger.counts(UID) == (2, 0))
+        stopping = asyncio.create_task(server.stop())
+        house.servers.remove(server)
+        await house.reports.until("gateway-0", waiting=2)
+        await eventually(lambda: house.reports.specs["gateway-0"]["closing"])
+        house.deploy()
+        house.apply(model_object("serving"))
+        whole, stream = await asyncio.gather(*held)
+        assert whole.choices[0].message.content == "Hello world"
+        assert "".join([chunk.choices[0].delta.content async for chunk in stream]) == "Hello world"
+        await stopping
+
+
+async def test_two_gateways_are_fair_to_tenants_each_whatever_one_of_them_asks(house: House):
+    """One tenant waits with many requests at both before another comes with a few, whose turns come all the same."""
+    many, few = 8, 3
+    house.write_keys(
+        [
+            {"name": "greedy", "keys": [hashed(KEY)], "namespaces": ["ml"]},
+            {"name": "modest", "keys": [hashed(OTHER_KEY)], "namespaces": ["ml"]},
+        ]
+    )
+    house.apply(model_object("serving", engine={"maxNumSeqs": 1}))
+    application = house.deploy()
+    application.paused.clear()
+    servers = [await house.open_gateway(f"gateway-{number}") for number in range(2)]
+    await eventually(lambda: all(server.gateway.census.senders == 2 for server in servers))
+
+    async with AsyncExitStack() as stack:
+        asked = []
+
+        async def wait_in_line(tenant: str, key: str, count: int, *, before: int) -> None:
+            for number, server in enumerate(servers):
+                api = await stack.enter_async_context(client(server, key=key))
+                messages = [{"role": "user", "content": f"{number} {tenant}"}]
+                for waiting in range(1, count + 1):
+                    request = api.chat.completions.create(model="assistant", messages=messages)
+                    asked.append(asyncio.create_task(request))
+                    places = (before + waiting - 1, 1) if before == 0 else (before + waiting, 1)
+                    await eventually(lambda server=server, places=places: server.gateway.ledger.counts(UID) == places)
+
+        await wait_in_line("greedy", KEY, many, before=0)
+        await wait_in_line("modest", OTHER_KEY, few, before=many - 1)
+        application.paused.set()
+        await asyncio.gather(*asked)
+    order = [json.loads(body)["messages"][0]["content"].split() for _, _, body in application.posts]
+    for number in ("0", "1"):
+        of_one = [tenant for gateway, tenant in order if gateway == number]
+        turns = ["greedy", "modest"] * few
+        assert of_one == ["greedy", *turns, *["greedy"] * (many - 1 - few)]

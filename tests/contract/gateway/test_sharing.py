@@ -2,12 +2,14 @@
 
 import asyncio
 import socket
+from contextlib import AsyncExitStack
 
 import aiohttp
+import openai
 import pytest
 
-from gptoss_gateway.server import Sockets
-from tests.contract.gateway.house import eventually, model_object
+from gptoss_gateway.server import Server, Sockets
+from tests.contract.gateway.house import KEY, UID, eventually, model_object
 from tests.contract.gateway.test_passing_through import AUTHORIZED, MESSAGES
 from tests.contract.gateway.test_tls import authority, secret, tls  # noqa: F401 - two of them are fixtures
 
@@ -65,3 +67,44 @@ async def test_one_that_takes_connections_serves_until_it_is_told_to_stop(house,
         assert not serving.done()
         stop.set()
         await asyncio.wait_for(serving, 30)
+
+
+async def test_gateways_that_are_replaced_one_by_one_lose_no_held_request(house, tmp_path):
+    """Whoever has no byte yet is told to ask again, at once, and OpenAI's client does: the next gateway holds it."""
+    house.apply(model_object("idle", scaling={"wakeTimeoutSeconds": 600}))
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        async def started(name: str) -> Server:
+            sockets = Sockets(clients=listening.dup(), admin=tmp_path / name, lifeline=-1)
+            server = await house.open_gateway(name, sockets=sockets)
+            await eventually(lambda: server.unready is None)
+            return server
+
+        async def replace(server: Server, name: str) -> None:
+            await started(name)
+            await server.stop()
+            house.servers.remove(server)
+
+        async def until_held(count: int) -> None:
+            await eventually(lambda: sum(each.gateway.ledger.counts(UID)[0] for each in house.servers) == count)
+
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}/v1"
+        old = [await started(name) for name in ("gateway-a", "gateway-b")]
+        async with AsyncExitStack() as stack:
+            # A connection each, so that both gateways have some.
+            apis = [
+                await stack.enter_async_context(openai.AsyncOpenAI(base_url=url, api_key=KEY, max_retries=2))
+                for _ in range(12)
+            ]
+            asked = [
+                asyncio.create_task(api.chat.completions.create(model="assistant", messages=MESSAGES)) for api in apis
+            ]
+            await until_held(12)
+            assert all(server.gateway.ledger.counts(UID)[0] for server in old), "all went to one gateway"
+            for server, name in zip(old, ("gateway-c", "gateway-d"), strict=True):
+                await replace(server, name)
+                await until_held(12)
+            application = house.deploy()
+            answers = await asyncio.gather(*asked)
+    assert [answer.choices[0].message.content for answer in answers] == ["Hello world"] * 12
+    assert len(application.posts) == 12, "an engine was asked twice"
