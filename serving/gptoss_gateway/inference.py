@@ -187,7 +187,6 @@ class Inference:
                 engine_id=model.engine_id,
                 upstream=upstream,
                 exchange=exchange,
-                full=model.ramp,
                 heard=_now(),
             )
             try:

@@ -3,12 +3,12 @@
 Nothing below us ends such a request: HAProxy waits for a server as long as it takes, and Ray's fallback
 proxy lets requests hang for an application that starts or has no replica. Long answers are silent
 too, until they are complete, so an engine that is silent is asked whether it is there, and only one
-that does not answer that either is given up.
+that does not answer that either is given up. However much it has to do: replicas take more requests than
+gateways send, so the question never queues behind them.
 """
 
 import asyncio
 import enum
-from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
@@ -35,13 +35,12 @@ class Cut(enum.Enum):
 
 @dataclass(eq=False, kw_only=True)
 class Attempt:
-    """One request on its way to an engine. ``full`` is how many requests the engine takes at once."""
+    """One request on its way to an engine."""
 
     uid: str
     engine_id: str
     upstream: Upstream
     exchange: Exchange
-    full: int
     heard: float
     streaming: bool = False
     spoke: bool = False
@@ -122,8 +121,7 @@ class Vigil:
                 exchange.abort()
 
     def _look_at_engines(self, now: float) -> None:
-        in_flight = Counter(attempt.uid for attempt in self._attempts)
-        for uid in self._engines.keys() - in_flight.keys():
+        for uid in self._engines.keys() - {attempt.uid for attempt in self._attempts}:
             engine = self._engines.pop(uid)
             if engine.asking is not None:
                 engine.asking.cancel()
@@ -134,9 +132,9 @@ class Vigil:
             elif attempt.spoke:
                 engine.sign = max(engine.sign, attempt.heard)
         for attempt in tuple(self._attempts):
-            self._look_at(attempt, now, saturated=in_flight[attempt.uid] >= attempt.full)
+            self._look_at(attempt, now)
 
-    def _look_at(self, attempt: Attempt, now: float, *, saturated: bool) -> None:
+    def _look_at(self, attempt: Attempt, now: float) -> None:
         silent = now - attempt.heard
         if attempt.streaming and silent > self._idle_seconds:
             attempt.end(Cut.IDLE, now)
@@ -145,8 +143,7 @@ class Vigil:
             if engine.asking is None and now - engine.asked >= ASK_EVERY_SECONDS:
                 engine.asked = now
                 engine.asking = asyncio.create_task(self._ask_engine(engine, attempt), name=f"ask {attempt.uid}")
-            # A replica with as much work as it takes lets everything else wait, our question too.
-            if not saturated and min(silent, now - engine.sign) > HANG_SECONDS:
+            if min(silent, now - engine.sign) > HANG_SECONDS:
                 attempt.end(Cut.HANGS, now)
 
     async def _ask_engine(self, engine: _Engine, attempt: Attempt) -> None:
