@@ -280,6 +280,13 @@ async def test_sleep_is_reached_once_the_pods_are_gone_and_hinders_no_wake(home:
         assert len(home.kuberay.made) == 2
         assert await terminating() == 1, "told while it serves, too"
 
+        # Of the Job by which KubeRay empties a head's Redis: it has that head's labels, and holds nothing of a model's.
+        pods = (await home.admin.list(PODS, namespace=home.namespace)).items
+        head = next(each for each in pods if each["metadata"]["labels"]["serving.gptoss.dev/role"] == "head")
+        labels = {**head["metadata"]["labels"], "ray.io/node-type": "redis-cleanup"}
+        metadata = {"name": "redis-cleanup", "namespace": home.namespace, "labels": labels}
+        job = {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": head["spec"]}
+        await home.admin.create(job, resource=PODS, field_manager="test")
         await home.kuberay.let_go()
 
         async def none_left() -> bool:

@@ -24,6 +24,8 @@ from gptoss_operator.substrates.kuberay.nodes import lean_node
 from gptoss_operator.substrates.kuberay.seen import lean
 
 _SELECTOR = ",".join(f"{name}={value}" for name, value in MANAGED_BY.items())
+_PODS = f"{_SELECTOR},ray.io/node-type!=redis-cleanup"
+"""Without those of KubeRay's Job that empties a Redis: they carry a head's labels, and hold no model up."""
 _CRD = "rayservices.ray.io"
 _LOOK_AGAIN_SECONDS = 10.0
 _NODES_SECONDS = 1.0
@@ -57,7 +59,7 @@ class KubeRayObjects:
                     kube,
                     PODS,
                     namespace=namespace,
-                    label_selector=_SELECTOR,
+                    label_selector=_PODS,
                     on_change=self._pod_seen,
                     on_delete=self._pod_gone,
                     keep=lean_pod,
