@@ -5,6 +5,7 @@ import signal
 import stat
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -40,6 +41,25 @@ def test_objects_outlive_the_api_server(control_plane: ControlPlane, namespace: 
     control_plane.restart_apiserver()
     assert control_plane.url == address
     assert "kept" in control_plane.kubectl("get", "configmaps", "--namespace", namespace)
+
+
+def test_an_api_server_that_ends_while_it_starts_is_started_once_more(control_plane: ControlPlane):
+    def die() -> None:
+        while not ((record := control_plane.programs.record("kube-apiserver")) and record.program):
+            time.sleep(0.01)
+        dead.append(record.program)
+        control_plane.programs.kill("kube-apiserver")
+
+    dead: list[object] = []
+    control_plane.kill_apiserver()
+    killer = threading.Thread(target=die)
+    killer.start()
+    control_plane.start_apiserver()
+    killer.join()
+    record = control_plane.programs.record("kube-apiserver")
+    assert record is not None
+    assert [record.program] != dead
+    assert "Server Version" in control_plane.kubectl("version")
 
 
 def test_crds_are_served(control_plane: ControlPlane, crds: list[str], namespace: str):
