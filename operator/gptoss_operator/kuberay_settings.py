@@ -1,7 +1,8 @@
 """What an administrator decides about replicas that KubeRay runs: images, limits, who may reach the pods."""
 
 import re
-from typing import Annotated, Literal, Self
+from collections.abc import Iterable
+from typing import Annotated, Literal, Self, TypeVar
 
 from pydantic import Field, field_validator, model_validator
 
@@ -109,6 +110,10 @@ class NodePool(ClusterHardware):
         return self.card.name in {each.name for each in accelerators_of_product(request.product)}
 
 
+_OfNamespaces = TypeVar("_OfNamespaces", bound=NamespaceLimits | WorkloadIdentity | GcsFaultTolerance)
+"""An entry that is for some namespaces; of several, the first that fits counts."""
+
+
 class KubeRaySettings(EngineAccess):
     """The operator's settings for KubeRay."""
 
@@ -194,15 +199,15 @@ class KubeRaySettings(EngineAccess):
 
     def limits_of(self, namespace: str) -> NamespaceLimits | None:
         """Return what a namespace may choose; None if it may not run here."""
-        return next((entry for entry in self.limits if _is_among(namespace, entry.namespaces)), None)
+        return _first_for(namespace, self.limits)
 
     def identity_of(self, namespace: str) -> WorkloadIdentity | None:
         """Return what a namespace's weights are fetched as; None if with what its Secret holds."""
-        return next((entry for entry in self.workload_identities if _is_among(namespace, entry.namespaces)), None)
+        return _first_for(namespace, self.workload_identities)
 
     def gcs_store_of(self, namespace: str) -> GcsFaultTolerance | None:
         """Return where the heads of a namespace keep their state; None if in memory."""
-        return next((entry for entry in self.gcs_fault_tolerance if _is_among(namespace, entry.namespaces)), None)
+        return _first_for(namespace, self.gcs_fault_tolerance)
 
     def file_root_of(self, uri: str) -> FileRoot | None:
         """Return the claim below whose folder a URI lies; None of any other, and of all that is not ``file://``.
@@ -216,8 +221,8 @@ class KubeRaySettings(EngineAccess):
         return next((root for root in self.file_roots if root.holds(place)), None)
 
 
-def _is_among(namespace: str, namespaces: tuple[str, ...]) -> bool:
-    return "*" in namespaces or namespace in namespaces
+def _first_for(namespace: str, entries: Iterable[_OfNamespaces]) -> _OfNamespaces | None:
+    return next((entry for entry in entries if {"*", namespace} & {*entry.namespaces}), None)
 
 
 def _refused(field: str, value: str, allowed: tuple[str, ...]) -> str:

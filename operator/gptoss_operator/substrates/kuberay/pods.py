@@ -13,14 +13,9 @@ from typing import Any
 from gptoss_api.conditions import Reason
 from gptoss_api.deployment_status import PullStatus
 from gptoss_operator.plan.observation import FETCHING, Failure
-from gptoss_operator.plan.rayservice.workload import (
-    ENGINE_CONTAINER,
-    ROLE_LABEL,
-    SOURCE_VOLUME,
-    WEIGHTS_CONTAINER,
-    WORKER,
-)
+from gptoss_operator.plan.rayservice.workload import ENGINE_CONTAINER, SOURCE_VOLUME, WEIGHTS_CONTAINER
 from gptoss_operator.substrates.engine_words import LONGEST, last_line, translated
+from gptoss_operator.substrates.kuberay.traits import is_lost, is_worker
 
 _PATIENCE = 3
 """Restarts of a container after which trying on is no use."""
@@ -126,19 +121,6 @@ def images_of(pods: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
         if container.get("name") == ENGINE_CONTAINER and container.get("imageID")
     }
     return tuple(sorted(told))
-
-
-def is_lost(pod: Mapping[str, Any]) -> bool:
-    """Whether somebody else than its node's kubelet says that a pod is not ready.
-
-    The controller that gives a node up turns ``Ready`` alone and gives no reason, where a kubelet that finds containers
-    unready turns both. Source: Kubernetes' ``MarkPodsNotReady``.
-    """
-    conditions = (pod.get("status") or {}).get("conditions") or ()
-    now = {each.get("type"): each for each in conditions}
-    ready, containers = now.get("Ready") or {}, now.get("ContainersReady") or {}
-    gated = ready.get("reason") == "ReadinessGatesNotReady"
-    return ready.get("status") == "False" and containers.get("status") == "True" and not gated
 
 
 def advice_on(refusal: str) -> str:
@@ -298,7 +280,7 @@ def _died(pod: str, container: Mapping[str, Any], ended: Mapping[str, Any]) -> F
 
 
 def _unscheduled(pod: Mapping[str, Any], message: str) -> Failure:
-    known = _SCHEDULING if _is_worker(pod) else (*_SCHEDULING_OF_HEADS, *_SCHEDULING)
+    known = _SCHEDULING if is_worker(pod) else (*_SCHEDULING_OF_HEADS, *_SCHEDULING)
     advice = _advice_on_missing_claim(pod, message) or next(
         (advice for pattern, advice in known if re.search(pattern, message)), "free capacity or add nodes"
     )
@@ -440,8 +422,4 @@ def _because(message: str, before: str = " (") -> str:
 
 
 def _rank(pod: Mapping[str, Any]) -> tuple[bool, str]:
-    return not _is_worker(pod), pod["metadata"]["name"]
-
-
-def _is_worker(pod: Mapping[str, Any]) -> bool:
-    return (pod["metadata"].get("labels") or {}).get(ROLE_LABEL) == WORKER
+    return not is_worker(pod), pod["metadata"]["name"]

@@ -6,7 +6,7 @@ from gptoss_api.conditions import Reason
 from gptoss_operator.plan.observation import Failure, Remains
 from gptoss_operator.plan.rayservice.pods import GRACE_SECONDS
 from gptoss_operator.plan.rayservice.workload import Raw
-from gptoss_operator.substrates.kuberay.pods import is_lost
+from gptoss_operator.substrates.kuberay.traits import is_lost, stays
 
 _OVER = {"Succeeded", "Failed"}
 
@@ -36,7 +36,7 @@ def remains_of(pods: Sequence[Raw], *, cluster_left: bool) -> Remains | None:
         cluster_left: KubeRay has not taken its Ray cluster away: it has told nobody to go, and may make pods anew.
     """
     holding = holding_of(pods)
-    untold = [pod for pod in holding if "deletionTimestamp" not in pod["metadata"]]
+    untold = [pod for pod in holding if stays(pod)]
     if not cluster_left and not holding:
         return None
     unheeded = None

@@ -20,7 +20,7 @@ from gptoss_operator.leadership import Leadership
 from gptoss_operator.plan.applications import DEPLOY_FAILED, Keep, Present, Wish
 from gptoss_operator.plan.observation import ApplicationView, Failure, Hardware, Presence
 from gptoss_operator.plan.rayservice.render import CLUSTER_LABEL, NOWHERE, Rendered, leading_to, serve_config
-from gptoss_operator.plan.rayservice.workload import REVISION_LABEL, ROLE_LABEL, UID_LABEL, WORKER, Raw
+from gptoss_operator.plan.rayservice.workload import UID_LABEL, Raw
 from gptoss_operator.substrates.failures import failure_of
 from gptoss_operator.substrates.kuberay.follow import KubeRayObjects
 from gptoss_operator.substrates.kuberay.nodes import hardware_for
@@ -28,6 +28,14 @@ from gptoss_operator.substrates.kuberay.pods import advice_on, cache_flaw_of, im
 from gptoss_operator.substrates.kuberay.remains import holding_of, remaining, remains_of
 from gptoss_operator.substrates.kuberay.seen import SeenRayService, seen_rayservice
 from gptoss_operator.substrates.kuberay.steps import Step, leads_to, next_step
+from gptoss_operator.substrates.kuberay.traits import (
+    cluster_of,
+    is_ready,
+    is_worker,
+    revision_of,
+    stays,
+    takes_requests,
+)
 from gptoss_operator.substrates.probes import Probes
 from gptoss_operator.substrates.protocol import Outcome
 
@@ -272,7 +280,8 @@ class KubeRay:
             return False
         kept = self._kept[key]
         before = kept.leads or None
-        to = leads_to(seen, before, frozenset(_cluster(pod) for pod in self._objects.pods(key) if _takes_requests(pod)))
+        serving = frozenset(cluster_of(pod) for pod in self._objects.pods(key) if takes_requests(pod))
+        to = leads_to(seen, before, serving)
         if kept.leads is not None and to == before:
             return False
         await self._objects.children.apply(leading_to(wish.rendered.service, to))
@@ -341,13 +350,13 @@ class KubeRay:
         rayservice = RayServiceKey(key.namespace, key.name)
         pods = self._objects.pods(rayservice)
         cluster, kept = seen.newest, self._kept[rayservice]
-        current = [pod for pod in pods if _cluster(pod) == cluster] if cluster else []
+        current = [pod for pod in pods if cluster_of(pod) == cluster] if cluster else []
         given_up = cluster in kept.given_up
         application = {} if given_up else _application(seen, cluster)
         status = str(application.get("status") or "DEPLOYING")
         answering = self._probes.answering(str(key))
         leads = kept.leads or None
-        told = any(_cluster(pod) == leads and _revision(pod) == seen.revision for pod in pods)
+        told = any(cluster_of(pod) == leads and revision_of(pod) == seen.revision for pod in pods)
         if not told or (leads == cluster and status != "RUNNING" and not answering):
             status = status if status == DEPLOY_FAILED else "DEPLOYING"
         elif leads == cluster and answering:
@@ -355,10 +364,10 @@ class KubeRay:
         elif leads != cluster:
             status = status if status == DEPLOY_FAILED else "DEPLOYING"
         failure, obstacle = self._trouble(rayservice, seen, current, application)
-        workers = [pod for pod in pods if _cluster(pod) == (leads or cluster) and _is_worker(pod) and _stays(pod)]
+        workers = [pod for pod in pods if cluster_of(pod) == (leads or cluster) and is_worker(pod) and stays(pod)]
         # What served before a roll-out stays a while for the streams that it has.
         stand = {leads, seen.active, seen.pending}
-        going = [pod for pod in holding_of(pods) if _cluster(pod) not in stand or not _stays(pod)]
+        going = [pod for pod in holding_of(pods) if cluster_of(pod) not in stand or not stays(pod)]
         return ApplicationView(
             presence=Presence.PRESENT,
             status=status,
@@ -367,11 +376,11 @@ class KubeRay:
             failure=failure,
             obstacle=obstacle,
             pull=pull_of(current),
-            ready=sum(_is_ready(pod) for pod in workers) if answering else 0,
+            ready=sum(is_ready(pod) for pod in workers) if answering else 0,
             wanted=_replicas(workers, seen),
             terminating=_replicas(going, seen),
             trouble=trouble,
-            images=images_of([pod for pod in current if _stays(pod) and _revision(pod) == seen.revision]),
+            images=images_of([pod for pod in current if stays(pod) and revision_of(pod) == seen.revision]),
             flaw=cache_flaw_of(workers),
         )
 
@@ -383,7 +392,7 @@ class KubeRay:
         if application.get("status") == DEPLOY_FAILED and not given_up:
             deployments = application.get("serveDeploymentStatuses") or {}
             return failure_of({"deployments": deployments, "message": application.get("message")}), None
-        found = trouble_of([pod for pod in pods if _stays(pod)], refused=seen.cluster_trouble)
+        found = trouble_of([pod for pod in pods if stays(pod)], refused=seen.cluster_trouble)
         if found is not None and found.final and not given_up:
             return found.failure, None
         if found is not None:
@@ -425,35 +434,10 @@ def _application(seen: SeenRayService, cluster: str | None) -> Raw:
 def _replicas(pods: Iterable[Raw], seen: SeenRayService | None) -> int:
     """Count replicas. The pods of one are one pipeline; of those only the first, with Serve's proxy, is ever ready."""
     arguments = ((seen.config if seen is not None else None) or {}).get("args") or {}
-    return -(-sum(map(_is_worker, pods)) // int(arguments.get("pipeline") or 1))
+    return -(-sum(map(is_worker, pods)) // int(arguments.get("pipeline") or 1))
 
 
 def _is_for(seen: SeenRayService, wish: Present) -> bool:
     if wish.rendered is None:
         return seen.owner_uid is not None
     return bool(seen.owner_uid == wish.rendered.rayservice["metadata"]["labels"][UID_LABEL])
-
-
-def _cluster(pod: Raw) -> str:
-    return str((pod["metadata"].get("labels") or {}).get(CLUSTER_LABEL) or "")
-
-
-def _revision(pod: Raw) -> str | None:
-    return (pod["metadata"].get("labels") or {}).get(REVISION_LABEL)
-
-
-def _is_worker(pod: Raw) -> bool:
-    return (pod["metadata"].get("labels") or {}).get(ROLE_LABEL) == WORKER
-
-
-def _stays(pod: Raw) -> bool:
-    return "deletionTimestamp" not in pod["metadata"]
-
-
-def _is_ready(pod: Raw) -> bool:
-    conditions = (pod.get("status") or {}).get("conditions") or ()
-    return any(each.get("type") == "Ready" and each.get("status") == "True" for each in conditions)
-
-
-def _takes_requests(pod: Raw) -> bool:
-    return (pod["metadata"].get("labels") or {}).get("ray.io/serve") == "true" and _is_ready(pod)
