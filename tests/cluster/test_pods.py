@@ -115,7 +115,8 @@ def test_a_replica_is_scheduled_where_there_is_room_and_waits_where_another_took
     here = (node("a"), node("b", labels=labels, taints=[DEDICATED]))
     with cluster.nodes(*here), cluster.scheduler():
         cluster.make(tolerant, space, "head", "worker")
-        pods = {pod["metadata"]["generateName"]: pod for pod in cluster.until(space, scheduled)}
+        # Until its kubelet has taken a pod through its init containers, that it fetches its weights is told of it.
+        pods = {pod["metadata"]["generateName"]: pod for pod in cluster.until(space, ready)}
         assert {name: pod["spec"]["nodeName"] for name, pod in pods.items()} == {"head-": "a", "worker-": "b"}
         assert trouble_of(list(pods.values())) is None
 
@@ -126,7 +127,7 @@ def test_a_replica_is_scheduled_where_there_is_room_and_waits_where_another_took
         # The first one goes: the second takes its place without anybody's doing.
         gone = pods["worker-"]["metadata"]["name"]
         cluster.plane.kubectl("delete", "pod", gone, "-n", space, "--grace-period=0", "--force")
-        assert trouble_of(cluster.until(space, lambda pods: len(pods) == 2 and scheduled(pods))) is None
+        assert trouble_of(cluster.until(space, lambda pods: len(pods) == 2 and ready(pods))) is None
 
 
 def test_a_node_that_is_lost_is_told_of_its_pods(cluster: Cluster, space: str) -> None:
