@@ -12,7 +12,6 @@ from gptoss_api.clusters import ClusterHardware
 from gptoss_api.hardware import Family, accelerators_of_product
 from gptoss_api.kuberay import EngineAccess
 from gptoss_api.model import Name, StrictModel
-from gptoss_api.names import MAX_REQUEST_SECONDS
 from gptoss_api.pod import ClassName, NodeSelector, Pod, Quantity, Toleration
 from gptoss_operator.file_roots import FileRoot, tell_apart
 from gptoss_operator.gcs_fault_tolerance import GcsFaultTolerance
@@ -21,7 +20,7 @@ from gptoss_weights.location import Location
 
 MOVE_SECONDS = 60
 """From KubeRay's move to another Ray cluster until nobody sends a request to the one before: our Service follows the
-move, proxies on nodes follow the Service, and gateways close the connections that they kept."""
+move, proxies on nodes follow the Service, and gateways keep no connection for new requests for long."""
 
 OLDEST_RAY = (2, 60)
 """Before, `ray.serve.llm` has no direct streaming as we use it."""
@@ -144,9 +143,9 @@ class KubeRaySettings(EngineAccess):
     weights_size_limit: Quantity = Field(default="200Gi", description="Most that a node's verified copy may take.")
     shared_memory_size: Quantity = Field(default="8Gi", description="Size of /dev/shm, which counts as memory.")
     ray_cluster_deletion_delay_seconds: Annotated[int, Field(ge=0, le=86400)] = Field(
-        default=MAX_REQUEST_SECONDS + MOVE_SECONDS,
-        description="Seconds that the Ray cluster before a BlueGreen roll-out stays, and holds its accelerators, once "
-        "another serves. The default lets the longest permitted request end there; answers that take longer break off.",
+        default=MOVE_SECONDS,
+        description="Seconds from a BlueGreen roll-out's move to another Ray cluster until the pods of the one "
+        "before are told to go. They finish the requests that they have first, whatever is set here.",
     )
     cache_size_limit: Quantity = Field(default="30Gi", description="Most that compile caches may take.")
     env: dict[Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")], str] = Field(

@@ -21,11 +21,18 @@ Sink = Callable[[bytes], bool]
 
 
 class Line(asyncio.Protocol):
-    """A connection that carries one request after another. ``status`` is 0 until an answer's head is there."""
+    """A connection that carries one request after another.
+
+    Attributes:
+        status: 0 until an answer's head is there.
+        content_type: of that answer.
+        opened_at: when it was connected, by the event loop's clock.
+    """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.status = 0
         self.content_type = ""
+        self.opened_at = loop.time()
         self._loop = loop
         self._transport: asyncio.Transport | None = None
         self._parser: httptools.HttpResponseParser | None = None

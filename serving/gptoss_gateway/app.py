@@ -110,7 +110,7 @@ class Gateway:
     async def start(self) -> None:
         """Open the way to the engines and begin to report."""
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=4.0),
+            connector=aiohttp.TCPConnector(limit=0, force_close=True),  # a probe is for the pods of now
             auto_decompress=False,
             cookie_jar=aiohttp.DummyCookieJar(),
             skip_auto_headers=("User-Agent",),

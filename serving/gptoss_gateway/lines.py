@@ -23,6 +23,10 @@ from gptoss_gateway.errors import UpstreamUnavailableError
 CONNECT_SECONDS = 5.0
 IDLE_SECONDS = 4.0
 """How long a line is kept for the next request; servers close theirs after five seconds and more."""
+LINE_SECONDS = 15.0
+"""How long after a line was opened requests begin on it. A Service finds another pod only for a new connection: on an
+old one a pod that is told to go, or the engines before a roll-out, would be asked for as long as requests come.
+"""
 _VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
 
 
@@ -97,8 +101,9 @@ class Lines:
         if line not in self._busy:
             return
         self._busy.discard(line)
-        if line.rest():
-            self._idle[address].append((line, asyncio.get_running_loop().time()))
+        now = asyncio.get_running_loop().time()
+        if line.rest() and now < line.opened_at + LINE_SECONDS:
+            self._idle[address].append((line, now))
         else:
             line.close()
 
@@ -120,10 +125,10 @@ class Lines:
 
     def _take(self, address: _Address) -> Line | None:
         idle = self._idle.get(address)
-        before = asyncio.get_running_loop().time() - IDLE_SECONDS
+        now = asyncio.get_running_loop().time()
         while idle:
             line, since = idle.pop()  # the last one used: the others may grow old and go
-            if line.is_open and since > before:
+            if line.is_open and now < min(since + IDLE_SECONDS, line.opened_at + LINE_SECONDS):
                 return line
             line.close()
         return None

@@ -65,9 +65,9 @@ class Cluster:
         return found
 
     @contextlib.contextmanager
-    def forward(self, service: str, port: int, namespace: str) -> Iterator[str]:
-        """Yield a URL on loopback that leads to a Service."""
-        command = [str(control_plane_programs().kubectl), "port-forward", f"service/{service}", f":{port}"]
+    def forward(self, name: str, port: int, namespace: str, *, kind: str = "service") -> Iterator[str]:
+        """Yield a URL on loopback that leads to a Service, or to a ``pod``."""
+        command = [str(control_plane_programs().kubectl), "port-forward", f"{kind}/{name}", f":{port}"]
         process = subprocess.Popen(
             [*command, "-n", namespace],
             env=self._environment(),
@@ -89,9 +89,9 @@ class Cluster:
         reader = threading.Thread(target=read, daemon=True)
         reader.start()
         try:
-            assert listens.wait(60), f"no port-forward to {service} within 60 s"
+            assert listens.wait(60), f"no port-forward to {name} within 60 s"
             found = re.search(r"127\.0\.0\.1:(\d+)", "".join(said))
-            assert found, f"no port-forward to {service}: {''.join(said)}"
+            assert found, f"no port-forward to {name}: {''.join(said)}"
             yield f"http://127.0.0.1:{found[1]}"
         finally:
             process.terminate()

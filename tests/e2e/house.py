@@ -3,6 +3,7 @@
 import base64
 import contextlib
 import hashlib
+import http.client
 import json
 import secrets
 import threading
@@ -16,7 +17,8 @@ from typing import Any
 
 import yaml
 
-from gptoss_api.names import API_VERSION, GROUP
+from gptoss_api.kuberay import SERVE_PORT
+from gptoss_api.names import API_VERSION, GATEWAY_TOKEN_HEADER, GROUP, engine_model_id, route_prefix
 from gptoss_cli.local.object_store import S3Access
 from tests.controlplane import CRD_GONE_SECONDS, REPOSITORY
 from tests.e2e.cluster import Cluster, Raw
@@ -30,6 +32,7 @@ CRDS = tuple(f"{kind}.{GROUP}" for kind in ("gptossdeployments", "weighttrustpol
 SUBJECT = "gpt-oss-tiny"
 SHARE = "/models"
 """A claim, where a test makes it one."""
+KUBERAY_TOKEN = "gptoss-kuberay"
 OPERATORS_KEYS, MODELS_KEYS = "gptoss-object-store", "gptoss-model-credentials"
 """Secrets with the object store's keys, by namespace: the operator's and the models'."""
 STORE_PORT = 7070
@@ -75,7 +78,7 @@ class House:
         self.cluster.apply(
             _namespace(SYSTEM, "restricted"),
             _namespace(MODELS, "restricted"),
-            _secret("gptoss-kuberay", SYSTEM, {"token": secrets.token_hex(32)}),
+            _secret(KUBERAY_TOKEN, SYSTEM, {"token": secrets.token_hex(32)}),
             _secret("gptoss-gateway-keys", SYSTEM, {"keys.yaml": yaml.safe_dump(keys)}),
             _secret(OPERATORS_KEYS, SYSTEM, credentials),
             _secret(MODELS_KEYS, MODELS, credentials),
@@ -341,6 +344,44 @@ class House:
                 return Reply(status=error.code, text=error.read().decode())
         except (OSError, ValueError) as error:
             return Reply(status=0, text=repr(error))
+
+    @contextlib.contextmanager
+    def listening(self, name: str, pod: Raw, *, tokens: int) -> Iterator["Listener"]:
+        """Have a stream run through a pod's own proxy, as a gateway's does whose connection led there."""
+        deployment = self.cluster.get("gptoss", name, MODELS)
+        tokens_of_gateway = self.cluster.get("secret", KUBERAY_TOKEN, SYSTEM)
+        assert deployment is not None
+        assert tokens_of_gateway is not None
+        model = engine_model_id(MODELS, name, deployment["metadata"]["uid"])
+        exactly = {"prompt": "Hello", "max_tokens": tokens, "ignore_eos": True, "temperature": 0}
+        token = base64.b64decode(tokens_of_gateway["data"]["token"]).decode()
+        headers = {"Content-Type": "application/json", GATEWAY_TOKEN_HEADER: token}
+        with self.cluster.forward(pod["metadata"]["name"], SERVE_PORT, MODELS, kind="pod") as url:
+            path = f"{route_prefix(MODELS, name)}/v1/completions"
+            body = json.dumps({"model": model, "stream": True, **exactly}).encode()
+            listener = Listener(urllib.request.Request(url + path, data=body, headers=headers))
+            listener.start()
+            yield listener
+            listener.join(timeout=START_SECONDS)
+        assert not listener.is_alive()
+
+
+class Listener(threading.Thread):
+    """Reads a stream to its end, whatever that is."""
+
+    def __init__(self, request: urllib.request.Request) -> None:
+        super().__init__(daemon=True)
+        self.events: list[str] = []
+        self.ended_at = 0.0
+        self._request = request
+
+    def run(self) -> None:
+        broken = contextlib.suppress(OSError, http.client.HTTPException)
+        with broken, urllib.request.urlopen(self._request, timeout=START_SECONDS) as reply:
+            for line in reply:
+                if line.startswith(b"data: "):
+                    self.events.append(line.decode().strip())
+        self.ended_at = time.monotonic()
 
 
 _DEFAULT_CLASS = "storageclass.kubernetes.io/is-default-class"

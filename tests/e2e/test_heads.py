@@ -1,6 +1,7 @@
 """Ray's heads that are lost, on a real KubeRay: with a Redis behind them engines serve on."""
 
 import socket
+import time
 from collections.abc import Iterator
 from urllib.parse import urlsplit
 
@@ -10,6 +11,8 @@ from tests.e2e.house import GONE_SECONDS, MODELS, START_SECONDS, House, Reply, t
 
 NAME = "outlives"
 REDIS, PORT = "redis", 6379
+RAYS_PATIENCE = 60
+"""Seconds after which a node of Ray's ends itself, if nobody tells it more, for want of a head."""
 
 
 @pytest.fixture
@@ -55,6 +58,27 @@ def test_engines_outlive_their_head(house: House, password: str):
 
     _put_to_sleep(house)
     assert _keys(house, password) == 0
+
+
+def test_streams_outlive_a_head_that_goes_with_its_ray_cluster(house: House):
+    """Without a Redis, and through the worker's own proxy: a head that passes streams on waits for them."""
+    name = "suspended"
+    house.deploy(name, engine={"maxModelLen": 32768, "maxNumSeqs": 4}, memory="8Gi")
+    try:
+        house.wait(name, "Ready", "True", "Serving")
+        (worker,) = house.pods(name, "worker")
+        with house.listening(name, worker, tokens=30_000) as stream:
+            house.cluster.until(lambda: stream.events, seconds=GONE_SECONDS, what="the stream's first event")
+            house.patch(name, {"suspend": True})
+            house.cluster.until(
+                lambda: not house.pods(name, "head"), seconds=GONE_SECONDS, what=lambda: house.describe(name)
+            )
+            head_gone = time.monotonic()
+        assert stream.events[-1:] == ["data: [DONE]"], stream.events[-1:]
+        assert stream.ended_at > head_gone + RAYS_PATIENCE, "too short a stream shows nothing: ask for more tokens"
+        house.cluster.until(lambda: not house.pods(name), seconds=GONE_SECONDS, what=lambda: house.describe(name))
+    finally:
+        house.delete(name)
 
 
 def _put_to_sleep(house: House) -> None:

@@ -109,6 +109,24 @@ async def test_a_line_grows_old(engine, lines, monkeypatch, swept):
     await eventually(lambda: engine.ended == 1)
 
 
+async def test_no_request_begins_on_a_line_that_was_opened_long_ago(engine, lines, monkeypatch):
+    await read(lines, engine.url)
+    monkeypatch.setattr(module, "LINE_SECONDS", 0.0)
+    await read(lines, engine.url)
+    await eventually(lambda: engine.ended == 2)
+    assert [len(heads) for heads in engine.heads] == [1, 1]
+    assert not any(lines._idle.values())
+
+
+async def test_a_line_is_not_ended_under_an_answer(engine, lines, monkeypatch):
+    answer = await lines.post(engine.url, {}, b"{}")
+    monkeypatch.setattr(module, "LINE_SECONDS", 0.0)
+    lines.sweep()
+    assert await answer.read() == b"{}"
+    answer.close()
+    await eventually(lambda: engine.ended == 1)
+
+
 async def test_no_line_is_told_apart_from_one_that_broke(engine, lines):
     engine.answer = b""
     asking = asyncio.create_task(lines.post(engine.url, {}, b"{}"))

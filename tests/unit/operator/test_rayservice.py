@@ -15,8 +15,8 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from gptoss_api.accelerator import AcceleratorRequest
-from gptoss_api.names import MAX_REQUEST_SECONDS
 from gptoss_api.pod import Pod, amount
+from gptoss_gateway.lines import LINE_SECONDS
 from gptoss_operator.kuberay_settings import KubeRaySettings, NamespaceLimits
 from gptoss_operator.plan.rayservice.render import Rendered, canonical, leading_to, render
 from gptoss_operator.plan.rayservice.resolve import check_kuberay, workload_of
@@ -410,11 +410,21 @@ def test_the_revision_stands_on_every_pod_so_that_kuberay_sees_a_change() -> Non
     assert rendered.rayservice["metadata"]["annotations"]["serving.gptoss.dev/revision"] == rendered.revision
 
 
+def test_workers_outlast_a_head_that_is_told_to_go_with_them() -> None:
+    (engine,), (beside,) = (pod["containers"] for pod in reversed(pods(workload())))
+    variable = "RAY_gcs_rpc_server_reconnect_timeout_s"
+    waits = {each["name"]: each["value"] for each in engine["env"]}[variable]
+    assert int(waits) >= workers(workload())["template"]["spec"]["terminationGracePeriodSeconds"]
+    assert variable not in {each["name"] for each in beside["env"]}, "a head has its control store beside it"
+
+
 @pytest.mark.parametrize(("blue_green", "strategy"), [(True, "NewCluster"), (False, "None")])
 def test_the_roll_out_strategy_becomes_kuberays(blue_green: bool, strategy: str) -> None:
     spec = render(workload(blue_green=blue_green), site()).rayservice["spec"]
     assert spec["upgradeStrategy"] == {"type": strategy}
-    assert spec["rayClusterDeletionDelaySeconds"] > MAX_REQUEST_SECONDS, "streams on the old cluster may end"
+    assert spec["rayClusterDeletionDelaySeconds"] > LINE_SECONDS, (
+        "no gateway sends a request to the old cluster any more"
+    )
 
 
 @pytest.mark.parametrize("seconds", [0, 600, 86400])

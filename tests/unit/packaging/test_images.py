@@ -87,7 +87,7 @@ def test_serving_images_say_what_kuberay_s_pods_are_told(path: Path):
     said = dict(pair.split("=", 1) for line in instructions(path, "ENV") for pair in line.split())
     cluster = render(workload(), site()).rayservice["spec"]["rayClusterConfig"]
     pods = [cluster["headGroupSpec"]["template"], *(group["template"] for group in cluster["workerGroupSpecs"])]
-    switches = r"RAY_|VLLM_NO_|HF_HUB_"
+    switches = r"RAY_[A-Z]|VLLM_NO_|HF_HUB_"  # RAY_gcs_… is for a worker, and an image is every node's
     for pod in pods:
         (told,) = ({each["name"]: each["value"] for each in ray["env"]} for ray in pod["spec"]["containers"][:1])
         of_images = {name: value for name, value in told.items() if re.match(switches, name)}

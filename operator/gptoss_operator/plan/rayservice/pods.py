@@ -37,6 +37,12 @@ METRICS_PORT = 8080
 DASHBOARD_PORT = 8265
 GRACE_SECONDS = MAX_REQUEST_SECONDS + 60
 """A pod that is told to go may finish the longest permitted request first."""
+_HEADLESS = {"RAY_gcs_rpc_server_reconnect_timeout_s": str(GRACE_SECONDS)}
+"""How long a worker goes on without its head, by Ray a minute. A head that is told to go with its workers may have no
+request to wait for, and theirs would break off. A head that comes anew ends workers that it does not know.
+
+Source: Ray's ray_config_def.h.
+"""
 
 _WEIGHTS_USER = 65532
 _WEIGHTS = "/gptoss/weights"
@@ -83,8 +89,8 @@ def head_group(workload: Workload, site: KubeRaySite, revision: str) -> Raw:
     storage = _storage(volumes)
     container = _ray_container(
         "ray-head",
-        workload,
         site,
+        environment=_environment(workload, settings.env),
         requests={"cpu": settings.head_cpu, "memory": settings.head_memory, **storage.requests},
         limits={"memory": settings.head_memory, **storage.limits},
         ports=[("gcs-server", 6379), ("dashboard", DASHBOARD_PORT), ("client", 10001), ("serve", SERVE_PORT)],
@@ -120,7 +126,12 @@ def worker_group(workload: Workload, site: KubeRaySite, revision: str) -> Raw:
     if (resource := workload.accelerator.resource) is not None:
         requests[resource] = limits[resource] = str(workload.tensor)
     container = _ray_container(
-        ENGINE_CONTAINER, workload, site, requests=requests, limits=limits, ports=[("serve", SERVE_PORT)]
+        ENGINE_CONTAINER,
+        site,
+        environment={**_environment(workload, settings.env), **_HEADLESS},
+        requests=requests,
+        limits=limits,
+        ports=[("serve", SERVE_PORT)],
     )
     container["volumeMounts"].append({"name": "weights", "mountPath": _WEIGHTS, "readOnly": True})
     pod = _pod_spec(workload, site, [container], [*volumes, *credentials.volumes])
@@ -206,9 +217,9 @@ def _pod_spec(workload: Workload, site: KubeRaySite, containers: list[Raw], volu
 
 def _ray_container(
     name: str,
-    workload: Workload,
     site: KubeRaySite,
     *,
+    environment: Mapping[str, str],
     requests: Mapping[str, str],
     limits: Mapping[str, str],
     ports: list[tuple[str, int]],
@@ -218,7 +229,7 @@ def _ray_container(
         "name": name,
         "image": settings.image,
         "imagePullPolicy": settings.image_pull_policy,
-        "env": _env(_environment(workload, settings.env)),
+        "env": _env(environment),
         "ports": [{"name": port, "containerPort": number, "protocol": "TCP"} for port, number in ports],
         "resources": {"requests": dict(requests), "limits": dict(limits)},
         "securityContext": _RESTRICTED,
