@@ -170,8 +170,9 @@ bench-weights: setup  ## Print what verified pulls cost beside plain downloads (
 	@$(BIN)/python -m benchmarks.weights $(ARGS)
 	$(BIN)/python -m benchmarks.ranges $(RANGES)
 
-bench-gateway: setup  ## Print what the gateway costs beside HAProxy and no proxy at all
+bench-gateway: setup  ## Print what the gateway costs beside HAProxy and no proxy at all, then before a real vLLM
 	@$(BIN)/python -m benchmarks.gateway $(ARGS)
+	$(BIN)/python -m benchmarks.real_engine $(ENGINE)
 
 soak: setup  ## Load one gateway and a crew of two for SOAK_MINUTES (10); fail if anything grows or is lost
 	@SOAK_MINUTES="$(or $(SOAK_MINUTES),10)" $(BIN)/python -m benchmarks.soak $(ARGS)

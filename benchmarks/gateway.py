@@ -12,18 +12,17 @@ import asyncio
 import functools
 import json
 import resource
-import statistics
 import tempfile
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Sequence
 from pathlib import Path
 
 import uvloop
 
 from benchmarks.jobs import say
-from benchmarks.load import Client, Reply, Seen, closed_loop, connect, request
+from benchmarks.load import Client, Reply, Seen, connect, request
 from benchmarks.stage import RAMP, Stage, Way, get, new_key, post, until
+from benchmarks.throughput import Row, in_turns, print_table, quantile
 
 FIRST_SECONDS = 0.1
 PACE_SECONDS = 0.02
@@ -33,22 +32,6 @@ BARRED_STREAMS = 32
 FIRST_RELEASE_SECONDS = 0.3
 LEAVING_SECONDS = 1.0
 _MIB = 2**20
-
-
-@dataclass
-class Row:
-    """One way to the engine at one concurrency."""
-
-    events: int = 0
-    seconds: float = 0.0
-    cpu: float = 0.0
-    failures: int = 0
-    first: list[float] = field(default_factory=list)
-
-    @property
-    def rate(self) -> float:
-        """Events a second."""
-        return self.events / self.seconds
 
 
 async def run(options: argparse.Namespace) -> int:
@@ -85,42 +68,20 @@ def _open(stage: Stage, key: str, crew: int) -> tuple[list[Way], list[Way]]:
     return gateways, [stage.engine] if haproxy is None else [stage.engine, haproxy]
 
 
-async def _throughput(ways: Sequence[Way], key: str, workers: int, options: argparse.Namespace) -> dict[str, Row]:
-    rows = {way.name: Row() for way in ways}
-    for turn in range(options.rounds):
-        for way in ways:
-            say(f"{workers} streams, {way.name}, round {turn + 1} of {options.rounds}")
-            wire = _request(way, key, model="awake", events=EVENTS, pace=PACE_SECONDS)
-            before = way.cpu
-            seen, took = await closed_loop(way.url, wire, workers=workers, seconds=options.seconds)
-            row = rows[way.name]
-            row.cpu += way.cpu - before
-            row.events += seen.events
-            row.seconds += took
-            row.failures += seen.failures
-            row.first += seen.first
-    return rows
+def _throughput(ways: Sequence[Way], key: str, workers: int, options: argparse.Namespace) -> Awaitable[dict[str, Row]]:
+    wires = {way: _request(way, key, model="awake", events=EVENTS, pace=PACE_SECONDS) for way in ways}
+    return in_turns(wires, workers=workers, seconds=options.seconds, rounds=options.rounds)
 
 
 def _compare(workers: int, rows: dict[str, Row]) -> int:
-    direct = rows["direct"]
     print(f"\n{workers} streams of {EVENTS} events, one every {PACE_SECONDS * 1000:.0f} ms")
-    titles = {"": 12, "events/s": 10, "of direct": 11, "first p50": 11, "p95": 8}
-    titles |= {"p50 +ms": 9, "p95 x": 7, "CPU s/M": 9, "lost": 6}
-    print("".join(f"{title:>{width}}" for title, width in titles.items()))
-    for name, row in rows.items():
-        p50, p95 = _quantile(row.first, 0.5), _quantile(row.first, 0.95)
-        print(
-            f"{name:12}{row.rate:10.0f}{row.rate / direct.rate:10.1%} {p50 * 1000:10.1f}{p95 * 1000:8.1f}"
-            f"{(p50 - _quantile(direct.first, 0.5)) * 1000:9.2f}{p95 / _quantile(direct.first, 0.95):7.2f}"
-            f"{row.cpu / row.events * 1e6:9.1f}{row.failures:6}"
-        )
-    ours = rows["gateway"]
+    print_table(rows)
+    direct, ours = rows["direct"], rows["gateway"]
     lost = sum(row.failures for name, row in rows.items() if name.startswith("gateway"))
     missed = [
         ours.rate / direct.rate < 0.98,
-        _quantile(ours.first, 0.5) - _quantile(direct.first, 0.5) > 0.005,
-        _quantile(ours.first, 0.95) / _quantile(direct.first, 0.95) > 1.10,
+        quantile(ours.first, 0.5) - quantile(direct.first, 0.5) > 0.005,
+        quantile(ours.first, 0.95) / quantile(direct.first, 0.95) > 1.10,
     ]
     return (sum(missed) if workers == BARRED_STREAMS else 0) + (lost > 0)
 
@@ -160,7 +121,7 @@ async def _leaving(way: Way, engine: Way, key: str, count: int) -> int:
                 await asyncio.sleep(0.01)
         delays.append(told[-1] - left)
         await asyncio.gather(asked, return_exceptions=True)
-    p50, p99, most = (each * 1000 for each in (_quantile(delays, 0.5), _quantile(delays, 0.99), max(delays)))
+    p50, p99, most = (each * 1000 for each in (quantile(delays, 0.5), quantile(delays, 0.99), max(delays)))
     print(
         f"{way.name}: the engine sees a client leave after {p50:.1f} ms p50, {p99:.1f} p99, {most:.1f} most (bar 1000)"
     )
@@ -213,11 +174,6 @@ async def _leave(clients: list[tuple[Client, asyncio.Task[Reply]]]) -> None:
 
 def _request(way: Way, key: str, *, model: str, events: int, pace: float, first: float = FIRST_SECONDS) -> bytes:
     return request(way.url, way.path, key, model=model, events=events, pace=pace, first=first)
-
-
-def _quantile(values: Sequence[float], share: float) -> float:
-    ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else statistics.fmean([0.0])
 
 
 def _mib(size: int) -> int:

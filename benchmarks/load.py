@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
@@ -134,9 +135,20 @@ def request(
         "messages": [{"role": "user", "content": "Hello"}],
         "metadata": {"pace": pace, "first": first},
     }
+    return post_request(url, path, authorization(key), body)
+
+
+def authorization(key: str) -> dict[str, str]:
+    """Return the header of a client with this API key."""
+    return {"Authorization": f"Bearer {key}"}
+
+
+def post_request(url: str, path: str, headers: Mapping[str, str], body: Mapping[str, object]) -> bytes:
+    """Return a whole request as bytes."""
     data = json.dumps(body).encode()
+    more = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
     return (
-        f"POST {path} HTTP/1.1\r\nHost: {urlsplit(url).netloc}\r\nAuthorization: Bearer {key}\r\n"
+        f"POST {path} HTTP/1.1\r\nHost: {urlsplit(url).netloc}\r\n{more}"
         f"Content-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n"
     ).encode() + data
 

@@ -20,7 +20,7 @@ import struct
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ import yaml
 
 from benchmarks.jobs import say
 from benchmarks.standin_cluster import StandinCluster
+from benchmarks.throughput import quantile
 from gptoss_api.crd import crds
 from gptoss_api.names import API_VERSION, application_name
 from gptoss_cli.local.assets import control_plane_programs
@@ -259,19 +260,14 @@ def _report(carried: list[float], wakes: list[float], releases: list[float], *, 
     missed = 0
     for name, values in rows.items():
         bar = BARS.get(name)
-        p99 = _quantile(values, 0.99)
-        cells = [_quantile(values, 0.5), _quantile(values, 0.9), p99, max(values)]
+        p99 = quantile(values, 0.99)
+        cells = [quantile(values, 0.5), quantile(values, 0.9), p99, max(values)]
         shown = "".join(f"{cell * 1000:8.1f}" for cell in cells)
         verdict = "" if bar is None else f"{bar * 1000:9.0f}"
         print(f"{name:36}{shown}{verdict:>9}{statistics.median(values) / baseline:17.1f}x")
         missed += bar is not None and p99 > bar
     print("within the bars" if not missed else "MISSED")
     return 1 if missed else 0
-
-
-def _quantile(values: Sequence[float], share: float) -> float:
-    ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
 
 
 def _name(number: int) -> str:
