@@ -18,9 +18,9 @@ from gptoss_operator.gcs_fault_tolerance import GcsFaultTolerance
 from gptoss_operator.workload_identity import WorkloadIdentity
 from gptoss_weights.location import Location
 
-MOVE_SECONDS = 60
-"""From KubeRay's move to another Ray cluster until nobody sends a request to the one before: our Service follows the
-move, proxies on nodes follow the Service, and gateways keep no connection for new requests for long."""
+MOVE_SECONDS = 300
+"""From KubeRay's move to another Ray cluster until nobody sends a request to the one before: the operator, which may
+just be starting anew, leads our Service there, proxies on nodes follow it, and so do gateways' new connections."""
 
 OLDEST_RAY = (2, 60)
 """Before, `ray.serve.llm` has no direct streaming as we use it."""
