@@ -17,7 +17,6 @@ import uvloop
 import yaml
 from rich.console import Console
 
-from benchmarks.jobs import say
 from benchmarks.load import authorization, post_request
 from benchmarks.stage import Way
 from benchmarks.throughput import Row, in_turns, print_table
@@ -89,7 +88,6 @@ def _uid(running: Running) -> str:
 
 
 def _asked(ways: dict[Way, bytes], workers: int, options: argparse.Namespace) -> dict[str, Row]:
-    say(f"{workers} streams, {options.rounds} rounds of {options.seconds:.0f} s each way")
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(in_turns(ways, workers=workers, seconds=options.seconds, rounds=options.rounds))
 

@@ -32,7 +32,6 @@ CRDS = tuple(f"{kind}.{GROUP}" for kind in ("gptossdeployments", "weighttrustpol
 SUBJECT = "gpt-oss-tiny"
 SHARE = "/models"
 """A claim, where a test makes it one."""
-KUBERAY_TOKEN = "gptoss-kuberay"
 OPERATORS_KEYS, MODELS_KEYS = "gptoss-object-store", "gptoss-model-credentials"
 """Secrets with the object store's keys, by namespace: the operator's and the models'."""
 STORE_PORT = 7070
@@ -66,6 +65,7 @@ class House:
     site: Site
     cluster: Cluster
     key: str = field(default_factory=lambda: f"gptoss-{secrets.token_urlsafe(32)}")
+    gateway_token: str = field(default_factory=lambda: secrets.token_hex(32))
     store_keys: tuple[str, str] = field(default_factory=lambda: (secrets.token_hex(10), secrets.token_urlsafe(30)))
 
     # ── installing ──
@@ -78,7 +78,7 @@ class House:
         self.cluster.apply(
             _namespace(SYSTEM, "restricted"),
             _namespace(MODELS, "restricted"),
-            _secret(KUBERAY_TOKEN, SYSTEM, {"token": secrets.token_hex(32)}),
+            _secret("gptoss-kuberay", SYSTEM, {"token": self.gateway_token}),
             _secret("gptoss-gateway-keys", SYSTEM, {"keys.yaml": yaml.safe_dump(keys)}),
             _secret(OPERATORS_KEYS, SYSTEM, credentials),
             _secret(MODELS_KEYS, MODELS, credentials),
@@ -349,13 +349,10 @@ class House:
     def listening(self, name: str, pod: Raw, *, tokens: int) -> Iterator["Listener"]:
         """Have a stream run through a pod's own proxy, as a gateway's does whose connection led there."""
         deployment = self.cluster.get("gptoss", name, MODELS)
-        tokens_of_gateway = self.cluster.get("secret", KUBERAY_TOKEN, SYSTEM)
         assert deployment is not None
-        assert tokens_of_gateway is not None
         model = engine_model_id(MODELS, name, deployment["metadata"]["uid"])
         exactly = {"prompt": "Hello", "max_tokens": tokens, "ignore_eos": True, "temperature": 0}
-        token = base64.b64decode(tokens_of_gateway["data"]["token"]).decode()
-        headers = {"Content-Type": "application/json", GATEWAY_TOKEN_HEADER: token}
+        headers = {"Content-Type": "application/json", GATEWAY_TOKEN_HEADER: self.gateway_token}
         with self.cluster.forward(pod["metadata"]["name"], SERVE_PORT, MODELS, kind="pod") as url:
             path = f"{route_prefix(MODELS, name)}/v1/completions"
             body = json.dumps({"model": model, "stream": True, **exactly}).encode()

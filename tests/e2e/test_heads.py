@@ -1,4 +1,4 @@
-"""Ray's heads that are lost, on a real KubeRay: with a Redis behind them engines serve on."""
+"""Heads of Ray that go, on a real KubeRay: lost ones with a Redis behind them, others with their whole Ray cluster."""
 
 import socket
 import time
