@@ -1,9 +1,9 @@
 """Pull figures: what verification costs beside a plain download of the same files, all in one run.
 
 A real S3 server (versitygw) on loopback, one signed model in several tensor files and a tokenizer of
-gpt-oss's size. Every job runs in a process of its own, so that its peak memory is its own, and after the
-server's files were dropped from the page cache where the kernel lets us. Jobs take turns for some rounds;
-ratios are of medians.
+gpt-oss's size. Every job runs in a process of its own, so that its peak memory is its own, and reads from
+disk: the server's files are dropped from the page cache before each, and so is a download before it is
+verified, as a model larger than memory would be. Jobs take turns for some rounds; ratios are of medians.
 
     python -m benchmarks.weights [--gib 0.5] [--files 8] [--rounds 3] [--folder DIR]
 
@@ -34,7 +34,8 @@ from gptoss_weights.sign import generate_key, sign_folder
 
 MODEL = "gpt-oss-bench"
 MIB = 1024**2
-PLAIN, CHECKED, OURS, AGAIN, HASHING = "download", "download, then verify", "pull", "pull again", "hash one file"
+PLAIN, COLD, CHECKED = "download", "verify it from disk", "download, then verify"
+OURS, AGAIN, HASHING = "pull", "pull again", "hash one file"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,10 +74,15 @@ def download(stage: Stage, target: Path) -> int:
 
 
 def download_then_verify(stage: Stage, target: Path) -> int:
-    """The same, then `model_signing verify key` of the folder."""
+    """The same, then `model_signing verify key` of the folder, which the page cache still has."""
+    download(stage, target)
+    return verify(stage, target)
+
+
+def verify(stage: Stage, target: Path) -> int:
+    """`model_signing verify key` of a folder that is there."""
     import model_signing
 
-    download(stage, target)
     config = model_signing.verifying.Config().use_elliptic_key_verifier(public_key=stage.root / "key.pub")
     config.verify(target, target / "model.sig")
     return stage.served_bytes
@@ -114,6 +120,7 @@ def hash_one_file(stage: Stage, _: Path) -> int:
 
 JOBS: dict[str, Callable[[Stage, Path], int]] = {
     PLAIN: download,
+    COLD: verify,
     CHECKED: download_then_verify,
     OURS: pull,
     AGAIN: pull,
@@ -125,7 +132,7 @@ def work(job: str, stage: Stage, target: Path) -> None:
     """Run one job and print its figures. Imports are warmed first: they are no part of anybody's rate."""
     import boto3  # noqa: F401
 
-    if job == CHECKED:
+    if job in (COLD, CHECKED):
         import model_signing  # noqa: F401
     else:
         import gptoss_weights.materialise  # noqa: F401
@@ -140,6 +147,7 @@ def work(job: str, stage: Stage, target: Path) -> None:
 
 def run(*, gib: float, files: int, rounds: int, parallel: int, folder: Path | None) -> int:
     """Run everything and print the table; 1 if a bar is missed."""
+    busy = os.getloadavg()[0]
     with tempfile.TemporaryDirectory(prefix="gptoss-bench-", dir=folder) as temporary:
         root = Path(temporary)
         say(f"writing and signing {gib} GiB in {files} tensor files")
@@ -161,7 +169,7 @@ def run(*, gib: float, files: int, rounds: int, parallel: int, folder: Path | No
             figures = _rounds(stage, rounds)
         finally:
             store.stop()
-        return _report(figures, stage)
+        return _report(figures, stage, busy=busy)
 
 
 def _rounds(stage: Stage, rounds: int) -> dict[str, list[dict[str, float]]]:
@@ -172,10 +180,13 @@ def _rounds(stage: Stage, rounds: int) -> dict[str, list[dict[str, float]]]:
             target = stage.root / ("private" if job == AGAIN else f"target-{OURS if job == OURS else 'plain'}")
             if job == AGAIN:
                 (stage.root / f"target-{OURS}").rename(target)
-            if job not in (AGAIN, HASHING):
+            os.sync()  # what one job wrote is no part of the next one's time
+            if job == COLD:
+                _forget(target)
+            elif job not in (AGAIN, HASHING):
                 _forget(stage.objects)
             figures[job].append(_in_process(stage, job, target))
-            if job != OURS:
+            if job not in (PLAIN, OURS):
                 remove(target)
     return figures
 
@@ -194,15 +205,14 @@ def _in_process(stage: Stage, job: str, target: Path) -> dict[str, float]:
     return in_process("benchmarks.weights", described)
 
 
-def _report(figures: dict[str, list[dict[str, float]]], stage: Stage) -> int:
+def _report(figures: dict[str, list[dict[str, float]]], stage: Stage, *, busy: float) -> int:
     served = stage.served_bytes
     median = {job: statistics.median(each["seconds"] for each in found) for job, found in figures.items()}
     cores = len(os.sched_getaffinity(0))
     core_rate = figures[HASHING][0]["bytes"] / median[HASHING]
-    busy = os.getloadavg()[0]
-    print(f"\n{served / MIB:.0f} MiB served, {stage.parallel} files at a time, {cores} cores, load {busy:.1f}")
-    if busy > 2 * cores:
-        print("The machine is busy with other things: times say little, CPU seconds and memory hold.")
+    print(f"\n{served / MIB:.0f} MiB served, {stage.parallel} files at a time, {cores} cores, load before {busy:.1f}")
+    if busy > cores:
+        print("The machine was busy with other things: times say little, CPU seconds and memory hold.")
     print(f"{'':24}{'seconds':>10}{'fastest':>10}{'slowest':>10}{'CPU':>10}{'MiB/s':>10}{'peak MiB':>10}")
     for job, found in figures.items():
         seconds = [each["seconds"] for each in found]
@@ -213,12 +223,14 @@ def _report(figures: dict[str, list[dict[str, float]]], stage: Stage) -> int:
     print(f"\n{'ours':50}{'value':>10}{'bar':>10}")
     bars = {
         "rate of a plain download": (median[PLAIN] / median[OURS], ">=", 0.9),
-        "time of download, then model_signing verify": (median[OURS] / median[CHECKED], "<=", 0.6),
+        "time of download, then verify from disk": (median[OURS] / (median[PLAIN] + median[COLD]), "<=", 0.6),
         "bytes requested, of bytes served": (max(each["bytes"] for each in figures[OURS]) / served, "<=", 1.02),
         "peak memory, MiB": (max(each["peak"] for job in (OURS, AGAIN) for each in figures[job]), "<=", 256.0),
         "verifying again, of all cores' SHA-256": (served / median[AGAIN] / (core_rate * cores), ">=", 0.8),
     }
-    return 1 if misses(bars) else 0
+    missed = misses(bars)
+    print(f"\nof download, then verify what the page cache still has whole: {median[OURS] / median[CHECKED]:.2f}")
+    return 1 if missed else 0
 
 
 def signed_model(root: Path, *, gib: float, files: int) -> str:
