@@ -11,9 +11,9 @@ NAME = "growing"
 
 @pytest.fixture
 def growing(house: House) -> Iterator[str]:
-    """A deployment of up to two replicas that work on two sequences each, with the shortest delays."""
+    """A deployment of up to two replicas that work on two sequences each; what still starts outlives a pause of load."""
     scaling = {"minReplicas": 0, "maxReplicas": 2, "idleSeconds": 3600, "wakeTimeoutSeconds": 1200}
-    delays = {"scaleUpDelaySeconds": 0, "scaleDownDelaySeconds": 20}
+    delays = {"scaleUpDelaySeconds": 0, "scaleDownDelaySeconds": 180}
     house.deploy(NAME, engine={"maxModelLen": 2048, "maxNumSeqs": 2}, scaling={**scaling, **delays})
     yield NAME
     house.delete(NAME)
