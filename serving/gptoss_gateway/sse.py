@@ -24,7 +24,7 @@ _LAST_EVENT = {
 _PIECES = {
     Dialect.OPENAI: (b'data: {"',),
     Dialect.RESPONSES: (b".delta\n", b".delta\r\n"),
-    Dialect.ANTHROPIC: (b"_delta\n",),
+    Dialect.ANTHROPIC: (b"block_delta\n",),
 }
 """What stands in an event that carries a piece of the answer, once; others may be counted with it."""
 _LAST_SIGNS = {

@@ -6,7 +6,7 @@ asked in the client's place and that chunk taken out again (``sse``), so the acc
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
 
 import msgspec
@@ -20,13 +20,17 @@ _TELLS_ONLY_IF_ASKED = frozenset({"/v1/chat/completions", "/v1/completions"})
 
 @dataclass(frozen=True, kw_only=True)
 class Usage:
-    """Tokens. ``estimated`` if the engine did not count them."""
+    """Tokens, those in the cache as part of the input. ``estimated`` if the engine did not count them.
+
+    ``begun`` if it was told at a stream's beginning, as Anthropic's API does: the output is still to come.
+    """
 
     input: int = 0
     cached: int = 0
     output: int = 0
     reasoning: int = 0
     estimated: bool = False
+    begun: bool = False
 
 
 @dataclass(kw_only=True)
@@ -62,7 +66,7 @@ class Tally:
         could not be passed on, or that its client did not wait for, costs its prompt and what was seen of it.
         """
         if self.reported is not None:
-            return self.reported
+            return replace(self.reported, output=self.events, estimated=True) if self.reported.begun else self.reported
         if self.sent is None or not (self.events or self.made or status is None):
             return None
         return Usage(input=-(-self.sent // BYTES_PER_TOKEN), output=self.events, estimated=True)
@@ -95,16 +99,19 @@ def usage_of(document: bytes) -> Usage | None:
     told = _read(_DOCUMENT, document)
     if told is None:
         return None
-    nested = (_read(_HOLDER, holder) for holder in (told.response, told.message))
-    for raw in (told.usage, *(holder.usage for holder in nested if holder is not None)):
+    nested = [_read(_HOLDER, holder) or _Holder() for holder in (told.response, told.message)]
+    for raw in (told.usage, *(holder.usage for holder in nested)):
         if (usage := _read(_USAGE, raw)) is not None:
             given = _read(_DETAILS, usage.prompt_tokens_details) or _read(_DETAILS, usage.input_tokens_details)
             made = _read(_DETAILS, usage.completion_tokens_details) or _read(_DETAILS, usage.output_tokens_details)
+            # Anthropic's input leaves out what was read from the cache, or written to it.
+            read, written = _count(usage.cache_read_input_tokens), _count(usage.cache_creation_input_tokens)
             return Usage(
-                input=_count(usage.prompt_tokens) or _count(usage.input_tokens),
-                cached=_count(given.cached_tokens) if given is not None else 0,
+                input=_count(usage.prompt_tokens) or _count(usage.input_tokens) + read + written,
+                cached=_count(given.cached_tokens) if given is not None else read,
                 output=_count(usage.completion_tokens) or _count(usage.output_tokens),
                 reasoning=_count(made.reasoning_tokens) if made is not None else 0,
+                begun=raw is nested[1].usage,
             )
     return None
 
@@ -136,6 +143,8 @@ class _Usage(msgspec.Struct):
     input_tokens: msgspec.Raw = _NOTHING
     completion_tokens: msgspec.Raw = _NOTHING
     output_tokens: msgspec.Raw = _NOTHING
+    cache_read_input_tokens: msgspec.Raw = _NOTHING
+    cache_creation_input_tokens: msgspec.Raw = _NOTHING
     prompt_tokens_details: msgspec.Raw = _NOTHING
     input_tokens_details: msgspec.Raw = _NOTHING
     completion_tokens_details: msgspec.Raw = _NOTHING

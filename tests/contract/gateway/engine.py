@@ -24,6 +24,7 @@ class Application:
     words: list[str] = field(default_factory=lambda: ["Hello", " world"])
     deploying: bool = False
     paused: asyncio.Event = field(default_factory=asyncio.Event)  # set: streams go on
+    before_pause: int = 1  # events of a stream that come while it is paused
     posts: list[tuple[str, dict[str, str], bytes]] = field(default_factory=list)
     streaming: asyncio.Event = field(default_factory=asyncio.Event)  # set once a stream's first event is out
     aborted: asyncio.Event = field(default_factory=asyncio.Event)  # set when a client left
@@ -138,7 +139,8 @@ class Engines:
                 return response
             await response.write(event)
             app.streaming.set()
-            await app.paused.wait()
+            if index + 1 >= app.before_pause:
+                await app.paused.wait()
         return response
 
 
@@ -156,7 +158,8 @@ def _answer(app: Application, kind: str) -> dict[str, Any]:
     if kind == "messages":
         return {
             "id": "msg_1", "type": "message", "role": "assistant", "model": app.model_id, "stop_reason": "end_turn",
-            "content": [{"type": "text", "text": text}], "usage": {"input_tokens": 7, "output_tokens": 2},
+            "content": [{"type": "text", "text": text}],
+            "usage": {"input_tokens": 4, "cache_read_input_tokens": 3, "output_tokens": 2},
         }  # fmt: skip
     return {
         "id": "chatcmpl-1", "object": "chat.completion", "created": 1, "model": app.model_id,
@@ -178,11 +181,20 @@ def _events(app: Application, kind: str, *, usage: bool) -> list[bytes]:
             f"event: {name}\ndata: {json.dumps(data)}\n\n".encode() for name, data in [*deltas, (last["type"], last)]
         ]
     if kind == "messages":
+        whole = _answer(app, kind)
         parts: list[dict[str, Any]] = [
             {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": word}}
             for word in app.words
         ]
-        events = [{"type": "message_start", "message": _answer(app, kind)}, *parts, {"type": "message_stop"}]
+        begun = {**whole, "content": [], "stop_reason": None, "usage": {"input_tokens": 7, "output_tokens": 0}}
+        events = [
+            {"type": "message_start", "message": begun},
+            {"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}},
+            *parts,
+            {"type": "content_block_stop", "index": 0},
+            {"type": "message_delta", "delta": {"stop_reason": "end_turn"}, "usage": whole["usage"]},
+            {"type": "message_stop"},
+        ]
         return [
             f"event: {event['type']}\ndata: {json.dumps(event, separators=(',', ':'))}\n\n".encode() for event in events
         ]

@@ -4,6 +4,7 @@ import asyncio
 import json
 import re
 from collections.abc import Callable
+from typing import Any
 
 import aiohttp
 import openai
@@ -89,16 +90,17 @@ class Till:
         self.application, self.server = application, server
         server.gateway._limiter._clock = lambda: 0.0  # nothing is refilled
 
-    async def post(self) -> int:
-        body = {"model": "assistant", "messages": MESSAGES}
-        async with aiohttp.ClientSession() as session:
-            url = self.server.url + "/v1/chat/completions"
-            async with session.post(url, json=body, headers=AUTHORIZED) as response:
-                await response.read()
-                return response.status
+    async def post(self, path: str = "/v1/chat/completions", **more: Any) -> int:
+        body = {"model": "assistant", "messages": MESSAGES, **more}
+        async with (
+            aiohttp.ClientSession() as session,
+            session.post(self.server.url + path, json=body, headers=AUTHORIZED) as response,
+        ):
+            await response.read()
+            return response.status
 
-    async def leave(self, when: Callable[[], bool]) -> None:
-        asking = asyncio.create_task(self.post())
+    async def leave(self, when: Callable[[], bool], path: str = "/v1/chat/completions", **more: Any) -> None:
+        asking = asyncio.create_task(self.post(path, **more))
         await eventually(when)
         asking.cancel()
         await asyncio.gather(asking, return_exceptions=True)
@@ -123,9 +125,29 @@ async def till(house: House) -> Till:
     return Till(house.deploy(), await house.open_gateway())
 
 
-async def test_an_answer_costs_what_the_engine_says(till):
-    assert await till.post() == 200
-    assert await till.cost() == TOLD
+CACHED = {("cached", "engine"): 3.0}
+COSTS = {
+    "/v1/chat/completions": TOLD,
+    "/v1/completions": TOLD,
+    "/v1/responses": {**TOLD, **CACHED, ("reasoning", "engine"): 1.0},
+    "/v1/messages": {**TOLD, **CACHED},  # though Anthropic's input is without what was cached
+}
+
+
+@pytest.mark.parametrize("path", COSTS)
+@pytest.mark.parametrize("stream", [False, True])
+async def test_an_answer_costs_what_the_engine_says(till, path, stream):
+    assert await till.post(path, stream=stream) == 200
+    assert await till.cost() == COSTS[path]
+
+
+async def test_a_stream_of_messages_that_its_client_leaves_costs_what_came_of_it(till):
+    """What the engine says at its beginning is the input; its output is none yet."""
+    till.application.paused.clear()
+    till.application.before_pause = 3  # with the first word
+    watched = till.server.gateway._vigil._exchanges
+    await till.leave(lambda: any(each.tally.events for each in watched), "/v1/messages", stream=True)
+    assert await till.cost() == {("input", "gateway"): 7.0, ("output", "gateway"): 1.0}
 
 
 async def test_an_answer_of_which_the_engine_says_nothing_costs_its_prompt(till):
