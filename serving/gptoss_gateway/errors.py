@@ -121,13 +121,7 @@ class RequestError(GatewayError):
 
     def event(self, dialect: Dialect) -> bytes:
         """Return the error as a server-sent event, for a stream whose headers are already sent."""
-        document = self.body(dialect)
-        if dialect is Dialect.OPENAI:
-            return b"data: " + _dump(document) + b"\n\n"
-        if dialect is Dialect.RESPONSES:
-            flat = {"type": "error", "code": self.error_code, "message": self.message, "param": self.param}
-            document = {**flat, "sequence_number": 0, **document}
-        return b"event: error\ndata: " + _dump(document) + b"\n\n"
+        return error_event(self.body(dialect), dialect)
 
 
 class BadRequestError(RequestError):
@@ -332,6 +326,23 @@ class RequestTooLongError(RequestError):
     code = "request_too_long"
 
 
+def error_event(document: Mapping[str, Any], dialect: Dialect) -> bytes:
+    """Return an error's JSON document, ours or an engine's, as a server-sent event."""
+    if dialect is Dialect.OPENAI:
+        return b"data: " + _dump(document) + b"\n\n"
+    if dialect is Dialect.RESPONSES:
+        error = document["error"]
+        code = error.get("code")
+        flat = {
+            "type": "error",
+            "code": None if code is None else str(code),
+            "message": error.get("message"),
+            "param": error.get("param"),
+        }
+        document = {**flat, "sequence_number": 0, **document}
+    return b"event: error\ndata: " + _dump(document) + b"\n\n"
+
+
 _ANTHROPIC_TYPES = {
     400: "invalid_request_error",
     401: "authentication_error",
@@ -343,5 +354,5 @@ _ANTHROPIC_TYPES = {
 }
 
 
-def _dump(document: dict[str, Any]) -> bytes:
+def _dump(document: Mapping[str, Any]) -> bytes:
     return json.dumps(document, separators=(",", ":")).encode()

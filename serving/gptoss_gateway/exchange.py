@@ -9,10 +9,11 @@ import asyncio
 import contextlib
 import json
 from collections.abc import Callable, Mapping, Sequence
+from http import HTTPStatus
 
 from aiohttp import web
 
-from gptoss_gateway.errors import ClientLeftError, Dialect, RequestError
+from gptoss_gateway.errors import ClientLeftError, Dialect, RequestError, error_event
 from gptoss_gateway.usage import Tally
 
 _EVENT_STREAM = "text/event-stream; charset=utf-8"
@@ -91,7 +92,7 @@ class Exchange:
     async def answer(self, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:
         """Send a whole JSON document; on a stream held open it becomes an error event."""
         if self.response is not None:
-            await self._write(_as_event(body, self.dialect))
+            await self._write(_as_event(status, body, self.dialect))
             await self._end()
             return
         self.status = status
@@ -160,6 +161,8 @@ class Exchange:
             self.blocked_since = None
 
 
-def _as_event(body: bytes, dialect: Dialect) -> bytes:
+def _as_event(status: int, body: bytes, dialect: Dialect) -> bytes:
+    if status >= HTTPStatus.BAD_REQUEST and dialect is Dialect.RESPONSES:  # whose errors have members of their own
+        return error_event(json.loads(body), dialect)
     line = body.translate(None, b"\r\n")  # between JSON's tokens: strings hold none
     return (b"" if dialect is Dialect.OPENAI else b"event: error\n") + b"data: " + line + b"\n\n"

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from tests.contract.gateway.house import KEY, UID, House, eventually, hashed, model_object
+from tests.contract.gateway.house import KEY, UID, House, hashed, model_object
+from tests.contract.gateway.test_held_streams import fall_asleep
 
 HERE = Path(__file__).parent
 NODE = os.environ.get("GPTOSS_TEST_NODE", "")
@@ -50,42 +51,31 @@ async def test_whole_answers_streams_and_typed_events_arrive(house):
     assert kinds == ["response.output_text.delta"] * 2 + ["response.completed"]
 
 
-async def test_a_stream_that_waits_for_a_wake_is_not_disturbed_by_its_heartbeats(house, monkeypatch):
-    beats = []
-    server = await open_asleep(house, monkeypatch, beats)
-    asking = asyncio.create_task(client(server, "stream"))
-    await eventually(lambda: len(beats) >= 3, within=60)
+WAITS = pytest.mark.parametrize(
+    ("what", "saw"),
+    [("stream", "Hello world"), ("responses", ["response.output_text.delta"] * 2 + ["response.completed"])],
+)
+
+
+@WAITS
+async def test_a_stream_that_waits_for_a_wake_is_not_disturbed_by_its_heartbeats(house, monkeypatch, what, saw):
+    asleep = await fall_asleep(house, monkeypatch)
+    asking = asyncio.create_task(client(asleep.server, what))
+    await asleep.until_told(3, asking)
     house.deploy()
     house.apply(model_object("serving"))
-    assert await asking == {"saw": "Hello world"}
+    assert await asking == {"saw": saw}
 
 
-async def open_asleep(house: House, monkeypatch, beats: list[str]):
-    from gptoss_gateway import admission
-    from gptoss_gateway.exchange import Exchange
-
-    monkeypatch.setattr(admission, "FIRST_HEARTBEAT_SECONDS", 0.01)
-    monkeypatch.setattr(admission, "HEARTBEAT_SECONDS", 0.05)
-    beat = Exchange.heartbeat
-
-    async def noted(self: Exchange, comment: str) -> None:
-        await beat(self, comment)
-        beats.append(comment)
-
-    monkeypatch.setattr(Exchange, "heartbeat", noted)
-    house.apply(model_object("idle", scaling={"wakeTimeoutSeconds": 100}))
-    return await house.open_gateway()
-
-
-async def test_an_error_after_heartbeats_is_an_error_of_the_stream(house, monkeypatch):
-    beats = []
-    server = await open_asleep(house, monkeypatch, beats)
-    asking = asyncio.create_task(client(server, "stream"))
-    await eventually(lambda: len(beats) >= 2, within=60)
+@WAITS
+async def test_an_error_after_heartbeats_is_an_error_of_the_stream(house, monkeypatch, what, saw):
+    asleep = await fall_asleep(house, monkeypatch)
+    asking = asyncio.create_task(client(asleep.server, what))
+    await asleep.until_told(2, asking)
     house.apply(model_object("stalled"))
     seen = await asking
     assert (seen["kind"], seen["code"]) == ("APIError", "UntrustedSigner")
-    assert server.gateway.ledger.counts(UID) == (0, 0)
+    assert asleep.server.gateway.ledger.counts(UID) == (0, 0)
 
 
 async def test_refusals_are_the_clients_own_kinds_of_error(house):

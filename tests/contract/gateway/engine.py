@@ -95,10 +95,10 @@ class Engines:
         if fault == "no-usage":
             return web.json_response({**_answer(app, rest), "usage": None})
         if fault == "json-400":
-            return web.json_response(
-                {"error": {"message": "max_tokens too large", "type": "BadRequestError", "param": None, "code": 400}},
-                status=400,
-            )
+            error = {"message": "max_tokens too large", "type": "BadRequestError"}
+            if rest == "messages":
+                return web.json_response({"type": "error", "error": error}, status=400)
+            return web.json_response({"error": {**error, "param": None, "code": 400}}, status=400)
         if fault == "scaling-503":
             return web.json_response({"error": "The model is currently scaling. Please try again later."}, status=503)
         if fault == "detail-404":

@@ -70,6 +70,7 @@ ROWS = {
     "kubernetes (Python)": (locked("operator.txt", "kubernetes"), locked("dev.txt", "kubernetes")),
     "OpenAI's client for Python": ("any recent", locked("dev.txt", "openai")),
     "OpenAI's client for Node": ("any recent", node_package("node", "openai")),
+    "Anthropic's client for Python": ("any recent", locked("dev.txt", "anthropic")),
     "S3 server": ("any", f"versitygw {required('objectstore', 'github.com/versity/versitygw')}"),
     "Azure Blob Storage": ("any", f"Azurite {node_package('azure', 'azurite')}"),
     "OpenSSF Model Signing": ("v1 bundles", f"model-signing {locked('dev.txt', 'model-signing')}"),
