@@ -49,9 +49,12 @@ An operator that was killed works again within 20 s, and one that works reacts a
 _FENCE_POLL_SECONDS = 0.25
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class Visit:
-    """One request at the door. ``patience`` is how long its client will wait, in seconds, if it told."""
+    """One request at the door. ``patience`` is how long its client will wait, in seconds, if it told.
+
+    ``answering`` is for how many seconds engines have worked on it in vain; all other time since it arrived it waited.
+    """
 
     uid: str
     claim: Claim
@@ -61,6 +64,11 @@ class Visit:
     tenant: str = ""
     priority: int = 1
     patience: float | None = None
+    answering: float = 0.0
+
+    def waited(self, now: float) -> float:
+        """Return for how many seconds it has waited at a time of the event loop's clock."""
+        return now - self.arrived - self.answering
 
 
 class Admission:
@@ -185,9 +193,9 @@ class Admission:
     async def _wait(self, ticket: Ticket, visit: Visit, model: ServedModel) -> None:
         allowed = model.wake_timeout_seconds
         patient = visit.patience is None or visit.patience >= allowed
-        deadline = visit.arrived + (allowed if patient or visit.patience is None else visit.patience)
-        beat = max(self._now(), visit.arrived + FIRST_HEARTBEAT_SECONDS)
         began = self._now()
+        deadline = began + (allowed if patient or visit.patience is None else visit.patience) - visit.waited(began)
+        beat = max(began, visit.arrived + FIRST_HEARTBEAT_SECONDS)
         try:
             while not ticket.called.done():
                 await asyncio.wait({ticket.called}, timeout=max(0.0, min(deadline, beat) - self._now()))
@@ -206,7 +214,7 @@ class Admission:
 
     def _comment(self, visit: Visit) -> str:
         model = self._catalogue.get(visit.uid)
-        waited = f"waited {self._now() - visit.arrived:.0f} s"
+        waited = f"waited {visit.waited(self._now()):.0f} s"
         if model is None:
             return waited
         if self._answers(model):

@@ -182,12 +182,13 @@ class Inference:
         while True:
             upstream = await self._admission.admit(visit, returning=failures > 0)
             exchange.tally.begin(visit.size)
+            began = _now()
             attempt = Attempt(
                 uid=model.uid,
                 engine_id=model.engine_id,
                 upstream=upstream,
                 exchange=exchange,
-                heard=_now(),
+                heard=began,
             )
             try:
                 return await relay(
@@ -197,9 +198,10 @@ class Inference:
                     parcel=errand.parcel,
                     headers=errand.headers,
                     vigil=self._vigil,
-                    max_seconds=MAX_REQUEST_SECONDS,
+                    within=MAX_REQUEST_SECONDS - visit.answering,
                 )
             except UpstreamUnavailableError as error:
+                visit.answering += _now() - began
                 exchange.tally.forget()
                 self._admission.doubt(visit.uid)
                 visit.claim.wait()

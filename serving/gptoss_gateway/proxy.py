@@ -47,11 +47,12 @@ async def relay(
     parcel: Parcel,
     headers: dict[str, str],
     vigil: Vigil,
-    max_seconds: float = MAX_REQUEST_SECONDS,
+    within: float,
 ) -> Outcome:
     """Make one attempt, and answer the client unless nothing of an answer came.
 
-    The parcel is dropped with the first byte of an answer: no other attempt can be made then.
+    The parcel is dropped with the first byte of an answer: no other attempt can be made then. ``within`` is how many
+    seconds are left for it, of those that all attempts at one request have together.
 
     Raises:
         UpstreamUnavailableError: no byte of an answer reached the client; another attempt may be made.
@@ -60,11 +61,11 @@ async def relay(
     """
     vigil.begin(attempt)
     try:
-        async with asyncio.timeout(max_seconds) as attempt.patience:
+        async with asyncio.timeout(within) as attempt.patience:
             return await _attempt(lines, attempt, path, parcel=parcel, headers=headers)
     except TimeoutError as error:
         attempt.exchange.tally.made = attempt.cut is None
-        failure = _cut_short(attempt, max_seconds)
+        failure = _cut_short(attempt)
         if not attempt.exchange.answered:
             raise failure from error
         await attempt.exchange.fail(failure if isinstance(failure, RequestError) else _cut_off())
@@ -73,7 +74,7 @@ async def relay(
         vigil.finish(attempt)
 
 
-def _cut_short(attempt: Attempt, max_seconds: float) -> RequestError | UpstreamUnavailableError:
+def _cut_short(attempt: Attempt) -> RequestError | UpstreamUnavailableError:
     match attempt.cut:
         case Cut.HANGS:
             return UpstreamUnavailableError("the engine shows no sign of life", reached_engine=True)
@@ -83,7 +84,10 @@ def _cut_short(attempt: Attempt, max_seconds: float) -> RequestError | UpstreamU
                 code="upstream_stream_idle",
             )
         case None:
-            return RequestTooLongError(f"The answer took longer than {max_seconds:g} s, the most that any may take.")
+            return RequestTooLongError(
+                f"The answer took longer than {MAX_REQUEST_SECONDS} s, the most that any may take, with all attempts "
+                "that failed on the engine's side."
+            )
 
 
 async def _attempt(lines: Lines, attempt: Attempt, path: str, *, parcel: Parcel, headers: dict[str, str]) -> Outcome:

@@ -117,6 +117,8 @@ class Engines:
             if body.get("stream"):
                 return await self._stream(request, app, rest, body, fault)
             await app.paused.wait()
+            if fault == "late-reset":
+                request.transport.abort()
         except asyncio.CancelledError:
             app.aborted.set()
             raise

@@ -7,6 +7,10 @@ import aiohttp
 import openai
 import pytest
 
+from gptoss_api.names import MAX_REQUEST_SECONDS
+from gptoss_gateway import inference
+from gptoss_gateway.admission import Admission
+from tests.contract.gateway.dialects import ERRORS, STREAMS
 from tests.contract.gateway.house import UID, client, eventually, model_object
 from tests.contract.gateway.test_holding import ask
 from tests.contract.gateway.test_passing_through import AUTHORIZED, MESSAGES, metrics
@@ -116,20 +120,15 @@ async def test_an_engine_that_failed_gets_no_request_before_it_was_seen_to_answe
 
 
 @pytest.mark.parametrize("fault", ["cut-clean", "cut-inside"])
-@pytest.mark.parametrize("kind", ["chat", "responses"])
-async def test_a_stream_cut_short_ends_with_an_error_event(awake, fault, kind):
+@pytest.mark.parametrize("dialect", STREAMS)
+async def test_a_stream_cut_short_ends_with_an_error_event(awake, fault, dialect):
     server, application = awake
     application.faults.append(fault)
     seen = []
-    async with client(server) as api:
-        if kind == "chat":
-            stream = await ask(api, stream=True)
-        else:
-            stream = await api.responses.create(model="assistant", input="Hi", stream=True)
-        with pytest.raises(openai.APIError, match="cut short") as caught:
-            await read(stream, into=seen)
-    assert len(seen) == 1
-    assert caught.value.code == "upstream_stream_broken"
+    with pytest.raises(ERRORS, match="cut short") as caught:
+        await read(STREAMS[dialect](server), into=seen)
+    assert seen == ([] if dialect == "messages" else ["Hello"]), "of messages, the first event has no word"
+    assert "upstream_stream_broken" in str(caught.value.body)
     assert len(application.posts) == 1
     assert 'gptoss_gateway_upstream_breaks_total{model="assistant",namespace="ml"} 1.0' in await metrics(server)
 
@@ -177,6 +176,75 @@ async def test_the_longest_request_is_ended(awake, monkeypatch):
             async for _ in stream:
                 pass
     await asyncio.wait_for(application.aborted.wait(), 60)
+
+
+class Clock:
+    """The event loop's, put forward by ``ahead`` seconds for those who tell how long a request has taken."""
+
+    def __init__(self) -> None:
+        self.ahead = 0.0
+
+    def __call__(self, *_: object) -> float:
+        return asyncio.get_running_loop().time() + self.ahead
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(inference, "_now", clock)
+    monkeypatch.setattr(Admission, "_now", clock)
+    return clock
+
+
+@pytest.mark.parametrize("prefer", [{}, {"Prefer": "wait=60"}])
+async def test_the_time_that_an_engine_took_in_vain_is_none_that_the_client_has_waited(awake, clock, prefer):
+    server, application = awake
+    application.faults.append("late-reset")
+    application.paused.clear()
+    async with client(server) as api:
+        answer = ask(api, extra_headers=prefer)
+        await eventually(lambda: bool(application.posts))
+        clock.ahead = 1800.0  # much longer than anybody may wait
+        application.paused.set()
+        assert (await answer).choices[0].message.content == "Hello world"
+    assert len(application.posts) == 2
+
+
+async def test_all_attempts_at_a_request_share_the_time_that_one_may_take(awake, clock, monkeypatch):
+    server, application = awake
+    application.faults.append("late-reset")
+    application.paused.clear()
+    budgets = []
+    relay = inference.relay
+
+    async def noted(*parts, within, **more):
+        budgets.append(within)
+        return await relay(*parts, within=within, **more)
+
+    monkeypatch.setattr(inference, "relay", noted)
+    async with client(server) as api:
+        answer = ask(api)
+        await eventually(lambda: bool(application.posts))
+        clock.ahead = MAX_REQUEST_SECONDS - 1000.0
+        application.paused.set()
+        await answer
+    first, second = budgets
+    assert first == MAX_REQUEST_SECONDS
+    assert 0 < second <= 1000.0
+
+
+async def test_a_request_that_has_used_up_its_time_is_not_tried_again(awake, clock):
+    server, application = awake
+    application.faults.append("late-reset")
+    application.paused.clear()
+    async with client(server) as api:
+        answer = ask(api)
+        await eventually(lambda: bool(application.posts))
+        clock.ahead = float(MAX_REQUEST_SECONDS)
+        application.paused.set()
+        with pytest.raises(openai.InternalServerError, match="with all attempts") as caught:
+            await answer
+    assert (caught.value.status_code, caught.value.code) == (504, "request_too_long")
 
 
 async def test_a_model_on_an_unknown_or_foreign_cluster_is_refused_with_the_reason(house):
