@@ -226,6 +226,35 @@ async def test_a_second_head_that_trickles_is_ended_too_and_idle_connections_are
         assert (await idle.answer())[0] == 200
 
 
+async def test_a_connection_that_says_nothing_is_closed_and_its_place_is_free(awake, house, monkeypatch):
+    monkeypatch.setattr("gptoss_gateway.connection._KEEPALIVE_SECONDS", 0.3)
+    server = await house.open_gateway(limits={"maxConnections": 1})
+    async with wire(server) as silent:
+        assert await silent.rest() == b""
+    async with client(server) as api:
+        assert (await ask(api)).choices[0].message.content == "Hello world"
+
+
+async def test_requests_behind_one_that_is_answered_wait_in_the_kernel_and_not_in_memory(awake, house):
+    """A client may send the next requests before the first is answered, and without an end."""
+    awake.paused.clear()
+    server = await house.open_gateway()
+    large = b"GET /v1/models HTTP/1.1\r\nHost: gateway\r\nX-A: %s\r\n\r\n" % (b"a" * 30_000)
+    count = 2000
+    async with wire(server) as connection:
+        await connection.send(HEAD + LENGTH % len(BODY) + b"\r\n" + BODY)
+        await eventually(lambda: len(awake.posts) == 1)
+        sending = asyncio.create_task(connection.send(large * count))
+        await asyncio.wait({sending}, timeout=3)
+        assert not sending.done(), "60 MB were taken in"
+        awake.paused.set()
+        assert (await connection.answer())[0] == 200
+        async with asyncio.timeout(120):
+            for _ in range(count):
+                assert (await connection.answer())[0] == 401
+            await sending
+
+
 async def test_a_body_that_trickles_is_408(awake, house, time_to_read):
     server = await house.open_gateway(limits={"bodySeconds": 0.3})
     async with wire(server) as connection:

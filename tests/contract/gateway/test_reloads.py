@@ -1,5 +1,6 @@
 """Files that change under a running gateway are read beside its event loop."""
 
+import asyncio
 import os
 import threading
 from pathlib import Path
@@ -9,6 +10,8 @@ import yaml
 
 from tests.contract.gateway.house import OTHER_KEY, client, eventually, hashed, model_object
 from tests.contract.gateway.test_holding import ask
+from tests.contract.gateway.test_tls import authority, handshake  # noqa: F401 - one of them is a fixture
+from tests.contract.gateway.test_tls import client as tls_client
 
 PATIENCE_SECONDS = 30.0
 
@@ -45,9 +48,9 @@ class Slow:
             return
         pipe, self._pipe = self._pipe, None
         os.write(pipe, text.encode())
-        os.close(pipe)
         self._path.with_name("done").write_text(text)  # whoever looks again finds it there
         self._path.with_name("done").replace(self._path)
+        os.close(pipe)
 
 
 @pytest.mark.parametrize("name", ["keys.yaml", "token"])
@@ -69,6 +72,38 @@ async def test_a_file_that_is_read_slowly_stalls_no_stream(house, name):
         assert not file.gave_up
         file.write(before)
         await ask(api)
+
+
+async def test_a_certificate_that_is_read_slowly_stalls_no_stream_and_counts_once_it_is_read(
+    house, authority, tmp_path  # noqa: F811
+):  # fmt: skip
+    house.apply(model_object("serving"))
+    application = house.deploy()
+    application.paused.clear()
+    before, after = authority.issue(), authority.issue()
+    certificate, key = tmp_path / "tls.crt", tmp_path / "tls.key"
+    certificate.write_bytes(before.certificate)
+    key.write_bytes(before.key)
+    server = await house.open_gateway(tls={"certFile": certificate, "keyFile": key})
+    async with tls_client(server, authority.trusting()) as api:
+        stream = await ask(api, stream=True)
+        chunks = aiter(stream)
+        assert (await anext(chunks)).choices[0].delta.content == "Hello"
+        file = Slow(certificate)
+        await eventually(file.is_being_read)
+        application.paused.set()
+        assert [chunk.choices[0].delta.content async for chunk in chunks] == [" world"]
+        assert (await handshake(server, authority.trusting())).serial == before.serial
+        assert not file.gave_up
+        key.write_bytes(after.key)
+        file.write(after.certificate.decode())
+
+        async def is_shown() -> bool:
+            return (await handshake(server, authority.trusting())).serial == after.serial
+
+        async with asyncio.timeout(60):
+            while not await is_shown():  # noqa: ASYNC110 - a thread reads it
+                await asyncio.sleep(0.05)
 
 
 async def test_what_is_read_slowly_counts_once_it_is_read(house):

@@ -45,6 +45,22 @@ def test_anything_else_is_not(tmp_path, headers):
         keys.authenticate(headers)
 
 
+@pytest.mark.parametrize("key", ["first", "last", "unknown", ""])
+def test_every_key_is_compared_whosever_it_is_so_that_the_time_tells_nothing(tmp_path, monkeypatch, key):
+    tenants = [tenant(keys=("first", "second")), tenant("other", keys=("last",))]
+    ring = KeyRing.read(write(tmp_path / "keys.yaml", {"tenants": tenants}))
+    compared: list[bytes] = []
+
+    def noted(stored: bytes, given: bytes) -> bool:
+        compared.append(stored)
+        return stored == given
+
+    monkeypatch.setattr("gptoss_gateway.keys.hmac.compare_digest", noted)
+    caller = ring.find(key)
+    assert (caller.tenant if caller else None) == {"first": "ml", "last": "other"}.get(key)
+    assert compared == [hashed(each).removeprefix("sha256:").encode() for each in ("first", "second", "last")]
+
+
 @pytest.mark.parametrize(
     ("document", "says"),
     [
