@@ -7,23 +7,25 @@ from gptoss_serving.errors import NodeMisconfiguredError
 from gptoss_serving.node import Node
 
 _GPU_ONLY = frozenset({"gpu_memory_utilization", "disable_custom_all_reduce", "kv_cache_dtype"})
+TELLS: dict[str, EngineArgument] = {"enable_prompt_tokens_details": True}
+"""Without it vLLM tells in Responses alone how much of a prompt came from its cache, and gateways count that."""
 
 
 def engine_arguments(arguments: ServingArguments, node: Node) -> dict[str, EngineArgument]:
-    """Return vLLM's keyword arguments: the operator's, bent to what a CPU can do where there is only that.
+    """Return vLLM's keyword arguments: the operator's, and what every engine tells; bent to a CPU if there is no more.
 
     Raises:
         NodeMisconfiguredError: tensor or pipeline parallelism on a CPU.
     """
     if node.device == "gpu":
-        return dict(arguments.engine)
+        return {**arguments.engine, **TELLS}
     for field, size in (("tensor", arguments.tensor), ("pipeline", arguments.pipeline)):
         if size > 1:
             raise NodeMisconfiguredError(
                 f"spec.parallelism.{field} is {size} and this Ray cluster computes on the CPU: set it to 1"
             )
     kept = {name: value for name, value in arguments.engine.items() if name not in _GPU_ONLY}
-    return {**kept, "enforce_eager": True, "dtype": "bfloat16"}
+    return {**kept, **TELLS, "enforce_eager": True, "dtype": "bfloat16"}
 
 
 def runtime_environment(arguments: ServingArguments) -> dict[str, Any] | None:

@@ -11,6 +11,7 @@ from gptoss_api.engine import resolve
 from gptoss_api.engine_arguments import PERMITTED
 from gptoss_api.fit import Load, kv_bytes
 from gptoss_api.profiles import profiles
+from gptoss_serving.engine import TELLS
 from tests.builders import deployment
 
 FRONTEND = {"enable_auto_tool_choice", "tool_call_parser"}
@@ -24,6 +25,7 @@ import torch
 from types import SimpleNamespace
 from vllm.distributed.utils import get_pp_indices
 from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.entrypoints.launchers.cli_args import FrontendArgs
 from vllm.v1.core import kv_cache_utils
 from vllm.v1.kv_cache_interface import FullAttentionSpec, SlidingWindowSpec
 answers = []
@@ -51,6 +53,7 @@ for case in json.loads(sys.argv[1]):
     answers.append(blocks * layers * groups[0].kv_cache_spec.page_size_bytes)
 known = [name.replace("-", "_") for name in json.loads(sys.argv[2])]
 strangers = sorted(set(known) - set(AsyncEngineArgs.__dataclass_fields__))
+strangers += sorted(set(json.loads(sys.argv[4])) - set(FrontendArgs.__dataclass_fields__))
 lines = json.loads(sys.argv[3])
 taken = [{name: getattr(AsyncEngineArgs(model="x", **line), name) for name in line} for line in lines]
 layers = [max(end - start for start, end in (get_pp_indices(whole, rank, size) for rank in range(size)))
@@ -93,7 +96,15 @@ def test_the_kv_cache_is_counted_and_arguments_are_named_as_vllm_does() -> None:
     ]
     names = {name for profile in profiles() for rule in profile.rules for name in rule.arguments} | set(PERMITTED)
     done = subprocess.run(
-        [sys.executable, "-c", PROBE, json.dumps(asked), json.dumps(sorted(names)), json.dumps(lines)],
+        [
+            sys.executable,
+            "-c",
+            PROBE,
+            json.dumps(asked),
+            json.dumps(sorted(names)),
+            json.dumps(lines),
+            json.dumps(sorted(FRONTEND | TELLS.keys())),
+        ],
         capture_output=True,
         text=True,
         timeout=600,

@@ -19,6 +19,7 @@ from gptoss_weights.errors import DigestMismatchError
 from tests.builders import DIGEST
 
 ENVIRONMENT = {"GPTOSS_WEIGHTS_DIR": "/weights", "GPTOSS_GATEWAY_TOKENS_FILE": "/tokens"}
+TELLS = {"enable_prompt_tokens_details": True}
 FLAGS = {"RAY_SERVE_ENABLE_HA_PROXY": "1", "RAY_SERVE_LLM_ENABLE_DIRECT_STREAMING": "1"}
 
 
@@ -71,10 +72,10 @@ def test_names_the_variable_that_a_node_lacks(change: dict[str, str], said: str)
         Node.from_environment({**ENVIRONMENT, **change})
 
 
-def test_a_gpu_engine_gets_the_operators_arguments_unchanged_and_its_group_on_one_node() -> None:
+def test_a_gpu_engine_gets_the_operators_arguments_as_they_are_and_its_group_on_one_node() -> None:
     node = Node.from_environment(ENVIRONMENT)
 
-    assert engine_arguments(_arguments(tensor=2), node) == _arguments().engine
+    assert engine_arguments(_arguments(tensor=2), node) == {**_arguments().engine, **TELLS}
     assert placement(node, _arguments()) == {"bundle_per_worker": {"GPU": 1, "CPU": 1}, "strategy": "STRICT_PACK"}
     pipeline = _arguments().model_copy(update={"pipeline": 2})
     assert placement(node, pipeline) == {"bundle_per_worker": {"GPU": 1, "CPU": 1}, "strategy": "PACK"}
@@ -85,7 +86,7 @@ def test_a_cpu_engine_gets_what_a_cpu_can_do() -> None:
 
     arguments = engine_arguments(_arguments(), node)
 
-    assert arguments == {"enforce_eager": True, "dtype": "bfloat16", "max_model_len": 2048}
+    assert arguments == {"enforce_eager": True, "dtype": "bfloat16", "max_model_len": 2048, **TELLS}
     assert placement(node, _arguments()) == {"bundles": [{"CPU": 1}]}
     with pytest.raises(NodeMisconfiguredError, match=r"spec\.parallelism\.tensor is 2"):
         engine_arguments(_arguments(tensor=2), node)
