@@ -21,9 +21,9 @@ from gptoss_weights.sign import KeyPair, generate_key
 from tests.controlplane import GATEWAY_USER
 from tests.engine.conftest import SignedFolder
 from tests.engine.ray import Applications, kill_ray
-from tests.engine.relay import Relay
 from tests.engine.standin import ANSWER
 from tests.engine.whole import Whole
+from tests.relay import Relay
 
 pytestmark = pytest.mark.timeout(1200)
 PATIENT = {"wakeTimeoutSeconds": 400}

@@ -110,7 +110,9 @@ def last_words(log: Path | None) -> str:
 
 
 @contextlib.asynccontextmanager
-async def gateway_process(plane, folder: Path, engines: Engines, namespace: str, **more: Any) -> AsyncIterator[Process]:
+async def gateway_process(
+    plane, folder: Path, engines: Engines, namespace: str, *, kubeconfig: Path | None = None, **more: Any
+) -> AsyncIterator[Process]:
     (folder / "token").write_text(TOKEN)
     digest = hashlib.sha256(KEY.encode()).hexdigest()
     keys = {"tenants": [{"name": "test", "keys": [f"sha256:{digest}"], "namespaces": [namespace]}]}
@@ -136,7 +138,7 @@ async def gateway_process(plane, folder: Path, engines: Engines, namespace: str,
     with log.open("wb") as output:  # a pipe that nobody reads would stop the gateway once it is full
         program = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "gptoss_gateway", "--settings", str(folder / "gateway.yaml"),
-            "--kubeconfig", str(plane.kubeconfig_for(GATEWAY_USER)),
+            "--kubeconfig", str(kubeconfig or plane.kubeconfig_for(GATEWAY_USER)),
             stderr=output, env={"PATH": os.environ["PATH"]},
         )  # fmt: skip
     try:
@@ -235,16 +237,7 @@ class Fleet:
 
 async def test_a_rolling_restart_under_load_loses_nothing(rights, engines, namespace, tmp_path):
     plane = rights
-    applications = {}
-    for name in ("busy", "long"):
-        plane.kubectl("create", "-f", "-", stdin=json.dumps(without_uid(deployment_object(name, namespace))))
-        status = {"status": {"conditions": [condition("EngineReady", "True", "Answering")]}}
-        plane.kubectl(
-            "patch", "gptoss", name, "-n", namespace, "--subresource=status", "--type=merge", "-p", json.dumps(status)
-        )
-        uid = plane.kubectl("get", "gptoss", name, "-n", namespace, "-o", "jsonpath={.metadata.uid}").strip()
-        applications[name] = Application(model_id=engine_model_id(namespace, name, uid))
-        engines.applications[route_prefix(namespace, name)] = applications[name]
+    applications = {name: awake(plane, engines, namespace, name) for name in ("busy", "long")}
     applications["long"].paused.clear()
     fleet, stop = Fleet(), asyncio.Event()
     answered: list[str] = []
@@ -341,6 +334,19 @@ async def test_it_does_not_start_with_wrong_settings_and_names_the_field(tmp_pat
     _, errors = await asyncio.wait_for(program.communicate(), PATIENCE)
     assert program.returncode == 1
     assert re.search(says, errors.decode())
+
+
+def awake(plane, engines: Engines, namespace: str, name: str, **spec: Any) -> Application:
+    """Make a deployment that is ready by its status, and its engine."""
+    plane.kubectl("create", "-f", "-", stdin=json.dumps(without_uid(deployment_object(name, namespace, **spec))))
+    status = {"status": {"conditions": [condition("EngineReady", "True", "Answering")]}}
+    plane.kubectl(
+        "patch", "gptoss", name, "-n", namespace, "--subresource=status", "--type=merge", "-p", json.dumps(status)
+    )
+    uid = plane.kubectl("get", "gptoss", name, "-n", namespace, "-o", "jsonpath={.metadata.uid}").strip()
+    application = Application(model_id=engine_model_id(namespace, name, uid))
+    engines.applications[route_prefix(namespace, name)] = application
+    return application
 
 
 def without_uid(raw: dict) -> dict:

@@ -1,7 +1,6 @@
 """Several gateway processes behind one socket, against a real API server: killed, drained, and left alone."""
 
 import asyncio
-import json
 import os
 import re
 import signal
@@ -12,35 +11,24 @@ import aiohttp
 import pytest
 import yaml
 
-from gptoss_api.names import engine_model_id, route_prefix
 from tests.apiserver.gateway.test_process import (
     KEYED,
     MESSAGES,
     PATIENCE,
     Process,
+    awake,
     engines,  # noqa: F401 - a fixture
     gateway_process,
     reports,
     rights,  # noqa: F401 - a fixture
     until,
-    without_uid,
 )
-from tests.builders import deployment_object
 from tests.contract.gateway.engine import Application
-from tests.contract.gateway.house import condition
 
 
 @pytest.fixture
 def busy(rights, engines, namespace) -> Application:  # noqa: F811
-    rights.kubectl("create", "-f", "-", stdin=json.dumps(without_uid(deployment_object("busy", namespace))))
-    status = {"status": {"conditions": [condition("EngineReady", "True", "Answering")]}}
-    rights.kubectl(
-        "patch", "gptoss", "busy", "-n", namespace, "--subresource=status", "--type=merge", "-p", json.dumps(status)
-    )
-    uid = rights.kubectl("get", "gptoss", "busy", "-n", namespace, "-o", "jsonpath={.metadata.uid}").strip()
-    application = Application(model_id=engine_model_id(namespace, "busy", uid))
-    engines.applications[route_prefix(namespace, "busy")] = application
-    return application
+    return awake(rights, engines, namespace, "busy")
 
 
 def pids(process: Process) -> set[int]:

@@ -10,19 +10,19 @@ import yaml
 
 
 class Relay:
-    """Passes bytes on between whoever uses ``kubeconfig`` and the API server of another one, until it is cut."""
+    """Passes bytes on between whoever uses ``kubeconfig`` and the API server of another one, but while it is cut."""
 
     def __init__(self, original: Path, kubeconfig: Path) -> None:
         self.kubeconfig = kubeconfig
-        self._listener = socket.create_server(("127.0.0.1", 0))
         self._open: list[socket.socket] = []
         document = yaml.safe_load(original.read_text())
         cluster = document["clusters"][0]["cluster"]
         server = urlsplit(cluster["server"])
         self._server = (str(server.hostname), int(server.port or 443))
-        cluster["server"] = f"https://127.0.0.1:{self._listener.getsockname()[1]}"
+        self._address = ("127.0.0.1", 0)
+        self.mend()
+        cluster["server"] = f"https://127.0.0.1:{self._address[1]}"
         kubeconfig.write_text(yaml.safe_dump(document))
-        threading.Thread(target=self._take, daemon=True).start()
 
     def cut(self) -> None:
         """End every connection, and take no other."""
@@ -30,11 +30,18 @@ class Relay:
             with contextlib.suppress(OSError):
                 each.shutdown(socket.SHUT_RDWR)
             each.close()
+        self._open.clear()
 
-    def _take(self) -> None:
+    def mend(self) -> None:
+        """Take connections again, at the same address."""
+        self._listener = socket.create_server(self._address)
+        self._address = self._listener.getsockname()
+        threading.Thread(target=self._take, args=(self._listener,), daemon=True).start()
+
+    def _take(self, listener: socket.socket) -> None:
         with contextlib.suppress(OSError):
             while True:
-                client, _ = self._listener.accept()
+                client, _ = listener.accept()
                 server = socket.create_connection(self._server)
                 self._open += [client, server]
                 for ends in ((client, server), (server, client)):
