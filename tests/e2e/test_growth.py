@@ -11,7 +11,7 @@ NAME = "growing"
 
 @pytest.fixture
 def growing(house: House) -> Iterator[str]:
-    """A deployment of up to two replicas that work on two sequences each; what still starts outlives a pause of load."""
+    """A deployment of up to two replicas of two sequences each; what still starts outlives a pause in the load."""
     scaling = {"minReplicas": 0, "maxReplicas": 2, "idleSeconds": 3600, "wakeTimeoutSeconds": 1200}
     delays = {"scaleUpDelaySeconds": 0, "scaleDownDelaySeconds": 180}
     house.deploy(NAME, engine={"maxModelLen": 2048, "maxNumSeqs": 2}, scaling={**scaling, **delays})
