@@ -80,6 +80,7 @@ class Reason(StrEnum):
     VOLUME_FULL = "VolumeFull"
     ENGINE_CRASHED = "EngineCrashed"
     NODE_MISCONFIGURED = "NodeMisconfigured"
+    RAY_TOO_OLD = "RayTooOld"
     # WeightsVerified
     VERIFIED = "Verified"
     SIGNATURE_VERIFIED = "SignatureVerified"

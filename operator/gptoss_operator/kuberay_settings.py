@@ -13,6 +13,7 @@ from gptoss_api.hardware import Family, accelerators_of_product
 from gptoss_api.kuberay import EngineAccess
 from gptoss_api.model import Name, StrictModel
 from gptoss_api.pod import ClassName, NodeSelector, Pod, Quantity, Toleration
+from gptoss_api.versions import OLDEST_RAY, is_older
 from gptoss_operator.file_roots import FileRoot, tell_apart
 from gptoss_operator.gcs_fault_tolerance import GcsFaultTolerance
 from gptoss_operator.workload_identity import WorkloadIdentity
@@ -21,9 +22,6 @@ from gptoss_weights.location import Location
 MOVE_SECONDS = 300
 """From KubeRay's move to another Ray cluster until nobody sends a request to the one before: the operator, which may
 just be starting anew, leads our Service there, proxies on nodes follow it, and so do gateways' new connections."""
-
-OLDEST_RAY = (2, 60)
-"""Before, `ray.serve.llm` has no direct streaming as we use it."""
 
 
 class Peer(StrictModel):
@@ -180,9 +178,8 @@ class KubeRaySettings(EngineAccess):
     @field_validator("ray_version")
     @classmethod
     def _is_new_enough(cls, value: str) -> str:
-        found = re.fullmatch(r"(\d+)\.(\d+)\.\d+", value)
-        if found is None or (int(found[1]), int(found[2])) < OLDEST_RAY:
-            raise ValueError(f"rayVersion is {value!r}: give the image's version of Ray, 2.60.0 or later")
+        if re.fullmatch(r"\d+\.\d+\.\d+", value) is None or is_older(value, OLDEST_RAY):
+            raise ValueError(f"rayVersion is {value!r}: give the image's version of Ray, {OLDEST_RAY} or later")
         return value
 
     @model_validator(mode="after")

@@ -1,25 +1,20 @@
-"""The application that Ray imports: from the operator's arguments to Ray LLM's configuration.
+"""The application that Ray imports: from the operator's arguments to Ray LLM's, on a node that was found fit for it.
 
-Nothing is read or downloaded here: ``build`` runs in a task of its own on the head node. What it
-returns says where the verified copy will be; the callback puts it there, on each node.
+Nothing is read or downloaded here: ``build`` runs in a task of its own on the head node.
 """
 
+import importlib
 from typing import Any
 
-from ray import serve
-from ray.serve.llm import LLMConfig, build_openai_app
-
-from gptoss_api.application import ServingArguments
-from gptoss_api.names import MAX_REQUEST_SECONDS
-from gptoss_serving.engine import engine_arguments, placement, runtime_environment
 from gptoss_serving.gate import GatewayTokens
 from gptoss_serving.node import Node
 from gptoss_serving.preflight import check_node, parse_arguments
-from gptoss_serving.server import GptOssServer
-from gptoss_serving.weights_callback import WeightsCallback
+
+_BUILT_ON_RAY = "gptoss_serving.llm"
+"""Imported once the node is known to be fit: an older Ray lacks modules of it, and says so without saying why."""
 
 
-def build(args: dict[str, Any]) -> serve.Application:
+def build(args: dict[str, Any]) -> Any:
     """Return the Serve application for the operator's arguments (``ServingArguments`` as JSON).
 
     Raises:
@@ -29,28 +24,4 @@ def build(args: dict[str, Any]) -> serve.Application:
     check_node()
     node = Node.from_environment()
     GatewayTokens(node.gateway_tokens_file)
-    return build_openai_app({"llm_configs": [llm_config(arguments, node)]})
-
-
-def llm_config(arguments: ServingArguments, node: Node) -> LLMConfig:
-    """Return Ray LLM's configuration of one engine."""
-    return LLMConfig(
-        model_loading_config={
-            "model_id": arguments.model_id,
-            "model_source": str(node.copy_of(arguments.weights)),
-        },
-        engine_kwargs=engine_arguments(arguments, node),
-        placement_group_config=placement(node, arguments),
-        deployment_config={
-            # Bounds come with the operator's `deployments` block; these are for a hand-made PUT.
-            "autoscaling_config": {"min_replicas": 1, "max_replicas": 1, "target_ongoing_requests": 32},
-            "ray_actor_options": {"num_cpus": 0.1 if node.device == "cpu" else 1},
-            "graceful_shutdown_timeout_s": MAX_REQUEST_SECONDS,
-        },
-        callback_config={
-            "callback_class": WeightsCallback,
-            "callback_kwargs": WeightsCallback.keywords(arguments.weights),
-        },
-        runtime_env=runtime_environment(arguments),
-        server_cls=GptOssServer,
-    )
+    return importlib.import_module(_BUILT_ON_RAY).application(arguments, node)

@@ -5,6 +5,7 @@
     ServingError                       gptoss-reason=<reason>; <message>
     ├── VersionMismatchError           ServingVersionMismatch: operator and serving image do not fit
     ├── NodeMisconfiguredError         NodeMisconfigured: a package, variable or file is missing on the node
+    ├── RayTooOldError                 RayTooOld: Ray lacks what the application is built on
     ├── VocabularyError                ForbiddenContent: the tokenizer is not gpt-oss's
     └── WeightsRefusedError            the reason of the WeightsError that caused it
 
@@ -18,7 +19,14 @@ from typing import ClassVar
 from gptoss_api.conditions import Reason, TrustReason
 from gptoss_weights.errors import WeightsError
 
-__all__ = ["NodeMisconfiguredError", "ServingError", "VersionMismatchError", "VocabularyError", "WeightsRefusedError"]
+__all__ = [
+    "NodeMisconfiguredError",
+    "RayTooOldError",
+    "ServingError",
+    "VersionMismatchError",
+    "VocabularyError",
+    "WeightsRefusedError",
+]
 
 
 class ServingError(Exception):
@@ -43,6 +51,12 @@ class NodeMisconfiguredError(ServingError):
     """The node lacks a package, a variable or a file."""
 
     reason = Reason.NODE_MISCONFIGURED
+
+
+class RayTooOldError(ServingError):
+    """The Ray that runs is older than the application needs."""
+
+    reason = Reason.RAY_TOO_OLD
 
 
 class VocabularyError(ServingError):

