@@ -71,6 +71,8 @@ class StandInKubeRay:
     init_message: str | None = None
     """What the container that fetches weights ends with."""
     unschedulable: str | None = None
+    version: str = "v1.7.0"
+    """What it tells each head."""
     image_id: str = "registry.example.com/serving@sha256:" + "1" * 64
     """What nodes say that they pulled, of pods that are looked at from now on for the first time."""
     fail_with: str | None = None
@@ -196,7 +198,10 @@ class StandInKubeRay:
                 "finalizers": [_STAYS] if self.linger else [],
                 "ownerReferences": [_owned_by(raw)],
             }
-            spec = {**template["spec"], "serviceAccountName": "made-by-kuberay"}
+            spec = json.loads(json.dumps({**template["spec"], "serviceAccountName": "made-by-kuberay"}))
+            if role == "head":
+                tags = f"kuberay_version={self.version};kuberay_crd=RayService"
+                spec["containers"][0]["env"].append({"name": "RAY_USAGE_STATS_EXTRA_TAGS", "value": tags})
             pod = {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}
             try:
                 await self.kube.create(pod, resource=PODS, field_manager="kuberay")

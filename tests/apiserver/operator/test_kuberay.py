@@ -664,6 +664,22 @@ async def test_a_kuberay_that_comes_later_or_is_too_old_is_noticed_without_a_res
 
 
 @pytest.mark.usefixtures("rayservices")
+async def test_an_operator_of_kuberay_that_is_older_than_its_crds_is_told_until_a_newer_one_works(home: Home) -> None:
+    home.kuberay.version = "v1.6.2"
+    async with home.operator():
+        await home.apply(scaling={"minReplicas": 1})
+        assert "KubeRay's operator is v1.6.2" in await home.until("Degraded", "True", "KubeRayTooOld")
+        await home.until("Ready", "True", "Serving")
+    async with home.operator():  # another one reads it off the same pod
+        await home.apply(scaling={"minReplicas": 1, "idleSeconds": 1000})
+        await home.until("Degraded", "True", "KubeRayTooOld")
+        home.kuberay.version = "v1.7.1"
+        await home.apply(scaling={"minReplicas": 1}, parallelism={"tensor": 2})
+        await home.until("Degraded", "False", "Healthy")
+        await home.until("Ready", "True", "Serving")
+
+
+@pytest.mark.usefixtures("rayservices")
 async def test_a_foreign_rayservice_is_left_alone(home: Home) -> None:
     theirs: Mapping[str, Any] = {
         "apiVersion": "ray.io/v1",

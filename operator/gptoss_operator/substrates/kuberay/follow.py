@@ -1,6 +1,6 @@
 """Copies of all RayServices, of our pods and of nodes' labels, kept true by watches, and the few writes to them.
 
-Where KubeRay's CRD is missing, or too old to suspend, this says so, and goes on looking until it comes.
+Where KubeRay's CRD is missing, or too old to suspend, or its operator is, this says so, and goes on looking.
 """
 
 import asyncio
@@ -13,6 +13,7 @@ from typing import Any
 
 from gptoss_api.conditions import Reason
 from gptoss_api.names import FIELD_MANAGER
+from gptoss_api.versions import OLDEST_KUBERAY
 from gptoss_kube.client import Kube, Object
 from gptoss_kube.errors import AlreadyExists, Forbidden, NotFound, UnknownResource
 from gptoss_kube.resources import CUSTOM_RESOURCE_DEFINITIONS, NODES, PODS, RAY_SERVICES, SECRETS, resource_of
@@ -20,6 +21,7 @@ from gptoss_kube.watch import Informer
 from gptoss_operator.keys import RayServiceKey
 from gptoss_operator.plan.rayservice.workload import DEPLOYMENT_LABEL, MANAGED_BY, Raw
 from gptoss_operator.substrates.kuberay.children import Children
+from gptoss_operator.substrates.kuberay.maker import Maker, maker_of
 from gptoss_operator.substrates.kuberay.nodes import lean_node
 from gptoss_operator.substrates.kuberay.seen import lean
 
@@ -51,6 +53,7 @@ class KubeRayObjects:
         self._everything = everything
         self._rayservices: dict[RayServiceKey, Raw] = {}
         self._pods: dict[RayServiceKey, dict[str, Raw]] = defaultdict(dict)
+        self._maker = Maker()
         self._informers: list[Informer] = []
         for namespace in namespaces or (None,):
             self._informers += [
@@ -123,8 +126,8 @@ class KubeRayObjects:
             if isinstance(error, UnknownResource):
                 return (
                     Reason.KUBERAY_MISSING,
-                    "the cluster does not know RayServices: an administrator installs KubeRay 1.7 or later, and this "
-                    "goes on by itself",
+                    f"the cluster does not know RayServices: an administrator installs KubeRay {OLDEST_KUBERAY} or "
+                    "later, and this goes on by itself",
                 )
             if isinstance(error, Forbidden):
                 return (
@@ -134,14 +137,14 @@ class KubeRayObjects:
         if self._suspends is False:
             return (
                 Reason.KUBERAY_TOO_OLD,
-                "KubeRay's RayService can't be suspended: an administrator updates KubeRay (CRDs and operator) to 1.7 "
-                "or later, and this goes on by itself",
+                "KubeRay's RayService can't be suspended: an administrator updates KubeRay (CRDs and operator) to "
+                f"{OLDEST_KUBERAY} or later, and this goes on by itself",
             )
         return None
 
     def flaw(self) -> tuple[str, str] | None:
         """Say what is not as it should be, though nothing stops for it."""
-        return self.children.flaw()
+        return self._maker.flaw() or self.children.flaw()
 
     @property
     def synced(self) -> bool:
@@ -245,6 +248,8 @@ class KubeRayObjects:
         if key is not None:
             self._pods[key][raw["metadata"]["name"]] = raw
             self._news(key)
+            if self._maker.saw(raw["metadata"].get("creationTimestamp") or "", raw["maker"]):
+                self._everything()
 
     def _pod_gone(self, raw: Object) -> None:
         key = _owner(raw)
@@ -256,9 +261,10 @@ class KubeRayObjects:
 
 
 def lean_pod(raw: Raw) -> Raw:
-    """Leave a pod's specification out, but which claims it has: what it says of itself is looked at."""
+    """Leave a pod's specification out, but which claims it has and who made it: what it says of itself is looked at."""
     claims = [each for each in (raw.get("spec") or {}).get("volumes") or () if "persistentVolumeClaim" in each]
-    return {"metadata": raw["metadata"], "spec": {"volumes": claims}, "status": raw.get("status") or {}}
+    kept = {"metadata": raw["metadata"], "spec": {"volumes": claims}, "status": raw.get("status") or {}}
+    return {**kept, "maker": maker_of(raw)}
 
 
 def _can_suspend(crd: Mapping[str, Any]) -> bool:
