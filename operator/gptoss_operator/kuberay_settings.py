@@ -123,6 +123,10 @@ class KubeRaySettings(EngineAccess):
     )
     ray_version: str = Field(default="2.60.0", description="Version of Ray in the image.")
     run_as_user: Annotated[int, Field(ge=1)] = Field(default=1000, description="User id of Ray and the engine.")
+    supplemental_groups: Annotated[tuple[Annotated[int, Field(ge=1, le=2**31 - 1)], ...], Field(max_length=16)] = Field(
+        default=(),
+        description="Further groups of workers' processes, such as the one that nodes let open /dev/dri and /dev/kfd.",
+    )
     head_cpu: Quantity = "1"
     head_memory: Quantity = "6Gi"
     head_node_selector: NodeSelector = Field(

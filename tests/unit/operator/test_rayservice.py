@@ -15,12 +15,14 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from gptoss_api.accelerator import AcceleratorRequest
+from gptoss_api.names import MAX_REQUEST_SECONDS
 from gptoss_api.pod import Pod, amount
 from gptoss_gateway.lines import LINE_SECONDS
 from gptoss_operator.kuberay_settings import KubeRaySettings, NamespaceLimits
 from gptoss_operator.plan.rayservice.render import Rendered, canonical, leading_to, render
 from gptoss_operator.plan.rayservice.resolve import check_kuberay, workload_of
 from gptoss_operator.plan.rayservice.workload import KubeRaySite, Workload
+from gptoss_serving import drain
 from gptoss_weights.sources.endpoint import METADATA_SERVICES
 from tests.builders import DIGEST, deployment
 from tests.unit.operator import rayservices
@@ -157,6 +159,51 @@ def test_a_head_goes_where_an_administrator_says() -> None:
     worker = made["workerGroupSpecs"][0]["template"]["spec"]
     assert worker["nodeSelector"] == {"pool": "gpu"}
     assert [each["key"] for each in worker["tolerations"]] == ["nvidia.com/gpu", "amd.com/gpu"]
+
+
+def test_workers_are_in_the_groups_that_may_open_accelerators_and_heads_are_not() -> None:
+    there = site(settings=rayservices.settings(supplementalGroups=[44, 109]))
+    for of in (workload(), workload(cache_claim="gptoss-weights-cache")):
+        made, plain = cluster(of, there), cluster(of)
+        security = made["workerGroupSpecs"][0]["template"]["spec"]["securityContext"]
+        before = plain["workerGroupSpecs"][0]["template"]["spec"]["securityContext"]
+        assert security == {**before, "supplementalGroups": [44, 109]}
+        assert "supplementalGroups" not in json.dumps([plain, made["headGroupSpec"]])
+
+
+@pytest.mark.parametrize("groups", [[0], [-1], ["render"], list(range(1, 18))])
+def test_groups_that_can_not_be_meant_are_refused_by_name(groups: list[Any]) -> None:
+    with pytest.raises(ValueError, match="supplementalGroups"):
+        rayservices.settings(supplementalGroups=groups)
+
+
+def test_users_choose_priority_and_runtime_of_workers() -> None:
+    chosen = Pod.model_validate({"priorityClassName": "serving", "runtimeClassName": "nvidia"})
+    beside, worker = pods(workload(pod=chosen))
+    assert (worker["priorityClassName"], worker["runtimeClassName"]) == ("serving", "nvidia")
+    assert beside["priorityClassName"] == "serving", "a head that is preempted takes its workers with it"
+    assert "runtimeClassName" not in beside, "a head has no accelerator"
+    for pod in pods(workload()):
+        assert pod.keys().isdisjoint({"priorityClassName", "runtimeClassName"})
+
+
+def test_replicas_are_spread_among_their_own_as_far_as_there_are_nodes() -> None:
+    group = workers(workload())["template"]
+    labels, spread = group["metadata"]["labels"], group["spec"]["topologySpreadConstraints"]
+    assert {each["topologyKey"] for each in spread} == {"kubernetes.io/hostname", "topology.kubernetes.io/zone"}
+    others = head(workload())["template"]["metadata"]["labels"]
+    for each in spread:
+        assert (each["maxSkew"], each["whenUnsatisfiable"]) == (1, "ScheduleAnyway")
+        chosen = each["labelSelector"]["matchLabels"].items()
+        assert chosen <= labels.items()
+        assert not chosen <= others.items(), "a head is no replica"
+
+
+def test_rays_containers_wait_for_their_requests_before_they_are_told_to_end() -> None:
+    for pod in pods(workload()):
+        (container,) = pod["containers"]
+        assert container["lifecycle"] == {"preStop": {"exec": {"command": ["python", "-m", drain.__name__]}}}
+        assert pod["terminationGracePeriodSeconds"] > MAX_REQUEST_SECONDS, "or the wait itself would be killed"
 
 
 def test_only_the_fetching_container_writes_weights_and_knows_credentials() -> None:
@@ -482,6 +529,34 @@ def test_network_policies_let_in_by_port_and_never_out_to_metadata() -> None:
     assert [peer["namespaceSelector"]["matchLabels"] for peer in dashboards[0]["from"]] == [
         {"kubernetes.io/metadata.name": "kuberay-system"}
     ]
+
+
+def test_an_administrator_says_which_pods_may_reach_replicas_and_at_which_ports() -> None:
+    peers = {
+        name: {"namespace": f"of-{name}", "podLabels": {"app": name}}
+        for name in ("gateway", "operator", "kuberay", "prometheus")
+    }
+
+    def admitted(network: dict[str, Any]) -> dict[str, dict[str, list[int]]]:
+        there = site(settings=rayservices.settings(network=network))
+        found: dict[str, dict[str, list[int]]] = {}
+        for policy in (each for each in render(workload(), there).others if each["kind"] == "NetworkPolicy"):
+            ports = found.setdefault(policy["metadata"]["name"], {})
+            for rule in policy["spec"]["ingress"][1:]:
+                for peer in rule["from"]:
+                    space = peer["namespaceSelector"]["matchLabels"]["kubernetes.io/metadata.name"]
+                    app = "".join(peer["podSelector"]["matchLabels"].values())
+                    ports[f"{space}/{app}"] = [each["port"] for each in rule["ports"]]
+        return found
+
+    asks = {"of-gateway/gateway": [8000], "of-operator/operator": [8000]}
+    scrapes = {"of-prometheus/prometheus": [8080, 9101]}
+    assert admitted(peers) == {
+        "assistant-head": {**asks, **scrapes, "of-kuberay/kuberay": [8000, 8265]},
+        "assistant-worker": {**asks, **scrapes},
+    }
+    usual = {"gptoss-system/gateway": [8000], "gptoss-system/operator": [8000]}
+    assert admitted({})["assistant-worker"] == usual, "nobody else, and no Prometheus unless it is named"
 
 
 def test_workers_reach_every_host_that_weights_may_come_from() -> None:

@@ -139,6 +139,8 @@ def worker_group(workload: Workload, site: KubeRaySite, revision: str) -> Raw:
     # Or each container's program is process 1, which a SIGTERM does not end: KubeRay's wait for the head is a shell,
     # and a pod that is told to go while it runs would stay for all its grace. No two containers run here at a time.
     pod["shareProcessNamespace"] = True
+    if settings.supplemental_groups:
+        pod["securityContext"]["supplementalGroups"] = list(settings.supplemental_groups)
     if workload.cache_claim is not None:
         pod["volumes"].append({"name": CACHE_VOLUME, "persistentVolumeClaim": {"claimName": workload.cache_claim}})
         # A volume's root is root's. The group opens it to the fetching container; the engine's has no mount of it.
