@@ -36,6 +36,7 @@ class Family(StrEnum):
     BLACKWELL_RTX = "BlackwellRTX"
     CDNA3 = "CDNA3"
     CDNA4 = "CDNA4"
+    XE2 = "Xe2"
     CPU = "CPU"
 
 
@@ -46,8 +47,8 @@ class Accelerator:
     Attributes:
         name: how people name it here.
         family: its generation.
-        memory_bytes: what one process sees; 0 where it must be told (a CPU's share).
-        capability: CUDA compute capability, or the LLVM target of an AMD one.
+        memory_bytes: what one process sees; 0 where it must be told (a CPU's share, or nobody has published it).
+        capability: CUDA compute capability, the LLVM target of an AMD one, or Intel's name of its own.
         ray_types: what Ray calls it in ``accelerator_type:…``.
         aliases: further names whose words a product label may hold.
         verified: vLLM's recipes say that gpt-oss runs on it.
@@ -294,6 +295,13 @@ _CATALOGUE: Mapping[str, Accelerator] = {
         _rocm("MI325X", Family.CDNA3, "gfx942", 256, ray_types=("AMD-Instinct-MI325X-OAM",), verified=True),
         _rocm("MI350X", Family.CDNA4, "gfx950", 288, ray_types=("AMD-Instinct-MI350X-OAM",), verified=False),
         _rocm("MI355X", Family.CDNA4, "gfx950", 288, ray_types=("AMD-Instinct-MI355X-OAM",), verified=True),
+        Accelerator(
+            name="Arc-Pro-B60",
+            family=Family.XE2,
+            memory_bytes=0,
+            capability="Xe2",
+            source="must be told; that gpt-oss runs: https://github.com/vllm-project/vllm/pull/27786",
+        ),
         Accelerator(
             name="CPU",
             family=Family.CPU,

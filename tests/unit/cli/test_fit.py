@@ -92,6 +92,18 @@ def test_a_cpu_needs_to_be_told_its_memory() -> None:
     assert "Unverified" in result.output
 
 
+def test_an_accelerator_of_unpublished_memory_is_judged_by_what_it_is_told() -> None:
+    told = ("--model", "gpt-oss-20b", "--gpu", "arc-pro-b60")
+    asked = run(*told)
+    assert asked.exit_code == ExitCode.USAGE
+    assert "--memory" in asked.output
+    fits = run(*told, "--memory", 23, "--json")
+    assert fits.exit_code == ExitCode.OK
+    document = json.loads(fits.output)
+    assert (document["verdict"], document["accelerator"]["family"]) == ("Unverified", "Xe2")
+    assert run(*told, "--memory", 12).exit_code == ExitCode.NEGATIVE
+
+
 def test_lists_what_is_known() -> None:
     assert "MI355X" in run("--list").output
     assert {"H100-80GB", "L4"} <= {each["name"] for each in json.loads(run("--list", "--json").output)}
