@@ -514,6 +514,8 @@ def test_what_needs_other_operators_is_off_by_default(helm: Helm):
     kinds = {each["apiVersion"].partition("/")[0] for each in helm.render("gpt")}
     assert "monitoring.coreos.com" not in kinds
     assert "admissionregistration.k8s.io" not in kinds
+    maps = of_kind(helm.render("gpt"), "ConfigMap")
+    assert not any("grafana_dashboard" in each["metadata"]["labels"] for each in maps)
 
 
 def test_admission_policies_judge_the_namespaces_that_are_served(helm: Helm):

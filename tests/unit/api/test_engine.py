@@ -1,5 +1,6 @@
 """Specification + profile → engine settings."""
 
+import hashlib
 import json
 
 import pytest
@@ -13,7 +14,7 @@ from gptoss_api.engine_arguments import PERMITTED, typed
 from gptoss_api.fit import Verdict, assess, load_of
 from gptoss_api.hardware import Family, accelerator_named, accelerators
 from gptoss_api.names import application_name, engine_model_id
-from gptoss_api.profiles import profile_for, profiles
+from gptoss_api.profiles import Profile, profile_for, profiles
 from tests.builders import DIGEST, deployment
 
 
@@ -119,6 +120,32 @@ def test_only_amd_needs_environment_variables() -> None:
 @pytest.mark.parametrize("profile", profiles(), ids=lambda profile: profile.name)
 def test_every_rule_says_where_it_is_from(profile) -> None:
     assert [rule for rule in profile.rules if not rule.source] == []
+
+
+def test_a_profile_with_other_numbers_has_another_version() -> None:
+    # Raise the version of one that differs, and write its digest here: people are told of the update by it.
+    assert {(each.name, each.version): _digest(each) for each in profiles()} == {
+        ("gpt-oss-20b", 2): "0c4a7a2ab75150b1",
+        ("gpt-oss-120b", 2): "5e899c683311e0ab",
+        ("custom", 1): "cbf824bdf5e9d933",
+    }
+
+
+def _digest(profile: Profile) -> str:
+    """Name everything of a profile that an engine is given, and where."""
+    rules = [
+        [
+            sorted(rule.arguments.items()),
+            sorted(rule.environment.items()),
+            sorted(rule.families or ()),
+            sorted(rule.tensor or ()),
+            rule.below,
+            rule.unknown,
+        ]
+        for rule in profile.rules
+    ]
+    content = [profile.max_model_len, profile.max_num_seqs, rules]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
 
 @pytest.mark.parametrize("name", ["gpt-oss-20b", "gpt-oss-120b"])

@@ -95,6 +95,12 @@ def test_all_that_is_published_is_signed_and_has_its_provenance_beside_it():
         assert pushes is signs or attests["with"]["subject-digest"] in signs["env"]["IMAGE"]
 
 
+def test_images_are_published_with_what_is_in_them_and_how_they_were_built():
+    jobs = yaml.safe_load((REPOSITORY / ".github" / "workflows" / "publish.yaml").read_text())["jobs"]
+    (builds,) = [step["with"] for step in jobs["images"]["steps"] if "build-push-action" in step.get("uses", "")]
+    assert (builds["push"], builds["sbom"], builds["provenance"]) == (True, True, "mode=max")
+
+
 def test_the_published_matrix_builds_files_that_exist():
     jobs = yaml.safe_load((REPOSITORY / ".github" / "workflows" / "publish.yaml").read_text())["jobs"]
     matrix = jobs["images"]["strategy"]["matrix"]["include"]
