@@ -2,7 +2,6 @@
 
 import copy
 import json
-from pathlib import Path
 from typing import Any
 
 import lupa
@@ -10,8 +9,8 @@ import pytest
 import yaml
 
 from tests.controlplane import REPOSITORY
+from tests.unit.gitops.written import LIVES, STATUSES, conditions_of
 
-STATUSES = Path(__file__).parent / "statuses"
 SCRIPT = REPOSITORY / "examples" / "gitops" / "health.lua"
 EXPECTED = {
     "starting": ("Progressing", "InProgress"),
@@ -58,7 +57,14 @@ def test_health_is_what_people_expect(name: str):
 
 
 def test_every_stored_status_is_expected():
-    assert {path.stem for path in STATUSES.glob("*.json")} == set(EXPECTED)
+    assert {path.stem for path in STATUSES.glob("*.json")} == set(EXPECTED) == set(LIVES)
+
+
+@pytest.mark.parametrize("name", LIVES)
+def test_a_stored_status_says_what_the_operator_says_today(name: str):
+    document, world = stored(name), LIVES[name]()
+    assert document["status"]["conditions"] == conditions_of(world), "python -m tests.unit.gitops.written"
+    assert document["status"]["observedGeneration"] == document["metadata"]["generation"] == world.generation
 
 
 @pytest.mark.parametrize("name", EXPECTED)
