@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import time
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from gptoss_weights.errors import (
 )
 from gptoss_weights.sources import SourceSettings, open_source
 from gptoss_weights.trust import read_bundle
+from tests.azure.measured_pull import MOST_MIB, larger_than_lanes, peak_of_pull
 from tests.contract.weights.conftest import SHARD, _no_waiting, pulled, weights
 from tests.contract.weights.proxy import Cut, Refuse, proxied
 
@@ -177,3 +179,16 @@ def test_refusals_say_what_is_wrong_with_the_credentials(azurite, container):
         pytest.raises(AccessDeniedError, match="may read this container"),
     ):
         read_bundle(source)
+
+
+def test_a_pull_of_as_many_files_at_a_time_as_may_be_stays_below_its_bound_of_memory(azurite, container, tmp_path):
+    made = larger_than_lanes(tmp_path / "large", files=64)
+    digest = made.sign().manifest.digest
+    for path in made.folder.iterdir():
+        if path.is_file():
+            with path.open("rb") as content:
+                container.upload_blob(f"large/{path.name}", content)
+    shutil.rmtree(made.folder)
+    place = f"az://{container.container_name}/large"
+    peak = peak_of_pull(place, digest=digest, settings=settings_for(azurite), limits={"parallel_files": 64})
+    assert peak <= MOST_MIB

@@ -7,6 +7,7 @@ import base64
 import binascii
 import logging
 import re
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
@@ -46,8 +47,10 @@ from gptoss_weights.sources.settings import (
     SourceSettings,
 )
 
-# The library holds a range in memory, once for each file that is fetched at the time.
+# The library holds a range in memory, twice while it hands it out: so many at a time, whatever the number of files.
 _RANGE_BYTES: Final = 4 * 1024 * 1024
+_RANGES_AT_ONCE: Final = 12
+_CHUNK_BYTES: Final = 256 * 1024
 _LARGEST_REQUEST: Final = 2**40
 _ACCOUNT: Final = re.compile(r"[a-z0-9]{3,24}")
 _TOKEN: Final = re.compile(r"\??[!-~]{1,4096}")
@@ -64,6 +67,7 @@ class AzureSource:
         self._endpoint = _endpoint(settings)
         self._token = _checked_token(settings.azure_sas_token, self._endpoint)
         self._max_attempts = settings.max_attempts
+        self._room = threading.BoundedSemaphore(_RANGES_AT_ONCE)
         self._transport = AzureTransport(settings)
         self._workload: WorkloadCredential | None = None
         self._container = ContainerClient(
@@ -92,9 +96,13 @@ class AzureSource:
     def stretch(self, name: str, *, version: ObjectVersion, offset: int, end: int) -> Iterator[bytes]:
         """Yield a blob's bytes from ``offset`` up to ``end``, of exactly this version."""
         while offset < end:
-            chunk = self._range(name, version, offset, end)
-            yield chunk
-            offset += len(chunk)
+            with self._room:
+                found = self._range(name, version, offset, end)
+                offset += len(found)
+                # Who waits for the next range holds a piece of this one, and no more.
+                for start in range(0, len(found), _CHUNK_BYTES):
+                    yield found[start : start + _CHUNK_BYTES]
+                del found
 
     def close(self) -> None:
         """Close the connections, and end the ranges that other threads still wait for."""

@@ -24,7 +24,7 @@ from gptoss_weights.errors import (
 )
 from gptoss_weights.limits import PullLimits
 from gptoss_weights.sources import ObjectVersion, SourceSettings, open_source
-from gptoss_weights.sources.azure import _RANGE_BYTES
+from gptoss_weights.sources.azure import _CHUNK_BYTES, _RANGE_BYTES, _RANGES_AT_ONCE
 from gptoss_weights.trust import read_bundle
 from tests.contract.weights.blobs import ACCOUNT, KEY, PREFIX, SIGNATURE, blobs, token
 from tests.contract.weights.conftest import SERVED, SHARD, nothing_is_visible
@@ -73,6 +73,17 @@ def test_a_large_blob_comes_in_ordered_ranges_of_one_version(blobs):
         *(_RANGE_BYTES - 1, 2 * _RANGE_BYTES - 1),
     ]
     assert {request.if_match for request in asked} == {version.etag}
+
+
+def test_so_many_ranges_are_in_memory_at_a_time_however_many_files_are_read(blobs):
+    with opened(blobs) as source:
+        version = source.stat(SHARD)
+        reading = [source.stream(SHARD, version=version) for _ in range(_RANGES_AT_ONCE)]
+        assert all(len(next(each)) <= _CHUNK_BYTES for each in reading)
+        assert not source._room.acquire(blocking=False)
+        (rest,) = (b"".join(each) for each in reading[:1])
+        assert rest == blobs.files[SHARD][_CHUNK_BYTES:]
+        assert next(source.stream(SHARD, version=version))
 
 
 def test_a_connection_that_is_cut_goes_on_where_it_was(blobs, weights):
