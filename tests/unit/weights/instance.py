@@ -250,6 +250,15 @@ class Instance:
         return {"name": name, "models": ["gpt-oss-*"], "sigstore": sigstore}
 
 
+def trust_config(root: dict[str, Any]) -> dict[str, Any]:
+    """What `model_signing` takes instead of the public instance: a trusted root, and no place to sign at."""
+    return {
+        "mediaType": "application/vnd.dev.sigstore.clienttrustconfig.v0.1+json",
+        "trustedRoot": root,
+        "signingConfig": {"mediaType": "application/vnd.dev.sigstore.signingconfig.v0.2+json"},
+    }
+
+
 def span(start: datetime, end: datetime | None = None) -> dict[str, str]:
     return {"start": _zulu(start)} | ({"end": _zulu(end)} if end else {})
 

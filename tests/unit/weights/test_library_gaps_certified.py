@@ -14,7 +14,7 @@ from cryptography import x509
 
 from gptoss_weights.errors import MalformedSignatureError, UntrustedSignerError
 from tests.unit.weights.builders import statement as signed_statement
-from tests.unit.weights.instance import ISSUER, SIGNED, START, WORKFLOW, Instance, span
+from tests.unit.weights.instance import ISSUER, SIGNED, START, WORKFLOW, Instance, span, trust_config
 from tests.unit.weights.pki import CODE_SIGNING, SERVER, Holder, certificate_authority, issue, signed_bundle, signer
 from tests.unit.weights.place import NOW, Place, place
 
@@ -79,16 +79,7 @@ def logged(place: Place, instance: Instance, **certified: Any) -> None:
 def with_sigstore(place: Place, tmp_path: Path, root: dict[str, Any]) -> None:
     """What `model_signing verify sigstore` does; raises if it refuses."""
     config = tmp_path / "trust.json"
-    signing = {"mediaType": "application/vnd.dev.sigstore.signingconfig.v0.2+json"}
-    config.write_text(
-        json.dumps(
-            {
-                "mediaType": "application/vnd.dev.sigstore.clienttrustconfig.v0.1+json",
-                "trustedRoot": root,
-                "signingConfig": signing,
-            }
-        )
-    )
+    config.write_text(json.dumps(trust_config(root)))
     place.library_with(
         model_signing.verifying.Config().use_sigstore_verifier(
             identity=WORKFLOW, oidc_issuer=ISSUER, trust_config=config
