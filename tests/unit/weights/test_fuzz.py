@@ -4,6 +4,7 @@ Inputs are good ones with a few edits, text of the parser's own alphabet, and ar
 runs a bounded number of examples; ``FUZZ_EXAMPLES`` raises it for a long run.
 """
 
+import base64
 import json
 import os
 import struct
@@ -21,14 +22,27 @@ from gptoss_weights.errors import (
     MalformedManifestError,
     MalformedSignatureError,
     SourceNotAllowedError,
+    TrustError,
     UntrustedSignerError,
 )
 from gptoss_weights.identities import certified
 from gptoss_weights.location import Location
-from gptoss_weights.manifest import parse_manifest
+from gptoss_weights.manifest import manifest_digest, parse_manifest
+from gptoss_weights.policy import Narrowing, evaluate
 from gptoss_weights.signature import TrustedKey, parse_bundle, verify_bundle
-from tests.unit.weights.builders import bundle, private_key, public_pem, safetensors, statement, text
+from tests.unit.weights.builders import (
+    FILES,
+    MODEL,
+    bundle,
+    policy,
+    private_key,
+    public_pem,
+    safetensors,
+    statement,
+    text,
+)
 from tests.unit.weights.instance import Instance
+from tests.unit.weights.pki import NOW, certificate_authority, issue, signed_bundle, signer
 
 bounded = settings(
     max_examples=int(os.environ.get("FUZZ_EXAMPLES", "100")),
@@ -40,6 +54,11 @@ values = st.recursive(
     scalars, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4)
 )
 punctuation = st.text(alphabet='{}[]":,\\ud8u0e1-.09 \n\0aN', max_size=60).map(lambda found: found.encode())
+
+
+BASE64 = {
+    "payload", "sig", "rawBytes", "keyId", "rootHash", "canonicalizedBody", "signedEntryTimestamp", "signedTimestamp"
+}  # fmt: skip
 
 
 def edited(good: bytes):
@@ -62,14 +81,38 @@ def replaced(document):
 
     def apply(choice):
         path, value = choice
-        fresh = json.loads(json.dumps(document))
-        holder = fresh
-        for part in path[:-1]:
-            holder = holder[part]
-        holder[path[-1]] = value
-        return json.dumps(fresh).encode()
+        return _with(document, path, value)
 
     return st.tuples(st.sampled_from(paths), values).map(apply)
+
+
+def edited_inside(document):
+    """A good bundle with the bytes behind one of its Base64 texts edited: signatures, certificates, timestamps."""
+    paths = [path for path in _paths(document) if path[-1] in BASE64]
+
+    def edit(path):
+        content = document
+        for part in path:
+            content = content[part]
+        again = edited(base64.b64decode(content)).map(lambda raw: base64.b64encode(raw).decode())
+        return again.map(lambda value: _with(document, path, value))
+
+    return st.sampled_from(paths).flatmap(edit)
+
+
+def with_other_files(document):
+    """A good bundle whose payload is another good manifest."""
+    other = statement(files=dict.fromkeys(FILES, "e" * 64))
+    return _with(document, ("dsseEnvelope", "payload"), base64.b64encode(text(other)).decode())
+
+
+def _with(document, path, value):
+    fresh = json.loads(json.dumps(document))
+    holder = fresh
+    for part in path[:-1]:
+        holder = holder[part]
+    holder[path[-1]] = value
+    return json.dumps(fresh).encode()
 
 
 def _paths(document, path=()):
@@ -145,7 +188,22 @@ def test_bundles(raw):
         assert verify_bundle(parse_bundle(raw), trusted).manifest.subject
 
 
-LOGGED = Instance().sign()
+INSTANCE, ROOT = Instance(), issue("root", authority=True)
+LOGGED = INSTANCE.sign()
+GOOD = {
+    "key": bundle(),
+    "chain": signed_bundle([signer("release", by=ROOT), ROOT]),
+    "promised": LOGGED,
+    "stamped": INSTANCE.sign_stamped(),
+}
+TRUSTING = policy(
+    allowAudit=True,
+    authorities=[
+        {"name": "key", "models": ["gpt-oss-*"], "key": {"publicKeyPEM": public_pem(private_key())}},
+        certificate_authority(ROOT),
+        INSTANCE.authority(),
+    ],
+)
 
 
 @bounded
@@ -155,6 +213,19 @@ def test_logged_bundles(raw):
         found = parse_bundle(raw)
         if found.log is not None:
             assert certified(read_chain(found.certificates)[0]).identity
+
+
+@bounded
+@pytest.mark.parametrize("kind", GOOD)
+@given(st.data())
+def test_decisions(kind, data):
+    """Whatever is changed of what somebody trusted signed: what is trusted is what was signed."""
+    good = GOOD[kind]
+    raw = data.draw(edited(text(good)) | replaced(good) | edited_inside(good) | st.just(with_other_files(good)))
+    asked = Narrowing(subject=MODEL, audit=data.draw(st.booleans()))
+    with only(TrustError):
+        found = evaluate(raw, TRUSTING, uri=f"s3://models/{MODEL}", narrowing=asked, now=NOW)
+        assert found.manifest_digest == manifest_digest(text(statement()))
 
 
 @bounded
