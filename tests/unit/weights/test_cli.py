@@ -1,6 +1,7 @@
 """`gptoss weights`: what it prints, how it ends, and how little it loads."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -8,6 +9,8 @@ import pytest
 from click.testing import CliRunner
 
 from gptoss_cli.weights import _Lines, weights
+from gptoss_weights import materialise
+from gptoss_weights.materialise import PullProgress
 from gptoss_weights.sources import SourceSettings
 from tests.unit.weights.builders import MODEL, model
 
@@ -57,6 +60,23 @@ def test_progress_without_a_terminal_is_a_line_every_ten_seconds(capsys):
     assert told[0] == "pulling, 1 of 9 files: 1.00 of 10.00 GiB, 102 MiB/s, 90 s left"
     _Lines(quiet=True, clock=lambda: 100.0).tell("pulling", 1, 2)
     assert capsys.readouterr().err == ""
+
+
+def test_on_a_terminal_a_bar_tells_rate_and_time_left(signed, tmp_path, monkeypatch):
+    real = materialise.pull
+
+    def slowly(uri, *, progress, **options):
+        for gib in (1, 2):
+            progress(PullProgress(bytes_done=gib * 2**30, bytes_total=4 * 2**30, files_done=gib, files_total=9))
+        return real(uri, **options)
+
+    monkeypatch.setattr(materialise, "pull", slowly)
+    monkeypatch.setattr("click.testing._NamedTextIOWrapper.isatty", lambda _: True)
+    for name, value in {"TERM": "xterm-256color", "COLUMNS": "120", "NO_COLOR": "1"}.items():
+        monkeypatch.setenv(name, value)
+    shown = run("pull", f"file://{signed.folder}", "--to", tmp_path / "to", "--model", MODEL, "--key", signed.key)
+    last = shown.stderr.rpartition("pulling, ")[2]
+    assert re.match(r"2 of 9 files .* 2\.0/4\.0 GiB [\d.]+ [kMGTPE]?B/s \d:\d\d:\d\d", last), shown.stderr
 
 
 def test_text_for_people(signed):
