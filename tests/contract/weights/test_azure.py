@@ -337,7 +337,7 @@ def test_a_trickle_is_a_stall_and_leaves_no_thread_behind(pull, blobs, tmp_path)
     assert nothing_is_visible(tmp_path)
     left = [thread for thread in threading.enumerate() if thread.name.startswith("gptoss-weights")]
     for thread in left:
-        thread.join(10)
+        thread.join(60)
     assert [thread for thread in left if thread.is_alive()] == []
 
 

@@ -128,6 +128,6 @@ def test_a_trickle_is_a_stall_and_leaves_no_thread_behind(pull, proxy, tmp_path)
     # Those of the proxy aside, which still trickles.
     left = [thread for thread in threading.enumerate() if thread.name.startswith("gptoss-weights")]
     for thread in left:
-        thread.join(10)
+        thread.join(60)
     left = [thread for thread in left if thread.is_alive()]
     assert left == [], before
