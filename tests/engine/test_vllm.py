@@ -7,6 +7,7 @@ import shutil
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import psutil
@@ -31,6 +32,11 @@ GENERATED = "ray_vllm_generation_tokens_total"
 LISTENED = 800
 """Tokens, a hundred of each sequence that runs."""
 CONTROLLER = "ray::ServeController"
+CHANCE = frozenset(
+    {"id", "item_id", "created", "created_at", "completed_at", "sequence_number", "signature", "system_fingerprint"}
+)
+"""Of an event: names, times and counts of one request; the last is in no stream for which a usage is asked."""
+TEXTS = frozenset({"content", "reasoning", "reasoning_content", "text", "delta", "thinking"})
 ELSEWHERE = ("/health", "/metrics", "/version", "/docs", "/openapi.json", "/load", "/tokenize")
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(1500)]
@@ -132,6 +138,68 @@ async def test_a_client_that_leaves_stops_the_engine(tiny: Applications, gateway
     assert left[GENERATED] - heard < heard / 2
 
 
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages"])
+async def test_a_stream_comes_through_the_gateway_as_the_engine_makes_it(
+    tiny: Applications, gateway: Server, path: str
+) -> None:
+    """But for what the engine says of a request alone: its id and its time. How many tokens an event has is chance.
+
+    The gateway asks for the usage in the client's place, which must not show.
+    """
+    messages = [{"role": "user", "content": tiny_model.QUESTION}]
+    asked: dict[str, dict[str, Any]] = {
+        "/v1/chat/completions": {"messages": messages, "max_completion_tokens": 60},
+        "/v1/completions": {"prompt": "Once upon a time", "max_tokens": 20},
+        "/v1/responses": {"input": tiny_model.QUESTION, "max_output_tokens": 60},
+        "/v1/messages": {"messages": messages, "max_tokens": 60},
+    }
+    body = {**asked[path], "temperature": 0, "stream": True}
+    engine_id = engine_model_id("ml", "tiny", "uid")
+    for _ in range(2):  # from the second on, all of the prompt that the cache takes comes from there
+        direct = await asyncio.to_thread(tiny.ask, "tiny", path, {**body, "model": engine_id})
+    async with (
+        aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=SECONDS)) as session,
+        session.post(
+            gateway.url + path, json={**body, "model": "tiny"}, headers={"Authorization": f"Bearer {KEY}"}
+        ) as response,
+    ):
+        through = await response.text()
+    assert (direct.status, response.status) == (200, 200), (direct.text, through)
+    assert _story(through) == _story(direct.text)
+    assert '"usage":{' not in through or path in ("/v1/responses", "/v1/messages")
+
+
+async def test_tokens_from_the_engines_cache_are_told_and_counted(tiny: Applications, gateway: Server) -> None:
+    headers = {"Authorization": f"Bearer {KEY}"}
+    labels = {"namespace": "ml", "model": "tiny", "tenant": "ml", "source": "engine"}
+
+    def counted(kind: str) -> float:
+        name = "gptoss_gateway_tokens_total"
+        return gateway.gateway.metering.registry.get_sample_value(name, {**labels, "kind": kind}) or 0.0
+
+    long = "Once upon a time there was a king. " * 40
+    message = {"messages": [{"role": "user", "content": long}], "max_tokens": 2}
+    asked: list[tuple[str, dict[str, Any]]] = [
+        ("/v1/chat/completions", message),
+        ("/v1/chat/completions", {**message, "stream": True}),
+        ("/v1/completions", {"prompt": long, "max_tokens": 2}),
+        ("/v1/completions", {"prompt": long, "max_tokens": 2, "stream": True}),
+        ("/v1/messages", message),
+        ("/v1/messages", {**message, "stream": True}),
+        ("/v1/responses", {"input": long, "max_output_tokens": 2}),
+    ]
+    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=SECONDS)) as session:
+        for path, body in asked:
+            for again in (False, True):
+                before = {kind: counted(kind) for kind in ("input", "cached")}
+                async with session.post(gateway.url + path, json={**body, "model": "tiny"}, headers=headers) as answer:
+                    assert answer.status == 200, await answer.text()
+                    await answer.read()
+                assert counted("input") - before["input"] > 300, f"{path} was asked with a long prompt"
+                if again:
+                    assert 200 < counted("cached") - before["cached"] < counted("input") - before["input"], path
+
+
 def test_serves_verified_weights_through_the_openai_routes(tiny: Applications) -> None:
     model = tiny.ask("tiny", "/v1/models").json()["data"][0]["id"]
     ask = {"model": model, "temperature": 0}
@@ -203,6 +271,36 @@ def test_an_engine_outlives_serves_controller(tiny: Applications) -> None:
     assert processes(tiny.head, "VLLM::") == engines
     assert (stream.status, stream.text.rstrip()[-12:]) == (200, "data: [DONE]")
     assert tiny.ask("tiny", "/v1/models").status == 200
+
+
+def _story(stream: str) -> list[tuple[str, Any, str]]:
+    """Return what a stream tells: its events in order, without names and times, neighbours of one kind as one text."""
+    told: list[tuple[str, Any, str]] = []
+    for block in stream.split("\n\n"):
+        name, _, data = block.rpartition("data: ")
+        words: list[str] = []
+        event = _without_chance(json.loads(data), words) if data.startswith("{") else data
+        if told and told[-1][:2] == (name, event):
+            words.insert(0, told.pop()[2])
+        told.append((name, event, "".join(words)))
+    return told
+
+
+def _without_chance(value: Any, words: list[str]) -> Any:
+    """Return a copy without what differs between two answers to the same request; texts are moved to ``words``."""
+    if isinstance(value, list):
+        return [_without_chance(each, words) for each in value]
+    if not isinstance(value, dict):
+        return value
+    kept = {}
+    for name, each in value.items():
+        if name in CHANCE:
+            continue
+        if name in TEXTS and isinstance(each, str):
+            words.append(each)
+            each = "…"
+        kept[name] = _without_chance(each, words)
+    return kept
 
 
 def _replicas(applications: Applications) -> dict[str, tuple[str, int]]:
