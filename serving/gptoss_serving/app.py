@@ -3,18 +3,17 @@
 Nothing is read or downloaded here: ``build`` runs in a task of its own on the head node.
 """
 
-import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gptoss_serving.gate import GatewayTokens
 from gptoss_serving.node import Node
 from gptoss_serving.preflight import check_node, parse_arguments
 
-_BUILT_ON_RAY = "gptoss_serving.llm"
-"""Imported once the node is known to be fit: an older Ray lacks modules of it, and says so without saying why."""
+if TYPE_CHECKING:
+    from ray import serve
 
 
-def build(args: dict[str, Any]) -> Any:
+def build(args: dict[str, Any]) -> "serve.Application":
     """Return the Serve application for the operator's arguments (``ServingArguments`` as JSON).
 
     Raises:
@@ -24,4 +23,7 @@ def build(args: dict[str, Any]) -> Any:
     check_node()
     node = Node.from_environment()
     GatewayTokens(node.gateway_tokens_file)
-    return importlib.import_module(_BUILT_ON_RAY).application(arguments, node)
+    # Only now: an older Ray lacks modules that this is built on, and would say so without saying why.
+    from gptoss_serving.llm import application
+
+    return application(arguments, node)

@@ -263,8 +263,12 @@ class KubeRayObjects:
 def lean_pod(raw: Raw) -> Raw:
     """Leave a pod's specification out, but which claims it has and who made it: what it says of itself is looked at."""
     claims = [each for each in (raw.get("spec") or {}).get("volumes") or () if "persistentVolumeClaim" in each]
-    kept = {"metadata": raw["metadata"], "spec": {"volumes": claims}, "status": raw.get("status") or {}}
-    return {**kept, "maker": maker_of(raw)}
+    return {
+        "metadata": raw["metadata"],
+        "spec": {"volumes": claims},
+        "status": raw.get("status") or {},
+        "maker": maker_of(raw),
+    }
 
 
 def _can_suspend(crd: Mapping[str, Any]) -> bool:
