@@ -29,10 +29,7 @@ def _serving() -> World:
 
 def _asleep() -> World:
     world = _serving()
-    world.now += 61
-    world.settle()
-    world.demand = replace(QUIET, acknowledged=1)
-    world.live()
+    world.fall_asleep()
     return world
 
 

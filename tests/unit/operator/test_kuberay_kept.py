@@ -13,7 +13,7 @@ from gptoss_operator.substrates.kuberay.seen import lean
 from gptoss_operator.substrates.kuberay.substrate import KubeRay
 from tests.unit.operator.rayservices import APPLICATION, UID, site, workload
 from tests.unit.operator.test_kuberay_refusals import DEPLOYMENT, KEY, Cluster, kuberay
-from tests.unit.operator.test_lifecycle import DENIED, KEEP, QUIET, SITE, UNSIGNED, World
+from tests.unit.operator.test_lifecycle import DENIED, KEEP, SITE, UNSIGNED, World
 
 __all__ = ["kuberay"]
 
@@ -116,10 +116,7 @@ def test_nothing_at_all_is_written_to_what_is_paused() -> None:
 
 def test_what_sleeps_is_told_when_it_wakes() -> None:
     world = serving()
-    world.now += 61
-    world.settle()
-    world.demand = replace(QUIET, acknowledged=1)
-    world.live()
+    world.fall_asleep()
     assert world.asked == Absent()
     world.hashes = (NEW,)
     assert not world.plan().actions

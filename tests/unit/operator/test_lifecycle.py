@@ -139,6 +139,13 @@ class World:
             self.engine_answers()
         self.settle()
 
+    def fall_asleep(self) -> None:
+        """Let a minute pass without a request, and a first drain come to its end."""
+        self.now += 61
+        self.settle()
+        self.demand = replace(QUIET, acknowledged=1)
+        self.live()
+
     @property
     def phase(self) -> Phase:
         return phase_of(self.status)
@@ -156,10 +163,7 @@ def serving(**spec: Any) -> World:
 
 def idle() -> World:
     world = serving()
-    world.now += 61
-    world.settle()
-    world.demand = replace(QUIET, acknowledged=1)
-    world.live()
+    world.fall_asleep()
     assert world.phase is Phase.IDLE
     return world
 
@@ -614,10 +618,7 @@ def at(hour: int, minute: int = 0) -> float:
 def scheduled(**more: Any) -> World:
     """A model that fell asleep early on Monday."""
     world = serving(scaling={"idleSeconds": 60, "maxReplicas": 4, "schedules": [OFFICE | more]})
-    world.now += 61
-    world.settle()
-    world.demand = replace(QUIET, acknowledged=1)
-    world.live()
+    world.fall_asleep()
     assert world.phase is Phase.IDLE
     return world
 

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import replace
 from datetime import timedelta
 
 import pytest
@@ -14,7 +13,7 @@ from gptoss_operator.plan.demand import Demand
 from gptoss_operator.plan.observation import ApplicationView, Presence
 from gptoss_operator.plan.planner import Plan
 from gptoss_operator.plan.verdict import Phase
-from tests.unit.operator.test_lifecycle import MONDAY, QUIET, World
+from tests.unit.operator.test_lifecycle import MONDAY, World
 
 mishaps = st.lists(st.sampled_from(["none", "none", "lost answer", "lost write", "restart"]), max_size=12)
 
@@ -46,10 +45,7 @@ def asked_for(mishaps: Sequence[str] = ()) -> Clumsy:
     """A model that sleeps and is asked for now."""
     world = Clumsy()
     world.live()
-    world.now += 61
-    world.settle()
-    world.demand = replace(QUIET, acknowledged=1)
-    world.live()
+    world.fall_asleep()
     assert world.phase is Phase.IDLE
     world.now += 100
     world.demand = Demand(known=True, active=True, activity_at=world.now, acknowledged=0)

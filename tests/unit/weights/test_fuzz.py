@@ -34,15 +34,14 @@ from tests.unit.weights.builders import (
     FILES,
     MODEL,
     bundle,
-    policy,
     private_key,
     public_pem,
     safetensors,
     statement,
     text,
 )
-from tests.unit.weights.instance import Instance
-from tests.unit.weights.pki import NOW, certificate_authority, issue, signed_bundle, signer
+from tests.unit.weights.pki import NOW
+from tests.unit.weights.trusting import GOOD, paths_in, trusting
 
 bounded = settings(
     max_examples=int(os.environ.get("FUZZ_EXAMPLES", "100")),
@@ -77,7 +76,7 @@ def edited(good: bytes):
 
 def replaced(document):
     """A good document with one value, at any depth, replaced by another."""
-    paths = list(_paths(document))
+    paths = list(paths_in(document))
 
     def apply(choice):
         path, value = choice
@@ -88,7 +87,7 @@ def replaced(document):
 
 def edited_inside(document):
     """A good bundle with the bytes behind one of its Base64 texts edited: signatures, certificates, timestamps."""
-    paths = [path for path in _paths(document) if path[-1] in BASE64]
+    paths = [path for path in paths_in(document) if path[-1] in BASE64]
 
     def edit(path):
         content = document
@@ -113,14 +112,6 @@ def _with(document, path, value):
         holder = holder[part]
     holder[path[-1]] = value
     return json.dumps(fresh).encode()
-
-
-def _paths(document, path=()):
-    items = document.items() if isinstance(document, dict) else enumerate(document)
-    for key, value in items:
-        yield (*path, key)
-        if isinstance(value, dict | list):
-            yield from _paths(value, (*path, key))
 
 
 def only(*kinds):
@@ -188,22 +179,8 @@ def test_bundles(raw):
         assert verify_bundle(parse_bundle(raw), trusted).manifest.subject
 
 
-INSTANCE, ROOT = Instance(), issue("root", authority=True)
-LOGGED = INSTANCE.sign()
-GOOD = {
-    "key": bundle(),
-    "chain": signed_bundle([signer("release", by=ROOT), ROOT]),
-    "promised": LOGGED,
-    "stamped": INSTANCE.sign_stamped(),
-}
-TRUSTING = policy(
-    allowAudit=True,
-    authorities=[
-        {"name": "key", "models": ["gpt-oss-*"], "key": {"publicKeyPEM": public_pem(private_key())}},
-        certificate_authority(ROOT),
-        INSTANCE.authority(),
-    ],
-)
+LOGGED = GOOD["promised"]
+TRUSTING = trusting(allowAudit=True)
 
 
 @bounded

@@ -17,36 +17,21 @@ from gptoss_weights.content import Contents
 from gptoss_weights.errors import WeightsError
 from gptoss_weights.location import Location
 from gptoss_weights.policy import Narrowing, evaluate
-from tests.unit.weights.builders import MODEL, bundle, policy, private_key, public_pem, statement, text
-from tests.unit.weights.instance import Instance
-from tests.unit.weights.pki import NOW, certificate_authority, issue, signed_bundle, signer
+from tests.unit.weights.builders import MODEL, bundle, statement, text
+from tests.unit.weights.pki import NOW
+from tests.unit.weights.trusting import GOOD, paths_in, trusting
 
 # The backslash keeps it from being the name of a file, which may be told.
 WORD = "xylo\\phone"
-ROOT, INSTANCE = issue("root", authority=True), Instance()
-TRUSTING = policy(
-    authorities=[
-        {"name": "key", "models": ["gpt-oss-*"], "key": {"publicKeyPEM": public_pem(private_key())}},
-        certificate_authority(ROOT),
-        INSTANCE.authority(),
-    ]
-)
+TRUSTING = trusting()
 HEADER = {"a": {"dtype": "U8", "shape": [4], "data_offsets": [0, 4]}, "__metadata__": {"format": "pt"}}
-
-
-def paths(document: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    items = document.items() if isinstance(document, dict) else enumerate(document)
-    for key, value in items:
-        yield (*path, key)
-        if isinstance(value, dict | list):
-            yield from paths(value, (*path, key))
 
 
 def written_into(good: Any) -> Iterator[bytes]:
     """The texts of a good document with the word in every place."""
     yield text(good) + json.dumps(WORD).encode()
     yield text(good)[: len(text(good)) // 2] + WORD.encode() + b"\xff"
-    for path in paths(good):
+    for path in paths_in(good):
         for value in (WORD, [WORD], {WORD: WORD}, f"a{WORD}*2"):
             document = copy.deepcopy(good)
             holder = document
@@ -77,17 +62,9 @@ def unquoted(good: Any, act: Callable[[bytes], object], *, least: int) -> None:
     assert len(told) >= least, "next to nothing was refused"
 
 
-BUNDLES = {
-    "key": bundle(),
-    "chain": signed_bundle([signer("release", by=ROOT), ROOT]),
-    "promised": INSTANCE.sign(),
-    "stamped": INSTANCE.sign_stamped(),
-}
-
-
-@pytest.mark.parametrize("kind", BUNDLES)
+@pytest.mark.parametrize("kind", GOOD)
 def test_signatures(kind: str) -> None:
-    unquoted(BUNDLES[kind], decided, least=40)
+    unquoted(GOOD[kind], decided, least=40)
 
 
 def test_what_a_trusted_key_signed() -> None:
