@@ -6,7 +6,7 @@ answers becomes the same view that the Ray Serve substrate gives.
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 
 from gptoss_api.conditions import Reason
@@ -17,25 +17,20 @@ from gptoss_operator.gateway_tokens import AcceptedTokens
 from gptoss_operator.keys import DeploymentKey, Key, RayServiceKey
 from gptoss_operator.kuberay_settings import KubeRaySettings
 from gptoss_operator.leadership import Leadership
-from gptoss_operator.plan.applications import DEPLOY_FAILED, Keep, Present, Wish
-from gptoss_operator.plan.observation import ApplicationView, Failure, Hardware, Presence
+from gptoss_operator.plan.applications import Keep, Present, Wish
+from gptoss_operator.plan.observation import ApplicationView, Hardware, Presence
 from gptoss_operator.plan.rayservice.render import CLUSTER_LABEL, NOWHERE, Rendered, leading_to, serve_config
 from gptoss_operator.plan.rayservice.workload import UID_LABEL, Raw
-from gptoss_operator.substrates.failures import failure_of
 from gptoss_operator.substrates.kuberay.follow import KubeRayObjects
 from gptoss_operator.substrates.kuberay.nodes import hardware_for
-from gptoss_operator.substrates.kuberay.pods import advice_on, cache_flaw_of, images_of, pull_of, trouble_of
-from gptoss_operator.substrates.kuberay.remains import holding_of, remaining, remains_of
+from gptoss_operator.substrates.kuberay.pods import advice_on
 from gptoss_operator.substrates.kuberay.seen import SeenRayService, seen_rayservice
 from gptoss_operator.substrates.kuberay.steps import Step, leads_to, next_step
 from gptoss_operator.substrates.kuberay.traits import (
     cluster_of,
-    is_ready,
-    is_worker,
-    revision_of,
-    stays,
     takes_requests,
 )
+from gptoss_operator.substrates.kuberay.views import asleep_view, awake_view
 from gptoss_operator.substrates.probes import Probes
 from gptoss_operator.substrates.protocol import Outcome
 
@@ -159,21 +154,15 @@ class KubeRay:
                 "another name"
             )
             return ApplicationView(presence=Presence.ABSENT, conflict=conflict)
+        pods = self._objects.pods(rayservice)
         if seen is None or seen.suspend or seen.deleting:
-            return self._asleep_view(key, seen, trouble)
-        return self._awake_view(key, seen, trouble)
-
-    def _asleep_view(
-        self, key: DeploymentKey, seen: SeenRayService | None, trouble: tuple[str, str] | None
-    ) -> ApplicationView:
-        pods = self._objects.pods(RayServiceKey(key.namespace, key.name))
-        return ApplicationView(
-            presence=Presence.ABSENT,
-            # What it would run when it wakes is told too: it is to be kept if nothing else is wanted.
-            deployed=seen.config if seen is not None else None,
-            obstacle=remaining(pods) if seen is not None and self._waits_for_pods(key) else None,
-            terminating=_replicas(holding_of(pods), seen),
-            remains=remains_of(pods, cluster_left=seen is not None and seen.cluster_left),
+            return asleep_view(seen, pods, trouble=trouble, waited_for=self._waits_for_pods(key))
+        return awake_view(
+            seen,
+            pods,
+            leads=kept.leads or None,
+            given_up=kept.given_up,
+            answering=self._probes.answering(str(key)),
             trouble=trouble,
         )
 
@@ -346,62 +335,6 @@ class KubeRay:
         view = self.view(deployment)
         return view.answering is True and view.status == "RUNNING" and view.failure is None
 
-    def _awake_view(self, key: DeploymentKey, seen: SeenRayService, trouble: tuple[str, str] | None) -> ApplicationView:
-        rayservice = RayServiceKey(key.namespace, key.name)
-        pods = self._objects.pods(rayservice)
-        cluster, kept = seen.newest, self._kept[rayservice]
-        current = [pod for pod in pods if cluster_of(pod) == cluster] if cluster else []
-        given_up = cluster in kept.given_up
-        application = {} if given_up else _application(seen, cluster)
-        status = str(application.get("status") or "DEPLOYING")
-        answering = self._probes.answering(str(key))
-        leads = kept.leads or None
-        told = any(cluster_of(pod) == leads and revision_of(pod) == seen.revision for pod in pods)
-        if not told or (leads == cluster and status != "RUNNING" and not answering):
-            status = status if status == DEPLOY_FAILED else "DEPLOYING"
-        elif leads == cluster and answering:
-            status = "RUNNING"  # The engine itself has said so; KubeRay says it some seconds later.
-        elif leads != cluster:
-            status = status if status == DEPLOY_FAILED else "DEPLOYING"
-        failure, obstacle = self._trouble(rayservice, seen, current, application)
-        workers = [pod for pod in pods if cluster_of(pod) == (leads or cluster) and is_worker(pod) and stays(pod)]
-        # What served before a roll-out stays a while for the streams that it has.
-        stand = {leads, seen.active, seen.pending}
-        going = [pod for pod in holding_of(pods) if cluster_of(pod) not in stand or not stays(pod)]
-        return ApplicationView(
-            presence=Presence.PRESENT,
-            status=status,
-            deployed=seen.config,
-            answering=answering,
-            failure=failure,
-            obstacle=obstacle,
-            pull=pull_of(current),
-            ready=sum(is_ready(pod) for pod in workers) if answering else 0,
-            wanted=_replicas(workers, seen),
-            terminating=_replicas(going, seen),
-            trouble=trouble,
-            images=images_of([pod for pod in current if stays(pod) and revision_of(pod) == seen.revision]),
-            flaw=cache_flaw_of(workers),
-        )
-
-    def _trouble(
-        self, key: RayServiceKey, seen: SeenRayService, pods: list[Raw], application: Raw
-    ) -> tuple[Failure | None, Failure | None]:
-        """Return why the start has failed, and what hinders it now."""
-        given_up = seen.newest in self._kept[key].given_up
-        if application.get("status") == DEPLOY_FAILED and not given_up:
-            deployments = application.get("serveDeploymentStatuses") or {}
-            return failure_of({"deployments": deployments, "message": application.get("message")}), None
-        found = trouble_of([pod for pod in pods if stays(pod)], refused=seen.cluster_trouble)
-        if found is not None and found.final and not given_up:
-            return found.failure, None
-        if found is not None:
-            return None, found.failure
-        if seen.refused is not None:
-            text = f"KubeRay refuses the RayService: {seen.refused}; tell an administrator, for the operator made it"
-            return None, Failure(reason=Reason.CONFIGURATION_REFUSED, message=text)
-        return None, None if seen.noticed else _UNNOTICED
-
     def _seen(self, key: RayServiceKey) -> SeenRayService | None:
         raw = self._objects.rayservice(key)
         return seen_rayservice(raw) if raw is not None else None
@@ -413,28 +346,11 @@ class KubeRay:
         return Outcome(changed=changed, look_again=look_again, wrote=wrote, trouble=self._objects.trouble())
 
 
-_UNNOTICED = Failure(
-    reason=Reason.WAITING_FOR_KUBERAY,
-    message="KubeRay has not taken note of the RayService yet: if that lasts, an administrator looks whether KubeRay's "
-    "operator runs and watches this namespace",
-)
-
-
 def _refusal(wish: Wish | None, error: StatusError) -> _Refusal:
     # A right, a quota or an admission policy may change without us, and both errors may be a policy's.
     until = asyncio.get_running_loop().time() + REFUSED_SECONDS
     text = f"the API server refuses what is asked of KubeRay: {error}"[:600].rstrip(".")
     return _Refusal(wish=wish, message=f"{text}; {advice_on(str(error))}", until=until)
-
-
-def _application(seen: SeenRayService, cluster: str | None) -> Raw:
-    return dict(next(iter(seen.applications.get(cluster or "", {}).values()), {}))
-
-
-def _replicas(pods: Iterable[Raw], seen: SeenRayService | None) -> int:
-    """Count replicas. The pods of one are one pipeline; of those only the first, with Serve's proxy, is ever ready."""
-    arguments = ((seen.config if seen is not None else None) or {}).get("args") or {}
-    return -(-sum(map(is_worker, pods)) // int(arguments.get("pipeline") or 1))
 
 
 def _is_for(seen: SeenRayService, wish: Present) -> bool:
