@@ -26,6 +26,7 @@ from gptoss_weights.signature import MAX_BUNDLE_BYTES, TrustedKey, parse_bundle,
 
 if TYPE_CHECKING:
     from gptoss_weights.cache import CachedPull
+    from gptoss_weights.materialise import PullProgress
 
 _LINE_SECONDS = 10.0
 _PATIENCE_SECONDS = 360.0
@@ -178,6 +179,11 @@ def inspect(place: str, revision: str | None, trust: TrustOptions, model: str | 
     type=click.Path(dir_okay=False, path_type=Path),
     help="File that gets the receipt or the reason of a failure as one JSON object, for Kubernetes to show.",
 )
+@click.option(
+    "--report-port",
+    type=click.IntRange(1, 65535),
+    help="Port on which the operator may ask how far it is, for a deployment's status.",
+)
 @_json_option
 def pull(
     uri: str,
@@ -191,6 +197,7 @@ def pull(
     *,
     readable: bool,
     termination_log: Path | None,
+    report_port: int | None,
     as_json: bool,
 ) -> None:
     """Fetch and verify the weights at URI, and print the folder that holds them.
@@ -205,37 +212,29 @@ def pull(
     """
     from gptoss_weights.cache import Cache, pull_through
     from gptoss_weights.limits import parse_size
-    from gptoss_weights.materialise import PullProgress
     from gptoss_weights.materialise import pull as materialise
 
     if not keys and manifest_digest is None:
         raise click.UsageError("name a public key with --key, or a digest with --manifest-digest")
     if cache is None and cache_max_bytes:
         raise click.UsageError("--cache-max-bytes bounds a cache: name it with --cache")
-    with _reported(as_json=as_json, termination_log=termination_log), _bar(quiet=as_json) as bar:
+    with _reported(as_json=as_json, termination_log=termination_log):
         digest = _digest_to_pull(uri, revision, keys, manifest_digest)
-        task = bar.add_task("pulling", total=None)
-        lines = _Lines(quiet=as_json or sys.stderr.isatty())
-
-        def report(now: PullProgress) -> None:
-            description = f"pulling, {now.files_done} of {now.files_total} files"
-            bar.update(task, completed=now.bytes_done, total=now.bytes_total, description=description)
-            lines.tell(description, now.bytes_done, now.bytes_total)
-
-        arguments: dict[str, Any] = {
-            "revision": revision,
-            "manifest_digest": digest,
-            "subject": model,
-            "directory": directory,
-            "settings": _settings(),
-            "progress": report,
-            "readable": readable,
-        }
-        through: CachedPull | None = None
-        if cache is not None:
-            most = parse_size(cache_max_bytes, what="--cache-max-bytes")
-            through = pull_through(Cache(directory=cache, max_bytes=most), uri, **arguments)
-        found = materialise(uri, **arguments) if through is None else through.copy
+        with _shown_while(digest, quiet=as_json, port=report_port) as progress:
+            arguments: dict[str, Any] = {
+                "revision": revision,
+                "manifest_digest": digest,
+                "subject": model,
+                "directory": directory,
+                "settings": _settings(),
+                "progress": progress,
+                "readable": readable,
+            }
+            through: CachedPull | None = None
+            if cache is not None:
+                most = parse_size(cache_max_bytes, what="--cache-max-bytes")
+                through = pull_through(Cache(directory=cache, max_bytes=most), uri, **arguments)
+            found = materialise(uri, **arguments) if through is None else through.copy
     printed = {
         "path": str(found.path),
         "manifestDigest": found.manifest_digest,
@@ -320,6 +319,24 @@ def _described(manifest: Manifest) -> dict[str, Any]:
         "files": len(manifest.files),
         "ignoredFiles": ignored,
     }
+
+
+@contextmanager
+def _shown_while(digest: str, *, quiet: bool, port: int | None) -> Iterator[Callable[["PullProgress"], None]]:
+    """Yield what a pull tells its progress, which people see as a bar or in lines, and the operator on a port."""
+    from gptoss_cli.report_port import reported_on
+
+    with _bar(quiet=quiet) as bar, reported_on(port, digest) as report:
+        task = bar.add_task("pulling", total=None)
+        lines = _Lines(quiet=quiet or sys.stderr.isatty())
+
+        def show(now: "PullProgress") -> None:
+            description = f"pulling, {now.files_done} of {now.files_total} files"
+            bar.update(task, completed=now.bytes_done, total=now.bytes_total, description=description)
+            lines.tell(description, now.bytes_done, now.bytes_total)
+            report(now)
+
+        yield show
 
 
 @contextmanager

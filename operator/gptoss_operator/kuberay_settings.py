@@ -35,7 +35,10 @@ class Network(StrictModel):
     """Who may reach a deployment's pods. Anything else is kept out where NetworkPolicies are enforced."""
 
     gateway: Peer | None = Field(default=None, description="The gateways, by default those beside the operator.")
-    operator: Peer | None = Field(default=None, description="This operator, which asks engines whether they answer.")
+    operator: Peer | None = Field(
+        default=None,
+        description="This operator, which asks engines whether they answer, and pods how far their pulls are.",
+    )
     kuberay: Peer = Field(
         default=Peer(namespace="kuberay-system", pod_labels={"app.kubernetes.io/component": "kuberay-operator"}),
         description="KubeRay's operator, which speaks to Ray's dashboard.",

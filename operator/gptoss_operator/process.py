@@ -35,6 +35,7 @@ from gptoss_operator.signature_check import Check, SignatureCheck
 from gptoss_operator.starts import Starts
 from gptoss_operator.substrates.dashboard import RayDashboard, engine_answers
 from gptoss_operator.substrates.kuberay.follow import KubeRayObjects
+from gptoss_operator.substrates.kuberay.reports import report_at
 from gptoss_operator.substrates.kuberay.substrate import KubeRay
 from gptoss_operator.substrates.rayserve import RayServe
 from gptoss_operator.token_file import TokenFile
@@ -163,6 +164,7 @@ class Operator:
             objects,
             tokens=tokens,
             ask_engine=lambda url: engine_answers(session, url, gateway_token),
+            read_report=partial(report_at, session),
             leadership=leadership,
             news=self.queue.add,
         )

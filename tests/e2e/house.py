@@ -151,6 +151,27 @@ class House:
             yield S3Access(endpoint=url, access_key=access, secret_key=secret)
 
     @contextlib.contextmanager
+    def slow_store(self) -> Iterator[None]:
+        """Have the object store answer slowly: its Service leads to a program between."""
+        itself = {"app": "store"}
+        _, behind = _server("store-itself", SYSTEM, STORE_PORT, {}, volumes=[])
+        container = {"image": self.site.serving_image, "command": ["python", "-c", _SLOW]}
+        deployment, _ = _server("slow-store", SYSTEM, STORE_PORT, container, volumes=[])
+        self.cluster.apply({**behind, "spec": {**behind["spec"], "selector": itself}}, deployment)
+        try:
+            wait = ("rollout", "status", "deployment/slow-store", "-n", SYSTEM, "--timeout=300s")
+            self.cluster.kubectl(*wait, seconds=330)
+            self._lead_to({"app": "slow-store"})
+            yield
+        finally:
+            self._lead_to(itself)
+            self.cluster.kubectl("delete", "deployment/slow-store", "service/store-itself", "-n", SYSTEM)
+
+    def _lead_to(self, selector: dict[str, str]) -> None:
+        patch = json.dumps({"spec": {"selector": selector}})
+        self.cluster.kubectl("patch", "service", "store", "-n", SYSTEM, "--type=merge", "-p", patch)
+
+    @contextlib.contextmanager
     def redis(self, name: str, port: int) -> Iterator[str]:
         """Yield the password of a Redis in the models' namespace, which lies in a Secret of its name."""
         password = secrets.token_hex(20)
@@ -381,6 +402,27 @@ class Listener(threading.Thread):
         self.ended_at = time.monotonic()
 
 
+_SLOW = f"""
+import asyncio, contextlib
+
+async def passed_on(reader, writer, pause):
+    with contextlib.suppress(OSError), contextlib.closing(writer):
+        while part := await reader.read(64 * 1024):
+            writer.write(part)
+            await writer.drain()
+            await asyncio.sleep(pause)
+
+async def between(reader, writer):
+    there, back = await asyncio.open_connection("store-itself", {STORE_PORT})
+    await asyncio.gather(passed_on(reader, back, 0), passed_on(there, writer, 0.06))
+
+async def main():
+    async with await asyncio.start_server(between, port={STORE_PORT}) as server:
+        await server.serve_forever()
+
+asyncio.run(main())
+"""
+"""At most a mebibyte a second on each connection."""
 _DEFAULT_CLASS = "storageclass.kubernetes.io/is-default-class"
 _TELLING = ("phase", "reason", "conditions", "initContainerStatuses", "containerStatuses")
 

@@ -1,5 +1,6 @@
 """A user's deployments on a real KubeRay, with real pods and a real engine."""
 
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -107,6 +108,20 @@ def test_serves_on_while_no_operator_runs(house: House, serving: str):
     with house.gateway() as ask:
         assert ask(serving).status == 200
     assert house.uids(serving) == pods
+
+
+def test_says_how_far_a_slow_pull_is(house: House, name: str):
+    def far() -> dict[str, object] | None:
+        pull = ((house.cluster.get("gptoss", name, MODELS) or {}).get("status") or {}).get("pull") or {}
+        return pull if 0 < pull.get("bytesDone", 0) < pull.get("bytesTotal", 0) and "secondsLeft" in pull else None
+
+    with house.slow_store():
+        house.deploy(name, memory="2Gi")
+        pull = house.cluster.until(far, seconds=START_SECONDS, what=lambda: house.describe(name))
+        shown = house.cluster.kubectl("get", "gptoss", name, "-n", MODELS)
+        receipt = house.receipt(name)
+    assert (pull["bytesTotal"], pull["filesTotal"]) == (receipt["bytes"], 6)
+    assert re.search(r"\d+% of 0\.1 GiB", shown), shown
 
 
 def test_a_flipped_byte_never_reaches_an_engine(house: House, name: str, signed: tuple[Path, str], tmp_path: Path):

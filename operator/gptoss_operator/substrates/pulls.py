@@ -1,6 +1,6 @@
-"""Follows pulls on the nodes where replicas start, beside the reconcile.
+"""Follows pulls where replicas start, on nodes of Ray or in pods, beside the reconcile.
 
-What a node tells counts only once it was seen to change, and while it goes on changing, on our own
+What is told counts only once it was seen to change, and while it goes on changing, on our own
 clock: a file that a killed process left behind says nothing.
 """
 
@@ -22,12 +22,16 @@ PAUSE_SECONDS = 5.0
 """Between two looks, and so between two writes of a status for this."""
 STALE_SECONDS = 20.0
 _MOST_NODES = 16
+_AT_ONCE = 16
 _GIB = 1024**3
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pulling:
-    """Nodes on which replicas of an application start, and the manifest that they are pinned to."""
+    """Where replicas of an application start, and the manifest that they are pinned to.
+
+    ``nodes`` are ids of Ray's nodes, or addresses of pods.
+    """
 
     manifest_digest: str
     nodes: Set[str]
@@ -42,8 +46,8 @@ class _Sighting:
 class Pulls:
     """What is known of each application's pulls.
 
-    ``read`` gets a node and the name of a file among its logs, and returns its text, None if there is none, within
-    a deadline of its own; ``news`` is called when what is known of one has changed.
+    ``read`` gets a node and the name of a report, and returns its text, None if there is none, within a deadline of
+    its own; ``news`` is called when what is known of one has changed.
     """
 
     def __init__(
@@ -56,6 +60,7 @@ class Pulls:
         self._read = read
         self._news = news
         self._clock = clock
+        self._limit = asyncio.Semaphore(_AT_ONCE)
         self._task: asyncio.Task[None] | None = None
         self._due = clock()
         self._starting: dict[str, Pulling] = {}
@@ -93,15 +98,19 @@ class Pulls:
             self._news()
 
     async def _looked(self, starting: Mapping[str, Pulling]) -> dict[str, PullStatus]:
-        wanted = {
-            (node, report_name(each.manifest_digest))
-            for each in starting.values()
-            for node in sorted(each.nodes)[:_MOST_NODES]
-        }
-        texts = {place: await self._read(*place) for place in sorted(wanted)}
+        wanted = sorted(
+            {
+                (node, report_name(each.manifest_digest))
+                for each in starting.values()
+                for node in sorted(each.nodes)[:_MOST_NODES]
+            }
+        )
+        texts = await asyncio.gather(*(self._text(*place) for place in wanted))
         now = self._clock()
         self._sightings = {
-            place: _seen(self._sightings.get(place), text, now) for place, text in texts.items() if text is not None
+            place: _seen(self._sightings.get(place), text, now)
+            for place, text in zip(wanted, texts, strict=True)
+            if text is not None
         }
         found = {}
         for name, each in starting.items():
@@ -111,6 +120,10 @@ class Pulls:
                 # The start waits for the last of them.
                 found[name] = pull_status(min(reports, key=lambda report: report.bytes_done / report.bytes_total))
         return found
+
+    async def _text(self, node: str, name: str) -> str | None:
+        async with self._limit:
+            return await self._read(node, name)
 
 
 def pull_status(report: PullReport) -> PullStatus:

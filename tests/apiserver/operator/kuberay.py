@@ -70,6 +70,8 @@ class StandInKubeRay:
     """Its clock is so far ahead of the loop's."""
     init_message: str | None = None
     """What the container that fetches weights ends with."""
+    fetching_at: str | None = None
+    """The address of pods whose weights are being fetched."""
     unschedulable: str | None = None
     version: str = "v1.7.0"
     """What it tells each head."""
@@ -223,7 +225,7 @@ class StandInKubeRay:
         cluster.started = len(pods) >= wanted and all(_is_ready(pod) for pod in pods)
 
     async def _play_kubelet(self, cluster: Cluster) -> None:
-        ready = not (self.hold or self.init_message or self.unschedulable)
+        ready = not (self.hold or self.init_message or self.unschedulable or self.fetching_at)
         for pod in await self._pods(cluster):
             status: Raw = {"conditions": [{"type": "Ready", "status": "True" if ready else "False"}]}
             if ready:
@@ -237,19 +239,8 @@ class StandInKubeRay:
                         "message": self.unschedulable,
                     }
                 )
-            if self.init_message is not None and "initContainers" in pod["spec"]:
-                ended = {"exitCode": 3, "reason": "Error", "message": self.init_message}
-                status["initContainerStatuses"] = [
-                    {
-                        "name": "weights",
-                        "image": "serving",
-                        "imageID": "",
-                        "ready": False,
-                        "restartCount": 1,
-                        "state": {"waiting": {"reason": "CrashLoopBackOff"}},
-                        "lastState": {"terminated": ended},
-                    }
-                ]
+            if "initContainers" in pod["spec"]:
+                status |= self._fetches(ready=ready)
             if _differs(pod.get("status") or {}, status):
                 await self.kube.merge_patch(
                     PODS,
@@ -259,6 +250,20 @@ class StandInKubeRay:
                     field_manager="kubelet",
                     subresource="status",
                 )
+
+    def _fetches(self, *, ready: bool) -> Raw:
+        """What a status says of the container that fetches weights."""
+        told: Raw = {"name": "weights", "image": "serving", "imageID": "", "ready": ready, "restartCount": 0}
+        if self.init_message is not None:
+            ended = {"exitCode": 3, "reason": "Error", "message": self.init_message}
+            state = {"state": {"waiting": {"reason": "CrashLoopBackOff"}}, "lastState": {"terminated": ended}}
+            return {"initContainerStatuses": [{**told, "restartCount": 1, **state}]}
+        if self.fetching_at is not None:
+            state = {"state": {"running": {"startedAt": "2026-01-01T00:00:00Z"}}}
+            addresses = {"podIP": self.fetching_at, "podIPs": [{"ip": self.fetching_at}]}
+            return {**addresses, "initContainerStatuses": [{**told, **state}]}
+        done = {"exitCode": 0, "reason": "Completed"}
+        return {"initContainerStatuses": [{**told, "state": {"terminated": done}}]} if ready else {}
 
     def _runs(self, container: Raw) -> Raw:
         running = {"running": {"startedAt": "2026-01-01T00:00:00Z"}}

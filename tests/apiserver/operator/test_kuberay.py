@@ -14,6 +14,8 @@ import pytest
 
 from gptoss_api.gateway_token import RETAIN_SECONDS
 from gptoss_cli.local.control_plane import ControlPlane
+from gptoss_cli.local.ports import free_ports
+from gptoss_cli.report_port import reported_on
 from gptoss_kube.client import Kube
 from gptoss_kube.errors import Forbidden, Invalid, KubeError
 from gptoss_kube.resources import (
@@ -34,9 +36,11 @@ from gptoss_operator.cache import Kind
 from gptoss_operator.kuberay_settings import MOVE_SECONDS
 from gptoss_operator.process import Operator
 from gptoss_operator.settings import Settings
-from gptoss_operator.substrates.kuberay import substrate
+from gptoss_operator.substrates import pulls
+from gptoss_operator.substrates.kuberay import reports, substrate
 from gptoss_operator.workqueue import Priority
 from gptoss_weights.errors import DeniedDigestError
+from gptoss_weights.materialise import PullProgress
 from tests.apiserver.operator.kuberay import GATEWAY_TOKEN, StandInKubeRay, standing_in
 from tests.builders import DIGEST, deployment_object
 from tests.contract.operator.house import AUTHORITY, ManualClock, TrustSays
@@ -598,6 +602,49 @@ async def test_weights_that_a_node_refuses_end_the_start_with_the_nodes_reason(h
         home.trust.source = "mended"
         home.pass_time(700)
         await home.until("Ready", "True", "Serving")
+
+
+@pytest.mark.usefixtures("rayservices")
+async def test_says_how_far_a_pods_pull_is_and_nothing_once_it_is_done(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (port,) = free_ports(1)
+    monkeypatch.setattr(reports, "REPORT_PORT", port)
+    monkeypatch.setattr(pulls, "PAUSE_SECONDS", 0.1)
+    home.kuberay.fetching_at = "127.0.0.9"
+    series = {"namespace": home.namespace, "name": "assistant", "part": "done"}
+
+    async def pull() -> dict[str, Any] | None:
+        return (await home.get(GPT_OSS_DEPLOYMENTS)).get("status", {}).get("pull")
+
+    async with home.operator() as operator:
+        await home.apply()
+        begun = {"startedAt": "2026-01-01T00:00:00Z"}
+
+        async def is_fetching() -> bool:
+            return await pull() == begun
+
+        await home.true(is_fetching, "a pull whose pod tells nothing yet")
+        with reported_on(port, DIGEST) as progress:
+
+            async def is_half() -> bool:
+                progress(PullProgress(bytes_done=2**30, bytes_total=2**31, files_done=3, files_total=9))
+                found = await pull() or {}
+                known = {name: found.get(name) for name in ("startedAt", "progress", "bytesDone", "filesTotal")}
+                return known == {**begun, "progress": "50% of 2.0 GiB", "bytesDone": 2**30, "filesTotal": 9}
+
+            await home.true(is_half, "half of a pull")
+            value = operator.metrics.registry.get_sample_value
+
+            async def is_counted() -> bool:
+                return value("gptoss_deployment_pull_bytes", series) == 2**30
+
+            await home.true(is_counted, "its metric")
+            assert (await home.condition("EngineReady"))[:2] == ("False", "FetchingWeights")
+        home.kuberay.fetching_at = None
+        await home.until("Ready", "True", "Serving")
+        assert await pull() is None
+        assert value("gptoss_deployment_pull_bytes", series) is None
 
 
 @pytest.mark.usefixtures("rayservices")

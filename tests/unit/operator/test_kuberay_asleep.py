@@ -19,7 +19,7 @@ from tests.builders import deployment
 from tests.contract.operator.house import ManualClock
 from tests.unit.operator.rayservices import UID, settings
 from tests.unit.operator.test_kuberay_troubles import pod
-from tests.unit.operator.test_kuberay_truth import CLUSTER, SITE, Cluster, _never, observed
+from tests.unit.operator.test_kuberay_truth import CLUSTER, SITE, Cluster, _never, _silent, observed
 
 Raw = dict[str, Any]
 TOLD = {"deletionTimestamp": "2026-01-01T01:00:00Z"}
@@ -39,6 +39,7 @@ class Asleep:
             self.cluster,  # type: ignore[arg-type]
             tokens=AcceptedTokens(Path("/nowhere"), clock=ManualClock()),
             ask_engine=_never,
+            read_report=_silent,
             leadership=AlwaysLeader(),
             news=lambda _: None,
         )

@@ -17,6 +17,7 @@ from gptoss_operator.substrates.kuberay.seen import lean
 from gptoss_operator.substrates.kuberay.substrate import KubeRay
 from tests.contract.operator.house import ManualClock
 from tests.unit.operator.rayservices import APPLICATION, settings, site, workload
+from tests.unit.operator.test_kuberay_truth import _never, _silent
 
 Raw = dict[str, Any]
 DEPLOYMENT = DeploymentKey("ml", "assistant")
@@ -91,14 +92,12 @@ def cluster() -> Cluster:
 
 @pytest.fixture
 def kuberay(cluster: Cluster) -> KubeRay:
-    async def answers(_: str) -> bool:
-        return False
-
     return KubeRay(
         settings(),
         cluster,  # type: ignore[arg-type]
         tokens=AcceptedTokens(Path("/nowhere"), clock=ManualClock()),
-        ask_engine=answers,
+        ask_engine=_never,
+        read_report=_silent,
         leadership=AlwaysLeader(),
         news=lambda _: None,
     )

@@ -7,7 +7,7 @@ import pytest
 
 from gptoss_api.deployment_status import PullStatus
 from gptoss_operator.substrates.failures import failure_of
-from gptoss_operator.substrates.kuberay.pods import pull_of, trouble_of
+from gptoss_operator.substrates.kuberay.pods import fetching_at, pull_of, trouble_of
 from gptoss_operator.substrates.kuberay.remains import remaining
 
 PATIENT, IMPATIENT = 0, 3
@@ -443,14 +443,18 @@ def test_a_broken_pod_has_a_reason_and_an_advice(
     assert len(found.failure.message) < 1000
 
 
-def test_a_pull_on_kuberay_is_known_by_its_beginning_alone() -> None:
-    def pulling(name: str, begun: str) -> dict[str, Any]:
+def test_a_pull_is_known_by_its_first_pods_beginning_and_by_what_one_tells() -> None:
+    def pulling(name: str, begun: str, address: str | None = None) -> dict[str, Any]:
         state = {"name": "weights", "state": {"running": {"startedAt": begun}}}
-        return pod(name=name, initContainerStatuses=[state])
+        return pod(name=name, initContainerStatuses=[state], **({"podIP": address} if address else {}))
 
-    early, late = pulling("a", "2026-11-21T18:00:00Z"), pulling("b", "2026-11-21T18:05:00Z")
-    assert pull_of([late, early]) == PullStatus(started_at="2026-11-21T18:00:00Z")
-    assert pull_of([pod(), *fetching(), *init_running("wait-gcs-ready")]) is None
+    early, late = pulling("a", "2026-11-21T18:00:00Z"), pulling("b", "2026-11-21T18:05:00Z", "10.0.0.7")
+    assert pull_of([late, early], told=None) == PullStatus(started_at="2026-11-21T18:00:00Z")
+    told = PullStatus(started_at="2026-11-21T18:05:01Z", progress="41% of 60.8 GiB", bytes_done=7)
+    assert pull_of([late, early], told=told) == told.model_copy(update={"started_at": "2026-11-21T18:00:00Z"})
+    over = [pod(podIP="10.0.0.8"), *fetching(), *init_running("wait-gcs-ready")]
+    assert pull_of(over, told=told) is None, "what was told last is of the past"
+    assert fetching_at([late, early, *over]) == {"10.0.0.7"}, "a pod without an address can't be asked"
     trouble = trouble_of([early])
     assert trouble is not None
     assert "`kubectl logs a -c weights` says how far" in trouble.failure.message

@@ -75,6 +75,10 @@ async def _never(_: str) -> bool:
     return False
 
 
+async def _silent(_: str, __: str) -> str | None:
+    return None
+
+
 def observed(substrate: KubeRay, status: GptOssDeploymentStatus, now: float) -> Observation:
     asked = deployment(uid="11111111-2222-3333-4444-555555555555")
     return Observation(
@@ -105,6 +109,7 @@ def told(
         cluster,  # type: ignore[arg-type]
         tokens=AcceptedTokens(Path("/nowhere"), clock=ManualClock()),
         ask_engine=_never,
+        read_report=_silent,
         leadership=AlwaysLeader(),
         news=lambda _: None,
     )

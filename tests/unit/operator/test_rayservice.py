@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from gptoss_api.accelerator import AcceleratorRequest
 from gptoss_api.names import MAX_REQUEST_SECONDS
 from gptoss_api.pod import Pod, amount
+from gptoss_api.pull_report import REPORT_PORT
 from gptoss_gateway.lines import LINE_SECONDS
 from gptoss_operator.kuberay_settings import KubeRaySettings, NamespaceLimits
 from gptoss_operator.plan.rayservice.render import Rendered, canonical, leading_to, render
@@ -216,6 +217,14 @@ def test_only_the_fetching_container_writes_weights_and_knows_credentials() -> N
     assert "gptoss-model-credentials" not in json.dumps([engine, head(workload())])
     assert fetch["command"][:4] == ["gptoss", "weights", "pull", "s3://models/gpt-oss-120b"]
     assert "weights" not in {volume["name"] for volume in head(workload())["template"]["spec"]["volumes"]}
+
+
+def test_the_fetching_container_tells_how_far_it_is_where_the_operator_asks_it() -> None:
+    (fetch,) = workers(workload())["template"]["spec"]["initContainers"]
+    assert fetch["command"][fetch["command"].index("--report-port") + 1] == str(REPORT_PORT)
+    assert [each["containerPort"] for each in fetch["ports"]] == [REPORT_PORT]
+    taken = [port["containerPort"] for pod in pods(workload()) for port in pod["containers"][0]["ports"]]
+    assert REPORT_PORT not in taken
 
 
 def test_a_claim_is_mounted_where_weights_are_fetched_and_nowhere_else() -> None:
@@ -546,16 +555,16 @@ def test_an_administrator_says_which_pods_may_reach_replicas_and_at_which_ports(
                 for peer in rule["from"]:
                     space = peer["namespaceSelector"]["matchLabels"]["kubernetes.io/metadata.name"]
                     app = "".join(peer["podSelector"]["matchLabels"].values())
-                    ports[f"{space}/{app}"] = [each["port"] for each in rule["ports"]]
+                    ports.setdefault(f"{space}/{app}", []).extend(each["port"] for each in rule["ports"])
         return found
 
     asks = {"of-gateway/gateway": [8000], "of-operator/operator": [8000]}
     scrapes = {"of-prometheus/prometheus": [8080, 9101]}
     assert admitted(peers) == {
         "assistant-head": {**asks, **scrapes, "of-kuberay/kuberay": [8000, 8265]},
-        "assistant-worker": {**asks, **scrapes},
+        "assistant-worker": {**asks, **scrapes, "of-operator/operator": [8000, 8020]},
     }
-    usual = {"gptoss-system/gateway": [8000], "gptoss-system/operator": [8000]}
+    usual = {"gptoss-system/gateway": [8000], "gptoss-system/operator": [8000, 8020]}
     assert admitted({})["assistant-worker"] == usual, "nobody else, and no Prometheus unless it is named"
 
 

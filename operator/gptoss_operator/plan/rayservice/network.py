@@ -9,6 +9,7 @@ from ipaddress import IPv4Network, IPv6Network, ip_network
 from urllib.parse import urlsplit
 
 from gptoss_api.kuberay import SERVE_PORT
+from gptoss_api.pull_report import REPORT_PORT
 from gptoss_operator.kuberay_settings import Peer
 from gptoss_operator.plan.rayservice.credentials import token_service
 from gptoss_operator.plan.rayservice.pods import DASHBOARD_PORT, METRICS_PORT
@@ -66,6 +67,8 @@ def _policy(workload: Workload, site: KubeRaySite, role: str, *, reaches: tuple[
     ]
     if role == HEAD:
         ingress.append({"from": [_peer(network.kuberay)], "ports": _tcp(SERVE_PORT, DASHBOARD_PORT)})
+    if role == WORKER:
+        ingress.append({"from": [_peer(operator)], "ports": _tcp(REPORT_PORT)})
     if network.prometheus is not None:
         ingress.append({"from": [_peer(network.prometheus)], "ports": _tcp(METRICS_PORT, _HAPROXY_METRICS_PORT)})
     egress: list[Raw] = [

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from gptoss_api.kuberay import SERVE_PORT
 from gptoss_api.names import MAX_REQUEST_SECONDS
 from gptoss_api.pod import Toleration, amount
+from gptoss_api.pull_report import REPORT_PORT
 from gptoss_operator.plan.rayservice.credentials import Credentials, credentials_of
 from gptoss_operator.plan.rayservice.workload import (
     CACHE_VOLUME,
@@ -260,7 +261,7 @@ def _weights_container(
     if workload.weights_revision is not None:
         command += ["--revision", workload.weights_revision]
     command += ["--model", workload.subject, "--manifest-digest", workload.manifest_digest]
-    command += ["--readable", "--termination-log", "/dev/termination-log"]
+    command += ["--readable", "--termination-log", "/dev/termination-log", "--report-port", str(REPORT_PORT)]
     mounts = [{"name": "weights", "mountPath": _WEIGHTS}, *credentials.mounts]
     if workload.cache_claim is not None:
         mounts.append({"name": CACHE_VOLUME, "mountPath": _CLAIM})
@@ -280,6 +281,7 @@ def _weights_container(
         # Kubernetes puts variables into a command, $(NAME), and some of these hold the namespace's keys.
         "command": [part.replace("$", "$$") for part in command],
         "env": [*_env({**site.settings.env, **environment}), *credentials.env],
+        "ports": [{"name": "pull-report", "containerPort": REPORT_PORT, "protocol": "TCP"}],
         "resources": {
             "requests": {"cpu": cpu, "memory": "1Gi", **storage.requests},
             "limits": {"memory": "1Gi", **storage.limits},

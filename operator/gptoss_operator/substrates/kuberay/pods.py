@@ -6,7 +6,7 @@ a failure: the start is given up and tried again with growing pauses.
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,20 +74,27 @@ def trouble_of(pods: Sequence[Mapping[str, Any]], *, refused: str | None = None)
 _PROGRESS = frozenset({Reason.FETCHING_WEIGHTS, Reason.WAITING_FOR_HEAD, Reason.WAITING_FOR_NODE})
 
 
-def pull_of(pods: Sequence[Mapping[str, Any]]) -> PullStatus | None:
-    """Return since when pods have been fetching weights.
+def pull_of(pods: Sequence[Mapping[str, Any]], *, told: PullStatus | None) -> PullStatus | None:
+    """Return since when pods have been fetching weights, and how far the slowest is if one has ``told``."""
+    begun = [str(running["startedAt"]) for pod in pods if "startedAt" in (running := _fetching(pod))]
+    if not begun:
+        return None
+    since = PullStatus(started_at=min(begun))
+    return told.model_copy(update={"started_at": since.started_at}) if told is not None else since
 
-    How far they are stands in their logs alone: they have no right to write it anywhere, and nobody but whoever may
-    read logs gets at it.
-    """
-    begun = [
-        str(running["startedAt"])
-        for pod in pods
-        for container in (pod.get("status") or {}).get("initContainerStatuses") or ()
-        if container.get("name") == WEIGHTS_CONTAINER
-        and (running := (container.get("state") or {}).get("running") or {}).get("startedAt")
-    ]
-    return PullStatus(started_at=min(begun)) if begun else None
+
+def fetching_at(pods: Iterable[Mapping[str, Any]]) -> frozenset[str]:
+    """Return the addresses of pods whose weights are being fetched."""
+    addresses = {str(pod["status"].get("podIP") or "") for pod in pods if _fetching(pod)}
+    return frozenset(addresses - {""})
+
+
+def _fetching(pod: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return what Kubernetes says of a container that runs to fetch weights, nothing if none does."""
+    for container in (pod.get("status") or {}).get("initContainerStatuses") or ():
+        if container.get("name") == WEIGHTS_CONTAINER:
+            return (container.get("state") or {}).get("running") or {}
+    return {}
 
 
 def cache_flaw_of(pods: Sequence[Mapping[str, Any]]) -> tuple[str, str] | None:

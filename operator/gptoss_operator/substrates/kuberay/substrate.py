@@ -23,7 +23,7 @@ from gptoss_operator.plan.rayservice.render import CLUSTER_LABEL, NOWHERE, Rende
 from gptoss_operator.plan.rayservice.workload import UID_LABEL, Raw
 from gptoss_operator.substrates.kuberay.follow import KubeRayObjects
 from gptoss_operator.substrates.kuberay.nodes import hardware_for
-from gptoss_operator.substrates.kuberay.pods import advice_on
+from gptoss_operator.substrates.kuberay.pods import advice_on, fetching_at
 from gptoss_operator.substrates.kuberay.seen import SeenRayService, seen_rayservice
 from gptoss_operator.substrates.kuberay.steps import Step, leads_to, next_step
 from gptoss_operator.substrates.kuberay.traits import (
@@ -33,6 +33,7 @@ from gptoss_operator.substrates.kuberay.traits import (
 from gptoss_operator.substrates.kuberay.views import asleep_view, awake_view
 from gptoss_operator.substrates.probes import Probes
 from gptoss_operator.substrates.protocol import Outcome
+from gptoss_operator.substrates.pulls import Pulling, Pulls
 
 MOVING_SECONDS = 1.0
 SETTLED_SECONDS = 15.0
@@ -83,10 +84,15 @@ class KubeRay:
         *,
         tokens: AcceptedTokens,
         ask_engine: Callable[[str], Awaitable[bool]],
+        read_report: Callable[[str, str], Awaitable[str | None]],
         leadership: Leadership,
         news: Callable[[RayServiceKey], object],
     ) -> None:
-        """``ask_engine`` tells whether an engine answers under a URL."""
+        """``ask_engine`` tells whether an engine answers under a URL.
+
+        ``read_report`` gets a pod's address and the name of a report on its pull, and returns its text, None if it
+        does not answer so.
+        """
         self._settings = settings
         self._objects = objects
         self._tokens = tokens
@@ -95,7 +101,9 @@ class KubeRay:
         self._views: dict[DeploymentKey, ApplicationView] = {}
         self._kept: defaultdict[RayServiceKey, _Kept] = defaultdict(_Kept)
         self._urls: dict[str, str] = {}
+        self._pulling: dict[str, Pulling] = {}
         self._probes = Probes(ask=ask_engine, news=lambda: self._answered(news))
+        self._pulls = Pulls(read=read_report, news=lambda: self._answered(news))
 
     async def start(self) -> None:
         """Begin to follow RayServices and pods."""
@@ -104,6 +112,7 @@ class KubeRay:
     async def close(self) -> None:
         """End what runs beside reconciles."""
         await self._probes.close()
+        await self._pulls.close()
         await self._objects.close()
 
     def key(self, deployment: DeploymentKey) -> Key:
@@ -124,6 +133,7 @@ class KubeRay:
         self._views.pop(key, None)
         self._kept.pop(rayservice, None)
         self._urls.pop(str(key), None)
+        self._pulling.pop(str(key), None)
         self._probes.forget(str(key))
         self._objects.children.forget(rayservice)
         return self._wishes.pop(key, None) is not None
@@ -163,6 +173,7 @@ class KubeRay:
             leads=kept.leads or None,
             given_up=kept.given_up,
             answering=self._probes.answering(str(key)),
+            pull=self._pulls.of(str(key)),
             trouble=trouble,
         )
 
@@ -323,12 +334,30 @@ class KubeRay:
             self._urls[name] = self._settings.engine_url(key.namespace, key.name)
         else:
             self._urls.pop(name, None)
+        pulling = self._fetching(key)
+        if pulling is not None:
+            self._pulling[name] = pulling
+        else:
+            self._pulling.pop(name, None)
+        self._pulls.look(self._pulling)
         steady = {other for other in self._urls if other != name}
         self._probes.look(self._urls, steady=steady if not self._settled(deployment) else self._urls.keys())
 
+    def _fetching(self, key: RayServiceKey) -> Pulling | None:
+        """Return where weights are fetched now for what starts."""
+        seen = self._seen(key)
+        if seen is None or seen.suspend or seen.newest is None:
+            return None
+        weights = ((seen.config or {}).get("args") or {}).get("weights") or {}
+        addresses = fetching_at([pod for pod in self._objects.pods(key) if cluster_of(pod) == seen.newest])
+        if not addresses or not weights.get("manifestDigest"):
+            return None
+        return Pulling(manifest_digest=str(weights["manifestDigest"]), nodes=addresses)
+
     def _answered(self, news: Callable[[RayServiceKey], object]) -> None:
         for deployment in self._wishes:
-            if str(deployment) in self._urls and self._views.get(deployment) != self.view(deployment):
+            asked = str(deployment) in self._urls or str(deployment) in self._pulling
+            if asked and self._views.get(deployment) != self.view(deployment):
                 news(RayServiceKey(deployment.namespace, deployment.name))
 
     def _settled(self, deployment: DeploymentKey) -> bool:

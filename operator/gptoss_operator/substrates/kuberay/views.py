@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from gptoss_api.conditions import Reason
+from gptoss_api.deployment_status import PullStatus
 from gptoss_operator.plan.applications import DEPLOY_FAILED
 from gptoss_operator.plan.observation import ApplicationView, Failure, Presence
 from gptoss_operator.plan.rayservice.workload import Raw
@@ -38,6 +39,7 @@ def awake_view(
     leads: str | None,
     given_up: frozenset[str],
     answering: bool | None,
+    pull: PullStatus | None,
     trouble: _Trouble,
 ) -> ApplicationView:
     """Return the view of a deployment that is to run.
@@ -48,6 +50,7 @@ def awake_view(
         leads: the Ray cluster that its Service leads to.
         given_up: Ray clusters whose applications no longer count.
         answering: whether its engine answers, None if it was not asked yet.
+        pull: how far its slowest pull is, None if no pod tells.
         trouble: why nothing can be done for it now.
     """
     cluster = seen.newest
@@ -73,7 +76,7 @@ def awake_view(
         answering=answering,
         failure=failure,
         obstacle=obstacle,
-        pull=pull_of(current),
+        pull=pull_of(current, told=pull),
         ready=sum(is_ready(pod) for pod in workers) if answering else 0,
         wanted=_replicas(workers, seen),
         terminating=_replicas(going, seen),
