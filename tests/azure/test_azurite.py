@@ -21,8 +21,8 @@ from gptoss_weights.errors import (
 )
 from gptoss_weights.sources import SourceSettings, open_source
 from gptoss_weights.trust import read_bundle
-from tests.azure.measured_pull import MOST_MIB, larger_than_lanes, peak_of_pull
 from tests.contract.weights.conftest import SHARD, _no_waiting, pulled, weights
+from tests.contract.weights.measured_pull import MOST_MIB, larger_than_lanes, peak_of_pull
 from tests.contract.weights.proxy import Cut, Refuse, proxied
 
 __all__ = ["_no_waiting", "pulled", "weights"]

@@ -193,3 +193,11 @@ def test_loads_neither_kopf_nor_kubernetes_nor_aiohttp():
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
+
+
+def test_a_reader_that_has_seen_enough_is_no_fault_of_the_storage(signed):
+    command = [sys.executable, "-m", "gptoss_cli.main", "weights", "inspect", str(signed.folder)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode != 0

@@ -24,10 +24,13 @@ def larger_than_lanes(folder: Path, *, files: int) -> Model:
     return model(folder, shards=files, shard_bytes=5 * MIB, **large)
 
 
-def peak_of_pull(uri: str, *, digest: str, settings: SourceSettings, limits: dict[str, int]) -> float:
+def peak_of_pull(
+    uri: str, *, digest: str, settings: SourceSettings, limits: dict[str, int], revision: str | None = None
+) -> float:
     """Return the most memory in MiB that a process took which pulls."""
     given = {name: value for name in settings.__slots__ if isinstance(value := getattr(settings, name), str)}
-    told = {"uri": uri, "digest": digest, "settings": given, "limits": limits}
+    hosts = list(settings.hf_download_hosts)
+    told = {"uri": uri, "revision": revision, "digest": digest, "settings": given, "hosts": hosts, "limits": limits}
     measured = subprocess.run(
         [sys.executable, "-m", __name__],
         input=json.dumps(told), capture_output=True, text=True, timeout=SECONDS, check=False,
@@ -43,10 +46,11 @@ def main() -> None:
     with TemporaryDirectory() as directory:
         found = pull(
             told["uri"],
+            revision=told["revision"],
             manifest_digest=told["digest"],
             subject=MODEL,
             directory=Path(directory),
-            settings=SourceSettings(**told["settings"]),
+            settings=SourceSettings(**told["settings"], hf_download_hosts=tuple(told["hosts"])),
             limits=PullLimits(spare_bytes=0, **told["limits"]),
         )
     assert found.fetched_bytes == found.bytes > 160 * MIB
