@@ -382,6 +382,8 @@ def _bar(*, quiet: bool) -> Progress:
 def _reported(*, as_json: bool, termination_log: Path | None = None) -> Iterator[None]:
     try:
         yield
+    except BrokenPipeError:
+        raise  # whoever reads the output has gone, and click ends without a word
     except (WeightsError, OSError) as caught:
         error = caught if isinstance(caught, WeightsError) else StorageError(str(caught))
         described = {
