@@ -31,6 +31,9 @@ class Peer(StrictModel):
     pod_labels: dict[str, str] = Field(default_factory=dict, description="Labels they have; none is all of them.")
 
 
+_Port = Annotated[int, Field(ge=1, le=65535)]
+
+
 class Network(StrictModel):
     """Who may reach a deployment's pods. Anything else is kept out where NetworkPolicies are enforced."""
 
@@ -44,10 +47,15 @@ class Network(StrictModel):
         description="KubeRay's operator, which speaks to Ray's dashboard.",
     )
     prometheus: Peer | None = Field(default=None, description="Prometheus; without it nobody reads Ray's metrics.")
-    egress_ports: tuple[Annotated[int, Field(ge=1, le=65535)], ...] = Field(
+    egress_ports: tuple[_Port, ...] = Field(
         default=(443,),
         description="TCP ports of object stores and hubs, beside those that weightSources names: of endpoints, and of "
         "huggingFace.downloadHosts.",
+    )
+    api_server_ports: tuple[_Port, ...] = Field(
+        default=(443, 6443),
+        min_length=1,
+        description="TCP ports of the API server's Service and of what it leads to, for Ray's autoscaler.",
     )
 
 

@@ -146,6 +146,7 @@ def refused(words: str) -> Raw:
     return making(rayClusterStatus={"conditions": [{"type": "ReplicaFailure", "status": "True", "message": words}]})
 
 
+READY_HEAD = [pod("head", conditions=[{"type": "Ready", "status": "True"}]), pod()]
 INVALID = {"conditions": [{"type": "Ready", "status": "False", "reason": "ValidationFailed", "message": "no good"}]}
 MISSING = ("KubeRayMissing", "an administrator installs KubeRay")
 EVICTED = [pod(phase="Failed", reason="Evicted", message="ephemeral local storage usage exceeds")]
@@ -157,6 +158,7 @@ ROOT = "container has runAsNonRoot and image will run as root"
 PASSING: dict[str, tuple[list[Raw], Raw | None, str, list[str]]] = {
     "KubeRay does not react": ([], None, "WaitingForKubeRay", ["operator runs and watches this namespace"]),
     "KubeRay does not resume": ([], {"conditions": [{"type": "Suspended", "status": "True"}]}, "WaitingForKubeRay", []),
+    "KubeRay does not reach Ray": (READY_HEAD, making(), "WaitingForKubeRay", ["8265", "kubeRay.network.kuberay"]),
     "KubeRay finds it invalid": ([], INVALID, "ConfigurationRefused", ["no good", "tell an administrator"]),
     "no accelerators": (
         unscheduled(GPUS),

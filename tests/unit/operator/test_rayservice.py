@@ -574,6 +574,21 @@ def test_workers_reach_every_host_that_weights_may_come_from() -> None:
     assert [port["port"] for port in worker["spec"]["egress"][-1]["ports"]] == [443, 8080, 8443]
 
 
+@pytest.mark.parametrize(
+    ("most", "network", "ports"),
+    [(1, {}, []), (3, {}, [443, 6443]), (3, {"apiServerPorts": [443, 16443]}, [443, 16443])],
+    ids=["no autoscaler", "an autoscaler", "an API server elsewhere"],
+)
+def test_a_head_reaches_the_api_server_where_its_autoscaler_runs(
+    most: int, network: dict[str, Any], ports: list[int]
+) -> None:
+    there = site(settings=rayservices.settings(network=network))
+    others = render(workload(max_replicas=most), there).others
+    (head,) = [each for each in others if each["metadata"]["name"] == "assistant-head"]
+    out = [rule for rule in head["spec"]["egress"] if "ipBlock" in json.dumps(rule)]
+    assert [port["port"] for rule in out for port in rule["ports"]] == ports
+
+
 def test_the_service_leads_to_one_cluster_or_nowhere() -> None:
     selector = leading_to(render(workload(), site()).service, "assistant-x7k2p")["spec"]["selector"]
     assert selector["ray.io/cluster"] == "assistant-x7k2p"

@@ -25,7 +25,6 @@ _ANYWHERE_BUT_METADATA: list[Raw] = [
         ("::/0", [each for each in (*METADATA_SERVICES, *_LINK_LOCAL) if isinstance(each, IPv6Network)]),
     )
 ]
-_API_SERVER_PORTS = (443, 6443)
 
 
 def network_policies(workload: Workload, site: KubeRaySite) -> list[Raw]:
@@ -40,7 +39,7 @@ def _control_ports(workload: Workload, site: KubeRaySite) -> tuple[int, ...]:
     """Return the ports of what a head needs beside its workers."""
     store = site.settings.gcs_store_of(workload.namespace)
     redis = (store.port,) if store is not None else ()
-    return tuple(sorted({*redis, *(_API_SERVER_PORTS if workload.autoscales else ())}))
+    return tuple(sorted({*redis, *(site.settings.network.api_server_ports if workload.autoscales else ())}))
 
 
 def _store_ports(workload: Workload, site: KubeRaySite) -> tuple[int, ...]:

@@ -101,13 +101,23 @@ def _trouble(
     if seen.refused is not None:
         text = f"KubeRay refuses the RayService: {seen.refused}; tell an administrator, for the operator made it"
         return None, Failure(reason=Reason.CONFIGURATION_REFUSED, message=text)
-    return None, None if seen.noticed else _UNNOTICED
+    if not seen.noticed:
+        return None, _UNNOTICED
+    deaf = not application and not given_up and any(is_ready(pod) for pod in pods if not is_worker(pod))
+    return None, _UNTOLD if deaf else None
 
 
 _UNNOTICED = Failure(
     reason=Reason.WAITING_FOR_KUBERAY,
     message="KubeRay has not taken note of the RayService yet: if that lasts, an administrator looks whether KubeRay's "
     "operator runs and watches this namespace",
+)
+
+_UNTOLD = Failure(
+    reason=Reason.WAITING_FOR_KUBERAY,
+    message="Ray's head is ready, and KubeRay tells nothing of what Ray Serve runs there: if that lasts, an "
+    "administrator looks whether KubeRay's operator reaches port 8265 of heads. Where NetworkPolicies are enforced, "
+    "kubeRay.network.kuberay says in which namespace and with which labels it runs",
 )
 
 
