@@ -335,6 +335,12 @@ class House:
             there, seconds=START_SECONDS, what=lambda: f"{count} replicas of {name}, but {self.describe(name)}"
         )
 
+    def reached(self, pod: Raw, targets: dict[str, tuple[str, int]]) -> set[str]:
+        """Return which of these hosts and ports a pod with Python in it reaches, whether anybody listens or not."""
+        metadata, container = pod["metadata"], pod["spec"]["containers"][0]["name"]
+        command = ("exec", "-i", metadata["name"], "-n", metadata["namespace"], "-c", container, "--", "python3", "-")
+        return set(json.loads(self.cluster.kubectl(*command, json.dumps(targets), stdin=_REACH)))
+
     def describe(self, name: str) -> str:
         """Everything that helps to see why something did not come."""
         pods = [
@@ -423,6 +429,19 @@ async def main():
 asyncio.run(main())
 """
 """At most a mebibyte a second on each connection."""
+_REACH = """
+import json, socket, sys
+reached = []
+for name, (host, port) in json.loads(sys.argv[1]).items():
+    try:
+        socket.create_connection((host, port), timeout=3).close()
+    except ConnectionRefusedError:
+        pass
+    except OSError:
+        continue
+    reached.append(name)
+print(json.dumps(reached))
+"""
 _DEFAULT_CLASS = "storageclass.kubernetes.io/is-default-class"
 _TELLING = ("phase", "reason", "conditions", "initContainerStatuses", "containerStatuses")
 

@@ -10,6 +10,7 @@
 | ``E2E_VALUES`` | a file with further values of the chart |
 | ``E2E_ANSWER`` | what the model answers, if it is not the tiny gpt-oss |
 | ``E2E_ROLLOUT`` | ``Recreate`` where the cluster has no room for two engines |
+| ``E2E_NETWORK_POLICIES`` | ``enforced`` where the cluster's network does so |
 """
 
 from collections.abc import Mapping
@@ -35,6 +36,7 @@ class Site:
     values: Path | None = None
     answer: str = ANSWER
     rollout: str = "BlueGreen"
+    enforces_network_policies: bool = False
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str]) -> "Site":
@@ -51,6 +53,9 @@ class Site:
         rollout = environ.get("E2E_ROLLOUT") or "BlueGreen"
         if rollout not in ("BlueGreen", "Recreate"):
             raise ValueError(f"E2E_ROLLOUT is {rollout}: write BlueGreen or Recreate")
+        policies = environ.get("E2E_NETWORK_POLICIES") or "ignored"
+        if policies not in ("enforced", "ignored"):
+            raise ValueError(f"E2E_NETWORK_POLICIES is {policies}: write enforced or ignored")
         values = environ.get("E2E_VALUES")
         return cls(
             kubeconfig=kubeconfig,
@@ -61,6 +66,7 @@ class Site:
             values=Path(values) if values else None,
             answer=environ.get("E2E_ANSWER") or ANSWER,
             rollout=rollout,
+            enforces_network_policies=policies == "enforced",
         )
 
     @property

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from gptoss_api.cache import CACHE_CLAIM
+from gptoss_api.pull_report import REPORT_PORT
 from gptoss_cli.local.tiny_model import QUESTION
 from tests.e2e.house import (
     GONE_SECONDS,
@@ -108,6 +109,28 @@ def test_serves_on_while_no_operator_runs(house: House, serving: str):
     with house.gateway() as ask:
         assert ask(serving).status == 200
     assert house.uids(serving) == pods
+
+
+def test_pods_are_reached_by_those_alone_who_should(house: House, serving: str):
+    if not house.site.enforces_network_policies:
+        pytest.skip("E2E_NETWORK_POLICIES does not say that the cluster's network enforces them")
+    (head,), (worker,) = house.pods(serving, "head"), house.pods(serving, "worker")
+    (operator,), (gateway,) = (
+        house.cluster.items("pods", SYSTEM, f"app.kubernetes.io/component={kind}") for kind in ("operator", "gateway")
+    )
+    targets = {
+        f"{pod} {port}": (raw["status"]["podIP"], port)
+        for pod, raw, ports in (("head", head, (6379, 8000, 8265)), ("worker", worker, (8000, REPORT_PORT, 8080, 9101)))
+        for port in ports
+    }
+    service = house.cluster.get("service", "kubernetes", "default")
+    assert service is not None
+    targets["API server"] = (service["spec"]["clusterIP"], 443)
+    serves = {"head 8000", "worker 8000"}
+    assert house.reached(gateway, targets) == {*serves, "API server"}
+    assert house.reached(operator, targets) == {*serves, f"worker {REPORT_PORT}", "API server"}
+    for pod in (head, worker):
+        assert house.reached(pod, targets) == targets.keys() - {"API server"}, "of one Ray cluster, and no token to use"
 
 
 def test_says_how_far_a_slow_pull_is(house: House, name: str):
