@@ -11,6 +11,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Set
 from dataclasses import dataclass, replace
 from datetime import UTC
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -35,6 +36,12 @@ class Pulling:
 
     manifest_digest: str
     nodes: Set[str]
+
+    @classmethod
+    def of(cls, application: Mapping[str, Any] | None, nodes: Set[str]) -> "Pulling | None":
+        """Return what is pulled for Ray's configuration of an application; None if nothing is known to be."""
+        digest = (((application or {}).get("args") or {}).get("weights") or {}).get("manifestDigest")
+        return cls(manifest_digest=str(digest), nodes=nodes) if nodes and digest else None
 
 
 @dataclass(frozen=True, kw_only=True)

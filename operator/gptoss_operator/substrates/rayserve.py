@@ -275,10 +275,9 @@ class RayServe:
         found = {}
         for key in self._wishes.keys() - self._losers.keys():
             application = details["applications"].get(self._name(key)) or {}
-            weights = ((application.get("deployed_app_config") or {}).get("args") or {}).get("weights") or {}
-            nodes = _starting_on(application)
-            if nodes and weights.get("manifestDigest"):
-                found[self._name(key)] = Pulling(manifest_digest=str(weights["manifestDigest"]), nodes=nodes)
+            pulling = Pulling.of(application.get("deployed_app_config"), _starting_on(application))
+            if pulling is not None:
+                found[self._name(key)] = pulling
         return found
 
     def _http_options(self) -> Mapping[str, Any]:

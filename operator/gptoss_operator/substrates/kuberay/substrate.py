@@ -348,11 +348,8 @@ class KubeRay:
         seen = self._seen(key)
         if seen is None or seen.suspend or seen.newest is None:
             return None
-        weights = ((seen.config or {}).get("args") or {}).get("weights") or {}
-        addresses = fetching_at([pod for pod in self._objects.pods(key) if cluster_of(pod) == seen.newest])
-        if not addresses or not weights.get("manifestDigest"):
-            return None
-        return Pulling(manifest_digest=str(weights["manifestDigest"]), nodes=addresses)
+        addresses = fetching_at(pod for pod in self._objects.pods(key) if cluster_of(pod) == seen.newest)
+        return Pulling.of(seen.config, addresses)
 
     def _answered(self, news: Callable[[RayServiceKey], object]) -> None:
         for deployment in self._wishes:
